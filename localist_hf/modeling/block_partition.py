@@ -1,0 +1,198 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+Where the text's blocks start.
+
+A partition gives each position `i` the start `b(i) <= i` of its block. All partitions here are *causal*: `b(i)` depends
+on the tokens up to `i` only, so training, scoring and step-by-step generation see the same blocks. They are tensors of
+shape `(batch_size, length)` and dtype `torch.long` with -1 on padding, and no function loops over positions.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+# Similarities closer to the threshold than this do not start a block, so that rounding cannot (a text that repeats one
+# token has r = 1 everywhere, and its standard deviation is rounding noise).
+_SIMILARITY_TOLERANCE = 1e-4
+
+
+def document_starts(
+    batch_size: int,
+    length: int,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """
+    The first position of the document that each position belongs to: the first token of its row after left padding,
+    or, in a packed row, the last position before it at which `position_ids` starts anew.
+
+    Args:
+        batch_size (`int`), length (`int`):
+            Shape of the result; with a key-value cache the length counts the cached tokens too.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*):
+            1 on tokens, 0 on padding, which stands left or right of the tokens.
+        position_ids (`torch.Tensor` of shape `(1 or batch_size, length)`, *optional*):
+            Position of each token in its document. As in transformers, it marks packed documents only where there is
+            no `attention_mask`.
+        device (`torch.device`, *optional*):
+            Device of the result.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, length)`: -1 on padding.
+    """
+    position = torch.arange(length, device=device).expand(batch_size, length)
+    if attention_mask is not None:
+        is_token = attention_mask.to(device=device, dtype=torch.bool)
+        first = is_token.int().argmax(dim=1, keepdim=True)
+        return torch.where(is_token, first, -1)
+    if position_ids is None:
+        return torch.zeros_like(position)
+    continues = F.pad(position_ids.diff(dim=1) == 1, (1, 0))  # column 0 starts a document whatever its id
+    return torch.where(continues, 0, position).cummax(dim=1).values
+
+
+def window_block_starts(documents: torch.Tensor, window_length: int) -> torch.Tensor:
+    """Blocks of exactly `window_length` tokens, counted from the start of each document (see `document_starts`)."""
+    position = torch.arange(documents.shape[1], device=documents.device)
+    return torch.where(documents < 0, -1, position - (position - documents) % window_length)
+
+
+def delimiter_block_starts(
+    input_ids: torch.Tensor,
+    documents: torch.Tensor,
+    delimiter_token_ids: list[int],
+    min_block_length: int,
+    max_block_length: int,
+) -> torch.Tensor:
+    """
+    A new block after each delimiter token, within the length limits (see `place_block_starts`).
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch_size, length)`):
+            The tokens, from the first one on.
+        documents (`torch.LongTensor` of shape `(batch_size, length)`):
+            From `document_starts`.
+        delimiter_token_ids (`list[int]`):
+            Token ids that end a block.
+        min_block_length (`int`), max_block_length (`int`):
+            Length limits in tokens.
+    """
+    delimiters = torch.tensor(delimiter_token_ids, device=input_ids.device)
+    follows_delimiter = F.pad(torch.isin(input_ids, delimiters)[:, :-1], (1, 0))
+    return place_block_starts(follows_delimiter, documents, min_block_length, max_block_length)
+
+
+@torch.no_grad()
+def semantic_block_starts(
+    values: torch.Tensor,
+    documents: torch.Tensor,
+    window: int,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+) -> torch.Tensor:
+    """
+    Blocks that the model finds in its own value vectors: a block starts where a token's values turn away from those
+    of the tokens before it.
+
+    `r_i` is the cosine between the unit value vector `v_i` and the mean of the `window` ones before it in its document;
+    position `i` is a candidate where `r_i < mean - threshold * std` of the `r` of its document so far.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`):
+            Value vectors of one layer, any floating dtype; no gradient flows into them.
+        documents (`torch.LongTensor` of shape `(batch_size, length)`):
+            From `document_starts`.
+        window (`int`):
+            Number of preceding tokens to compare with; fewer at the start of a document.
+        threshold (`float`):
+            Standard deviations below the running mean.
+        min_block_length (`int`), max_block_length (`int`):
+            Length limits in tokens (see `place_block_starts`).
+    """
+    batch_size, _, length, _ = values.shape
+    position = torch.arange(length, device=values.device)
+    is_token = documents >= 0
+    first = documents.clamp(min=0)
+
+    vectors = values.transpose(1, 2).reshape(batch_size, length, -1).float()
+    vectors = F.normalize(vectors, dim=-1)
+    # Window sums as differences of prefix sums; the cosine needs only their direction. Float64 keeps them exact enough
+    # that a row's blocks do not depend on what stands before it.
+    prefix = F.pad(vectors.cumsum(dim=1, dtype=torch.float64), (0, 0, 1, 0))
+    window_start = torch.maximum(position - window, first)
+    before = prefix[:, :-1] - _gather_rows(prefix, window_start)
+    similarity = (vectors * before).sum(-1) / before.norm(dim=-1).clamp(min=1e-12)
+
+    defined = is_token & (position > first)  # the first token of a document has nothing before it
+    similarity = torch.where(defined, similarity, 0.0)
+    count, total, square = (
+        _document_cumsum(quantity, first) for quantity in (defined.double(), similarity, similarity.square())
+    )
+    mean = total / count.clamp(min=1)
+    std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+    candidates = defined & (similarity < mean - threshold * std - _SIMILARITY_TOLERANCE)
+    return place_block_starts(candidates, documents, min_block_length, max_block_length)
+
+
+def place_block_starts(
+    candidates: torch.Tensor, documents: torch.Tensor, min_block_length: int, max_block_length: int
+) -> torch.Tensor:
+    """
+    Picks block starts from candidates: after a start at `b` the next one is the first candidate at or after
+    `b + min_block_length`, `b + max_block_length` if there is none before, or the next document if that comes first.
+    Only the last block of a document can be shorter than `min_block_length`.
+
+    The chain of starts is followed by pointer doubling in `log2(length / min_block_length)` rounds.
+
+    Args:
+        candidates (`torch.BoolTensor` of shape `(batch_size, length)`):
+            Where a block would like to start.
+        documents (`torch.LongTensor` of shape `(batch_size, length)`):
+            From `document_starts`.
+        min_block_length (`int`), max_block_length (`int`):
+            Length limits in tokens.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, length)`: the block start of each position, -1 on padding.
+    """
+    length = candidates.shape[1]
+    position = torch.arange(length, device=candidates.device).expand_as(documents)
+
+    # successor[b] is the start that follows a start at b; `length` means none, and is its own successor.
+    next_candidate = _next_position(candidates, position)
+    next_document = _next_position(documents == position, position)
+    successor = torch.minimum(
+        next_candidate.gather(1, (position + min_block_length).clamp(max=length)), position + max_block_length
+    )
+    successor = torch.minimum(successor, next_document[:, 1:]).clamp(max=length)
+    successor = F.pad(successor, (0, 1), value=length)
+
+    is_start = F.pad(documents == position, (0, 1)).int()
+    for _ in range(max(1, math.ceil(math.log2(length / min_block_length + 1)))):
+        # Starts reached in up to 2^k - 1 steps, and in 2^k more; then pointers twice as long.
+        is_start = is_start.scatter_reduce(1, successor, is_start, "amax")
+        successor = successor.gather(1, successor)
+    starts = torch.where(is_start[:, :length].bool(), position, 0).cummax(dim=1).values
+    return torch.where(documents < 0, -1, starts)
+
+
+def _next_position(marks: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """First marked position at or after each of 0..length, `length` where there is none: `(batch_size, length + 1)`."""
+    length = marks.shape[1]
+    marked = F.pad(torch.where(marks, position, length), (0, 1), value=length)
+    return marked.flip(1).cummin(dim=1).values.flip(1)
+
+
+def _document_cumsum(quantity: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Sum of `(batch_size, length)` numbers from the start of each position's document up to the position."""
+    prefix = F.pad(quantity.cumsum(dim=1), (1, 0))
+    return prefix[:, 1:] - prefix.gather(1, first)
+
+
+def _gather_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`tensor[b, index[b, i]]` for a tensor of shape `(batch_size, rows, width)`."""
+    return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
