@@ -301,9 +301,9 @@ class _Band:
         self.query_length, self.scale = query_length, scale
         self.key_shape = key.shape
 
-        self.query = F.pad(query.float() * scale, (0, 0, *self.padding)).view(-1, _TILE, head_dim)
+        self.query = F.pad(query.float() * scale, (0, 0, *self.padding)).reshape(-1, _TILE, head_dim)
         num_tiles = self.query.shape[0]
-        keys = F.pad(key[:, :, self.first_key :].float(), (0, 0, 0, self.padding[1])).view(-1, head_dim)
+        keys = F.pad(key[:, :, self.first_key :].float(), (0, 0, 0, self.padding[1])).reshape(-1, head_dim)
         keys = F.pad(keys, (0, 0, reach * _TILE, 0))
         self.width = (reach + 1) * _TILE
         self.keys = keys.as_strided((num_tiles, self.width, head_dim), (_TILE * head_dim, head_dim, 1))
@@ -312,7 +312,7 @@ class _Band:
         position = torch.arange(self.first_key, key_length + self.padding[1], device=query.device)
         own = position[self.padding[0] : self.padding[0] + query_length]
         starts = F.pad(torch.where(block_starts < 0, own, block_starts), self.padding, value=-1)
-        starts = torch.where(starts < 0, position, starts).view(batch_size, 1, -1, _TILE, 1)
+        starts = torch.where(starts < 0, position, starts).reshape(batch_size, 1, -1, _TILE, 1)
         rows = position.view(1, 1, -1, _TILE, 1)
         columns = rows[..., :1, :] + torch.arange(self.width, device=query.device) - reach * _TILE
         self.outside = (columns < starts.clamp(min=self.first_key)) | (columns > rows)
@@ -326,7 +326,7 @@ class _Band:
 
     def tile(self, per_query: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_heads, query_length)` to `(num_tiles, _TILE, 1)`."""
-        return F.pad(per_query, self.padding).view(-1, _TILE, 1)
+        return F.pad(per_query, self.padding).reshape(-1, _TILE, 1)
 
     def untile(self, tiles: torch.Tensor) -> torch.Tensor:
         """The inverse of `tile`, without the last dimension."""
@@ -345,7 +345,7 @@ class _Band:
         for index, is_outside in self.sinks:
             score = (self._query.float() * self._sink_keys(index)).sum(-1) * self.scale
             sinks.append(F.pad(score.masked_fill(is_outside, float("-inf")), self.padding, value=float("-inf")))
-        return torch.cat((scores, torch.stack(sinks, -1).view(-1, _TILE, len(sinks))), dim=-1)
+        return torch.cat((scores, torch.stack(sinks, -1).reshape(-1, _TILE, len(sinks))), dim=-1)
 
     def gradients(self, grad_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of the query and the key from that of `scores()`."""

@@ -1,0 +1,46 @@
+"""
+The locality configurations by name: the seven of arXiv:2511.18375 and the paper's losing baseline, fixed windows.
+
+A variant is what it sets on [`LocalistGPT2Config`]; everything else keeps that class's default, so all seven share one
+way of finding blocks and differ in their schedule alone.
+"""
+
+from typing import Any
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "distributed": {"locality_schedule": "distributed"},  # no layer is local: plain fine-tuning
+    "linear": {"locality_schedule": "linear"},
+    "quadratic": {"locality_schedule": "quadratic"},
+    "cubic": {"locality_schedule": "cubic"},
+    "quartic": {"locality_schedule": "quartic"},
+    "quintic": {"locality_schedule": "quintic"},
+    "localist": {"locality_schedule": "localist"},  # every layer is local
+    # The quintic schedule on blocks that ignore the text, so that the partition is all that differs from `quintic`.
+    "window": {"locality_schedule": "quintic", "block_partition": "window"},
+}
+
+#: The variant that the others are compared with.
+BASELINE_VARIANT = "distributed"
+
+
+def variant_config(variant: str) -> dict[str, Any]:
+    """
+    The fields of [`LocalistGPT2Config`] that a variant sets.
+
+    Args:
+        variant (`str`):
+            A name in `VARIANTS`.
+
+    Raises:
+        ValueError: for a name that is not there.
+
+    Example:
+
+    ```python
+    >>> LocalistGPT2LMHeadModel.from_pretrained("openai-community/gpt2", **variant_config("quintic"))
+    ```
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"`variant` is {variant!r}; allowed are {', '.join(map(repr, VARIANTS))}.")
+    return dict(VARIANTS[variant])

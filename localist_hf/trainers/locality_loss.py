@@ -1,0 +1,30 @@
+"""The locality loss of one layer."""
+
+import torch
+
+
+def locality_loss(
+    fidelity: torch.Tensor, fidelity_mask: torch.Tensor, target_fidelity: float, exponent: int
+) -> torch.Tensor:
+    """
+    How far one layer's attention falls short of the target, for each sequence of a batch: the mean over heads and
+    counted positions of `max(0, target_fidelity - fidelity) ** exponent`.
+
+    A target below 1 is the *low-fidelity* constraint of arXiv:2511.18375: a share of the attention is asked for, and
+    nothing is gained beyond it.
+
+    Args:
+        fidelity (`torch.Tensor` of shape `(batch_size, num_heads, sequence_length)`):
+            From the model's output.
+        fidelity_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            Positions that count, from the model's output.
+        target_fidelity (`float`):
+            phi*, in (0, 1].
+        exponent (`int`):
+            1 or 2.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`: 0 for a sequence without counted positions.
+    """
+    shortfall = (target_fidelity - fidelity).clamp(min=0).pow(exponent).mean(dim=1)
+    return (shortfall * fidelity_mask).sum(dim=1) / fidelity_mask.sum(dim=1).clamp(min=1)

@@ -1,0 +1,110 @@
+"""What the tests share: tiny random models and texts made on the spot, and transformers' warnings."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may reach the network
+
+import logging
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+# The same examples in every run, and no database in the working tree.
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=60, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
+
+TINY = {
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "vocab_size": 97,
+    "n_positions": 300,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    # Far from GPT-2's 0.02, whose random models attend almost uniformly.
+    "initializer_range": 0.3,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "semantic_window": 4,
+    "min_block_length": 3,
+    "max_block_length": 12,
+    "delimiter_token_ids": [2, 3, 4, 5, 6],
+    "window_length": 7,
+}
+
+Settings = float | int | str | list | None
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., LocalistGPT2Config]:
+    """Configuration of a tiny model; any field can be overridden."""
+
+    def make(**overrides: Settings) -> LocalistGPT2Config:
+        return LocalistGPT2Config(**{**TINY, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config: Callable[..., LocalistGPT2Config]) -> Callable[..., LocalistGPT2LMHeadModel]:
+    """A tiny random model in evaluation mode, its biases random too; fields of the configuration can be overridden."""
+
+    def make(seed: int = 0, **overrides: Settings) -> LocalistGPT2LMHeadModel:
+        torch.manual_seed(seed)
+        model = LocalistGPT2LMHeadModel(make_config(**overrides))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.1 * torch.randn_like(parameter)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_text() -> Callable[..., torch.Tensor]:
+    """Random token ids of shape `(batch_size, length)`, none of them a special token."""
+
+    def make(batch_size: int, length: int, seed: int = 1) -> torch.Tensor:
+        return torch.randint(2, TINY["vocab_size"], (batch_size, length), generator=torch.manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2_twin() -> Callable[..., GPT2LMHeadModel]:
+    """Transformers' own GPT-2 with the weights of a localist model; `"eager"` gives its attention matrices."""
+
+    def twin(model: LocalistGPT2LMHeadModel, attn_implementation: str = "sdpa") -> GPT2LMHeadModel:
+        fields = {**model.config.to_dict(), "model_type": "gpt2"}
+        fields.pop("auto_map")
+        gpt2 = GPT2LMHeadModel(GPT2LMHeadModel.config_class(**fields, attn_implementation=attn_implementation))
+        gpt2.load_state_dict(model.state_dict())
+        return gpt2.train(model.training)
+
+    return twin
+
+
+@pytest.fixture
+def transformers_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Collects what transformers' logger warns of, including what it has already said once."""
+    transformers_logging.warning_once.cache_clear()
+    transformers_logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    transformers_logging.disable_propagation()

@@ -1,0 +1,118 @@
+"""
+The slow reference: every quantity of the method from the explicit length x length attention matrix, and the blocks one
+position at a time, each written as its definition reads. Everything in the package is checked against it.
+
+Shapes: `query` `(batch, heads, query_length, head_dim)`, `key` and `value` `(batch, heads, key_length, head_dim)`,
+`block_starts` and `documents` `(batch, key_length)` with -1 on padding. The queries are those of the last keys.
+"""
+
+import math
+
+import torch
+
+
+def visible_keys(documents: torch.Tensor, query_length: int) -> torch.Tensor:
+    """True where a query sees a key: `(batch, 1, query_length, key_length)`. As in transformers, padding is no key."""
+    length = documents.shape[1]
+    position = torch.arange(length)
+    causal = position[:, None] >= position
+    is_token = documents >= 0
+    same_document = (documents[:, :, None] == documents[:, None, :]) | ~is_token[:, :, None]
+    return (causal & is_token[:, None, :] & same_document)[:, None, -query_length:]
+
+
+def local_set(
+    block_starts: torch.Tensor, documents: torch.Tensor, num_sink_tokens: int, query_length: int
+) -> torch.Tensor:
+    """True where a key is local to a query: in `{b(i)..i}`, or one of the first tokens of the query's document."""
+    length = documents.shape[1]
+    row, column = torch.arange(length)[:, None], torch.arange(length)
+    start, document = block_starts[:, :, None], documents[:, :, None]
+    in_block = (start <= column) & (column <= row)
+    is_sink = (document <= column) & (column < document + num_sink_tokens) & (column <= row)
+    return ((in_block | is_sink) & (document >= 0))[:, None, -query_length:]
+
+
+def counted(visible: torch.Tensor, local: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """True on tokens that see more than their local set: `(batch, query_length)`."""
+    is_token = documents[:, -visible.shape[2] :] >= 0
+    return (visible & ~local).any(-1)[:, 0] & is_token
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output, the explicit weights, and the log-sum-exp of the scores; a query that sees nothing gives zeros."""
+    scores = scale * query @ key.transpose(-1, -2)
+    scores = scores.masked_fill(~visible, -1e30)  # not -inf: the gradient of a query that sees nothing is 0, not nan
+    weights = scores.softmax(-1) * visible
+    return weights @ value, weights, scores.logsumexp(-1)
+
+
+def fidelity(weights: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+    """`phi_i`: the sum of `a_ij` over the local set."""
+    return (weights * local).sum(-1)
+
+
+def entropy_bits(weights: torch.Tensor) -> torch.Tensor:
+    """`H_i = -sum_j a_ij log2 a_ij`, where 0 log 0 = 0."""
+    logs = torch.where(weights > 0, weights, 1.0).log2()
+    return -(weights * logs).sum(-1)
+
+
+def place_block_starts(
+    candidates: torch.Tensor, documents: torch.Tensor, min_block_length: int, max_block_length: int
+) -> torch.Tensor:
+    """Goes along the text: a block starts at a candidate once the last is long enough, or when it is full."""
+    starts = torch.full_like(documents, -1)
+    for row in range(documents.shape[0]):
+        start = -1
+        for i in range(documents.shape[1]):
+            if documents[row, i] < 0:
+                continue
+            length = i - start
+            is_wanted = bool(candidates[row, i]) and length >= min_block_length
+            if documents[row, i] == i or is_wanted or length >= max_block_length:
+                start = i
+            starts[row, i] = start
+    return starts
+
+
+def semantic_block_starts(
+    values: torch.Tensor,
+    documents: torch.Tensor,
+    window: int,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+) -> tuple[torch.Tensor, float]:
+    """
+    The blocks of values `(batch, heads, length, head_dim)`, and how near a decision came to its threshold: rounding can
+    tip a nearer one.
+    """
+    batch_size, _, length, _ = values.shape
+    starts = torch.full((batch_size, length), -1)
+    margin = math.inf
+    for row in range(batch_size):
+        vectors = values[row].transpose(0, 1).reshape(length, -1).double()
+        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
+        for i in range(length):
+            document = int(documents[row, i])
+            if document < 0:
+                continue
+            if i == document:
+                start, similarities = i, []
+            else:
+                before = vectors[max(document, i - window) : i].mean(0)
+                r = vectors[i] @ before / before.norm()
+                similarities.append(r)
+                seen = torch.stack(similarities)
+                limit = seen.mean() - threshold * seen.std(correction=0)
+                if i - start >= max_block_length:
+                    start = i
+                elif i - start >= min_block_length:
+                    margin = min(margin, float((r - limit).abs()))
+                    if r < limit:
+                        start = i
+            starts[row, i] = start
+    return starts, margin
