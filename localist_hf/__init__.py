@@ -3,12 +3,9 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
-
-
-__version__ = "0.1.0"
-
+from .version import __version__
 AutoConfig.register("localist-gpt2", LocalistGPT2Config)
 AutoModel.register(LocalistGPT2Config, LocalistGPT2Model)
 AutoModelForCausalLM.register(LocalistGPT2Config, LocalistGPT2LMHeadModel)
 
-__all__ = ["LocalistGPT2Config", "LocalistGPT2LMHeadModel", "LocalistGPT2Model"]
+__all__ = ["LocalistGPT2Config", "LocalistGPT2LMHeadModel", "LocalistGPT2Model", "__version__"]

@@ -87,8 +87,7 @@ def semantic_block_starts(
     max_block_length: int,
 ) -> tuple[torch.Tensor, float]:
     """
-    The blocks of values `(batch, heads, length, head_dim)`, and how near a decision came to its threshold: rounding can
-    tip a nearer one.
+    The blocks of values `(batch, heads, length, head_dim)`, and how near a decision came to its threshold.
     """
     batch_size, _, length, _ = values.shape
     starts = torch.full((batch_size, length), -1)
@@ -111,8 +110,10 @@ def semantic_block_starts(
                 if i - start >= max_block_length:
                     start = i
                 elif i - start >= min_block_length:
-                    margin = min(margin, float((r - limit).abs()))
-                    if r < limit:
+                    gap = float(limit - r)
+                    if abs(gap) > 1e-9:  # what is equal, as the second of two always is for k = 1, is not below
+                        margin = min(margin, abs(gap))
+                    if gap > 1e-9:
                         start = i
             starts[row, i] = start
     return starts, margin

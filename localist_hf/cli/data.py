@@ -50,12 +50,13 @@ def _check_text_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"`text_file` is {str(path)!r}; there is no such file.")
     decoder, has_text = codecs.getincrementaldecoder("utf-8")(), False
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            try:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
                 has_text = bool(decoder.decode(chunk).strip()) or has_text
-            except UnicodeDecodeError as error:
-                raise ValueError(f"`text_file` is {str(path)!r}; it must be UTF-8 text ({error}).") from error
+        decoder.decode(b"", final=True)  # a letter cut off at the end
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`text_file` is {str(path)!r}; it must be UTF-8 text ({error}).") from error
     if not has_text:
         raise ValueError(f"`text_file` is {str(path)!r}; the file is empty.")
 

@@ -135,6 +135,9 @@ class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
         super(GPT2LMHeadModel, self).__init__(config)  # not GPT2LMHeadModel's own, which builds a plain GPT2Model
         self.transformer = LocalistGPT2Model(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        # transformers guesses it from class names, of which GPT-2's tells nothing; Trainer then counts a label too many
+        # in every sequence and the training loss comes out too small.
+        self.loss_type = "ForCausalLM"
         self.post_init()
 
     @can_return_tuple

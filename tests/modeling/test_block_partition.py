@@ -44,9 +44,7 @@ class Partition:
         if self.name == "delimiter":
             return delimiter_block_starts(ids, documents, DELIMITERS, self.min_length, self.max_length)
         values = self.values(ids) if values is None else values
-        return semantic_block_starts(
-            values, documents, self.window, self.threshold, self.min_length, self.max_length
-        )
+        return semantic_block_starts(values, documents, self.window, self.threshold, self.min_length, self.max_length)
 
     def alone(self, ids: torch.Tensor) -> torch.Tensor:
         """The starts of one text `(length,)` without padding or neighbours."""
@@ -192,6 +190,19 @@ def test_semantic_starts_equal_the_formula_on_a_long_text():
     expected, margin = reference.semantic_block_starts(values, documents, 16, 1.0, 8, 64)
     assert margin > 3e-4
     assert torch.equal(semantic_block_starts(values, documents, 16, 1.0, 8, 64), expected)
+
+
+def test_a_document_has_its_blocks_however_long_the_one_before_it_is():
+    generator = torch.manual_seed(0)
+    text = torch.randn(1, 2, 2000, 4, generator=generator)
+    before = torch.randn(1, 2, 1, 4, generator=generator).expand(
+        -1, -1, 200_000, -1
+    )  # its prefix sums are the largest
+    documents = torch.cat((torch.zeros(1, 200_000, dtype=torch.long), torch.full((1, 2000), 200_000)), dim=1)
+    settings = {"window": 8, "threshold": 1.0, "min_block_length": 3, "max_block_length": 30}
+    alone = semantic_block_starts(text, torch.zeros(1, 2000, dtype=torch.long), **settings)
+    packed = semantic_block_starts(torch.cat((before, text), dim=2), documents, **settings)
+    assert torch.equal(packed[:, 200_000:] - 200_000, alone)
 
 
 def test_a_turn_of_the_values_starts_a_block_exactly_there():

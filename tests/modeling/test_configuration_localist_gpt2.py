@@ -104,9 +104,7 @@ def test_overrides_on_loading_that_do_not_fit_the_rest_are_refused(saved: Path, 
 
 
 def test_loading_returns_the_arguments_it_does_not_know(saved: Path):
-    config, unused = LocalistGPT2Config.from_pretrained(
-        saved, window_length=5, nonsense=1, return_unused_kwargs=True
-    )
+    config, unused = LocalistGPT2Config.from_pretrained(saved, window_length=5, nonsense=1, return_unused_kwargs=True)
     assert config.window_length == 5
     assert unused == {"nonsense": 1}
 

@@ -54,8 +54,10 @@ class Case:
         self.local = reference.local_set(self.block_starts, self.documents, self.num_sink_tokens, self.query_length)
         self.counted = reference.counted(self.visible, self.local, self.documents)[:, None]
 
-        def random(*shape: int) -> torch.Tensor:
-            return torch.randn(rows, self.num_heads, *shape, generator=generator, dtype=torch.float64).to(self.dtype)
+        def random(length: int, *width: int) -> torch.Tensor:
+            # In memory as models have it: heads beside each other in each position, not contiguous.
+            shape = (rows, length, self.num_heads, *width)
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype).transpose(1, 2)
 
         self.inputs = [random(self.query_length, self.head_dim)] + [random(length, self.head_dim) for _ in range(2)]
         # Queries on padding mean nothing: no functional looks at them.
@@ -73,13 +75,14 @@ class Case:
         local = local_lse(query, key, starts, documents, self.max_block_length, self.num_sink_tokens, self.scale)
         # Clamped as in the package: what stands on padding, where either may be anything, must not make a nan.
         fidelity = torch.where(self.counted, (local - lse).clamp(max=0).exp(), 1.0)
-        return Measured(self, inputs, output, lse, fidelity)
+        return Measured(self, inputs, output, lse, local, fidelity)
 
     def expect(self) -> "Measured":
         """What the explicit matrix says, in float64, of the same rounded inputs."""
         query, key, value = inputs = [tensor.double().requires_grad_() for tensor in self.inputs]
         output, weights, lse = reference.attention(query, key, value, self.visible, self.scale)
-        return Measured(self, inputs, output, lse, reference.fidelity(weights, self.local))
+        _, _, local = reference.attention(query, key, value, self.local, self.scale)
+        return Measured(self, inputs, output, lse, local, reference.fidelity(weights, self.local))
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Measured:
     inputs: list[torch.Tensor]
     output: torch.Tensor
     lse: torch.Tensor
+    local: torch.Tensor
     fidelity: torch.Tensor
 
     def functional(self, of_output: float = 1.0, of_fidelity: float = 1.0) -> torch.Tensor:
@@ -108,6 +112,8 @@ def check(case: Case, values: float = 1e-5, gradients: float = 1e-4) -> None:
     assert actual.output.dtype == case.dtype and actual.lse.dtype == actual.fidelity.dtype == torch.float32
     assert_close(actual.output.double(), expected.output, atol=values, rtol=0)
     assert_close(actual.lse.double()[seen], expected.lse[seen], atol=values, rtol=0)
+    is_token = case.local.any(-1).expand_as(expected.lse)
+    assert_close(actual.local.double()[is_token], expected.local[is_token], atol=values, rtol=0)
     counted = case.counted.expand_as(expected.lse)
     assert_close(actual.fidelity.double()[counted], expected.fidelity[counted], atol=values, rtol=0)
     for name, grad, exact in zip(("query", "key", "value"), actual.gradients(), expected.gradients(), strict=True):
@@ -262,6 +268,40 @@ def test_a_small_gradient_of_the_log_sum_exp_alone_is_not_lost(dtype: torch.dtyp
         (grad,) = torch.autograd.grad((actual.lse * weights).sum() * size, actual.inputs[position], retain_graph=True)
         (exact,) = torch.autograd.grad((expected.lse * weights).sum(), expected.inputs[position], retain_graph=True)
         assert relative_error(grad.double() / size, exact) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.float64, 1e-5), (torch.bfloat16, 0.01), (torch.float16, 0.01)],
+)
+def test_the_gradient_of_the_log_sum_exp_does_not_leak_into_the_values(dtype: torch.dtype, tolerance: float):
+    # The scores do not depend on the values; what leaks adds up over queries, and in a bias over all tokens.
+    measured = Case(80, dtype=dtype).measure()
+    _, grad_key, grad_value = torch.autograd.grad(measured.lse.sum(), measured.inputs)
+    assert grad_value.float().norm() < tolerance * grad_key.float().norm()
+    assert grad_value.float().sum((0, 2)).norm() < tolerance * grad_key.float().sum((0, 2)).norm()
+
+
+def test_gradients_may_come_in_any_memory_layout():
+    case = Case(64, num_heads=3, batch_size=2)
+    actual, expected = case.measure(), case.expect()
+
+    def functional(side: Measured, weights: torch.Tensor) -> torch.Tensor:
+        # Expanded over heads, and transposed.
+        fidelity = (side.fidelity.mean(1) * case.of_fidelity[:, 0]).sum() + side.lse.mean(1).sum()
+        return fidelity + (side.output.transpose(1, 2).flatten(2) @ weights.to(side.output.dtype)).sum()
+
+    weights = torch.randn(3 * case.head_dim, 5, dtype=torch.float64)
+    grads, exacts = (torch.autograd.grad(functional(side, weights), side.inputs) for side in (actual, expected))
+    for grad, exact in zip(grads, exacts, strict=True):
+        assert_close(grad.double(), exact, atol=1e-4, rtol=0)
+
+    query, key, _ = (tensor.clone().requires_grad_() for tensor in case.inputs)
+    local = local_lse(query, key, case.block_starts, case.documents, case.max_block_length, 0, case.scale)
+    layouts = (local.mean(1).sum(), (local.transpose(1, 2).contiguous() / 3).sum())
+    first, second = (torch.autograd.grad(each, (query, key), retain_graph=True) for each in layouts)
+    for one, other in zip(first, second, strict=True):
+        assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():

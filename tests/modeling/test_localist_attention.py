@@ -114,6 +114,19 @@ def test_any_ratio_of_query_heads_to_key_heads_equals_the_matrix(
         assert_close(grad, exact, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fidelity_and_entropy_of_half_precision_are_those_of_the_rounded_inputs(make_config, dtype: torch.dtype):
+    locality = build(make_config(block_partition="window"), output_entropy=True)
+    query, key, value = inputs = [2 * tensor.to(dtype) for tensor in random_inputs(2, 2)]
+    output, _ = localist_attention_forward(attention_module(1), *inputs, None, locality=locality)
+    visible = reference.visible_keys(locality.documents, LENGTH)
+    _, weights, _ = reference.attention(query.double(), key.double(), value.double(), visible, 8**-0.5)
+    local = reference.local_set(locality.block_starts(1), locality.documents, 0, LENGTH)
+    assert output.dtype == dtype
+    assert_close(locality.fidelities[1].double(), reference.fidelity(weights, local), atol=1e-3, rtol=0)
+    assert_close(locality.entropies[1].double(), reference.entropy_bits(weights), atol=1e-3, rtol=0)
+
+
 def test_the_default_scale_is_one_over_the_root_of_the_head_size(make_config):
     query, key, value = random_inputs(2, 2)
     results = []
@@ -171,7 +184,9 @@ def test_without_a_request_there_is_nothing_to_measure(make_config, output_fidel
     assert build(make_config(), output_fidelity=output_fidelity) is None
 
 
-@pytest.mark.parametrize(("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3}), ([], {})])
+@pytest.mark.parametrize(
+    ("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3}), ([], {})]
+)
 def test_a_request_names_its_layers(make_config, output_fidelity, layers):
     assert build(make_config(), output_fidelity=output_fidelity).layers == frozenset(layers)
 
@@ -197,10 +212,16 @@ REFUSED = {
     "entropy without fidelity": ({"output_fidelity": None, "output_entropy": True}, "`output_entropy=True` needs"),
     "a layer above": ({"output_fidelity": [1, 4]}, r"`output_fidelity` asks for layers \[1, 4\].* 0 to 3"),
     "a layer below": ({"output_fidelity": [-1]}, r"`output_fidelity` asks for layers \[-1\].* 0 to 3"),
-    "a mask too short": ({"attention_mask": torch.ones(2, 49)}, r"`attention_mask` has the shape \(2, 49\).*\(2, 50\)"),
+    "a mask too short": (
+        {"attention_mask": torch.ones(2, 49)},
+        r"`attention_mask` has the shape \(2, 49\).*\(2, 50\)",
+    ),
     "a mask of one row": ({"attention_mask": torch.ones(1, 50)}, r"`attention_mask` has the shape \(1, 50\)"),
     "a mask of 4 dimensions": ({"attention_mask": torch.ones(2, 1, 50, 50)}, "`attention_mask` has the shape"),
-    "a hole between tokens": ({"attention_mask": mask_with_holes(slice(10, 20))}, "`attention_mask` has padding betwe"),
+    "a hole between tokens": (
+        {"attention_mask": mask_with_holes(slice(10, 20))},
+        "`attention_mask` has padding between tokens",
+    ),
     "a hole after padding": (
         {"attention_mask": mask_with_holes(slice(0, 3), slice(10, 20))},
         "`attention_mask` has padding between tokens",
@@ -209,7 +230,10 @@ REFUSED = {
         {"attention_mask": mask_with_holes(slice(10, 20), slice(45, 50))},
         "`attention_mask` has padding between tokens",
     ),
-    "starts too few": ({"block_starts": explicit_starts()[:, 1:]}, r"`block_starts` has the shape \(2, 49\).*\(2, 50\)"),
+    "starts too few": (
+        {"block_starts": explicit_starts()[:, 1:]},
+        r"`block_starts` has the shape \(2, 49\).*\(2, 50\)",
+    ),
     "starts of one row": ({"block_starts": explicit_starts()[:1]}, r"`block_starts` has the shape \(1, 50\)"),
     "a start after its position": ({"block_starts": explicit_starts(at_1_13=14)}, r"`block_starts\[1, 13\]` is 14"),
     "a start far outside": ({"block_starts": explicit_starts(at_0_13=99)}, r"`block_starts\[0, 13\]` is 99"),
@@ -242,7 +266,7 @@ def test_blocks_that_go_back_to_an_earlier_one_are_refused(make_config):
 
 
 def test_another_attention_implementation_is_refused(make_config):
-    with pytest.raises(ValueError, match="`output_fidelity` needs the attention implementation 'localist'.*'eager'"):
+    with pytest.raises(ValueError, match=r"`output_fidelity` needs the attention implementation 'localist'.*'eager'"):
         build(make_config(attn_implementation="eager"))
 
 

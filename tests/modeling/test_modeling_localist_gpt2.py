@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
@@ -74,6 +75,7 @@ class Reference:
     entropy: list[torch.Tensor]
     block_starts: list[torch.Tensor]
     is_token: torch.Tensor
+    margin: float  # how near the decision on a semantic block came to its threshold
 
 
 def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs: dict[str, torch.Tensor]) -> Reference:
@@ -96,13 +98,14 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
 
     lengths = (config.min_block_length, config.max_block_length)
     m = config.n_layer // 2 if config.semantic_layer is None else config.semantic_layer
-    starts = []
+    starts, margin = [], math.inf
     for layer in range(config.n_layer):
         if config.block_partition == "semantic":
             layer_values = values[min(layer, m)]
-            found, _ = reference.semantic_block_starts(
+            found, near = reference.semantic_block_starts(
                 layer_values, documents, config.semantic_window, config.semantic_threshold, *lengths
             )
+            margin = min(margin, near)
         elif config.block_partition == "delimiter":
             before = torch.cat((torch.zeros_like(ids[:, :1]), ids[:, :-1]), dim=1)
             ends = torch.isin(before, torch.tensor(config.delimiter_token_ids))
@@ -125,19 +128,21 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
         [reference.entropy_bits(weights) for weights in outputs.attentions],
         starts,
         documents >= 0,
+        margin,
     )
 
 
-def check_measurements(outputs, expected: Reference) -> None:
+def check_measurements(outputs, expected: Reference, fidelity: float = 1e-5, entropy: float = 1e-5) -> None:
+    """The blocks are those of the reference, and the numbers, within these absolute tolerances."""
     is_token = expected.is_token
     assert_close(outputs.logits[is_token], expected.logits[is_token], atol=1e-4, rtol=1e-4)
     for layer, starts in enumerate(expected.block_starts):
         assert torch.equal(outputs.block_starts[layer], starts)
         assert torch.equal(outputs.fidelity_mask[layer], expected.counted[layer])
         assert outputs.fidelity[layer].dtype == outputs.entropy[layer].dtype == torch.float32
-        assert_close(outputs.fidelity[layer], expected.fidelity[layer], atol=1e-5, rtol=0)
+        assert_close(outputs.fidelity[layer], expected.fidelity[layer], atol=fidelity, rtol=0)
         bits, expected_bits = (each.transpose(1, 2) for each in (outputs.entropy[layer], expected.entropy[layer]))
-        assert_close(bits[is_token], expected_bits[is_token], atol=2e-5, rtol=0)
+        assert_close(bits[is_token], expected_bits[is_token], atol=entropy, rtol=0)
         assert (bits[~is_token] == 0).all()
 
 
@@ -151,7 +156,7 @@ def test_fidelity_entropy_and_blocks_equal_those_of_the_matrix(
     make_model, gpt2_twin, make_text, partition: str, layout: str, num_sink_tokens: int
 ):
     model = make_model(block_partition=partition, num_sink_tokens=num_sink_tokens)
-    inputs = batch(layout, make_text(2, 70))
+    inputs = batch(layout, make_text(2, 64))
     with torch.no_grad():
         outputs = model(**inputs, output_fidelity=True, output_entropy=True)
         expected = measure_by_matrix(gpt2_twin(model, "eager"), model.config, inputs)
@@ -161,7 +166,7 @@ def test_fidelity_entropy_and_blocks_equal_those_of_the_matrix(
 
 
 @given(st.data())
-@settings(max_examples=15)
+@settings(max_examples=40)
 def test_any_tiny_model_equals_the_matrix(make_model, gpt2_twin, make_text, data):
     num_layers = data.draw(st.integers(1, 4))
     shortest = data.draw(st.integers(1, 6))
@@ -184,7 +189,9 @@ def test_any_tiny_model_equals_the_matrix(make_model, gpt2_twin, make_text, data
     with torch.no_grad():
         outputs = model(**inputs, output_fidelity=True, output_entropy=True)
         expected = measure_by_matrix(gpt2_twin(model, "eager"), model.config, inputs)
-    check_measurements(outputs, expected)
+    assume(expected.margin > 3e-4)
+    # Without GPT-2's scale the scores are several times larger, and so is their rounding.
+    check_measurements(outputs, expected, fidelity=5e-5, entropy=2e-4)
 
 
 def locality_and_language_functional(fidelity: list[torch.Tensor], logits: torch.Tensor, is_token: torch.Tensor):
@@ -200,7 +207,9 @@ def check_gradients(model: torch.nn.Module, expected: torch.nn.Module, tolerance
     others = dict(expected.named_parameters())
     assert others.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
-        assert_close(parameter.grad, others[name].grad, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+        assert_close(
+            parameter.grad, others[name].grad, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -249,6 +258,14 @@ def test_explicit_block_starts_serve_all_layers(make_model, gpt2_twin, make_text
         phi = reference.fidelity(attentions[layer], local)
         expected.fidelity[layer] = torch.where(counted[:, None], phi, 1.0)
     check_measurements(outputs, expected)
+
+
+def test_a_window_may_be_longer_than_the_longest_block_of_the_other_partitions(make_model, gpt2_twin, make_text):
+    model = make_model(block_partition="window", window_length=100, max_block_length=12)
+    inputs = batch("plain", make_text(2, 250))
+    with torch.no_grad():
+        outputs = model(**inputs, output_fidelity=True, output_entropy=True)
+        check_measurements(outputs, measure_by_matrix(gpt2_twin(model, "eager"), model.config, inputs))
 
 
 def test_embeddings_in_place_of_tokens_give_the_same_measurements(make_model, make_text):
@@ -434,7 +451,7 @@ def test_what_cannot_be_measured_is_refused(make_model, make_text, part: str, ar
 def test_another_attention_implementation_is_refused_until_it_is_set_back(make_model, make_text):
     model = make_model(attn_implementation="sdpa")
     ids = make_text(1, 30)
-    with pytest.raises(ValueError, match="'localist'.*'sdpa'.*set_attn_implementation"):
+    with pytest.raises(ValueError, match=r"'localist'.*'sdpa'.*set_attn_implementation"):
         model(ids, output_fidelity=True)
     model.set_attn_implementation("localist")
     assert_close(model(ids, output_fidelity=True).fidelity, make_model()(ids, output_fidelity=True).fidelity)
@@ -442,28 +459,30 @@ def test_another_attention_implementation_is_refused_until_it_is_set_back(make_m
 
 def test_packed_documents_with_a_cache_are_measured_as_they_are_attended(make_model, gpt2_twin, make_text):
     # With a cache transformers does not separate packed documents; whatever attention does, the fidelity is its share.
-    model = make_model(block_partition="window")
+    model = make_model(block_partition="window", num_sink_tokens=1)
     inputs = batch("packed", make_text(2, 60))
     outputs = model(**inputs, past_key_values=DynamicCache(), output_fidelity=True)
     gpt2 = gpt2_twin(model, "eager")
     attentions = gpt2(**inputs, past_key_values=DynamicCache(), output_attentions=True).attentions
+    one_document = torch.zeros(2, 60, dtype=torch.long)
     for layer in range(4):
-        local = reference.local_set(outputs.block_starts[layer], torch.zeros(2, 60, dtype=torch.long), 0, 60)
-        phi = reference.fidelity(attentions[layer], local)
-        counted = outputs.fidelity_mask[layer][:, None].expand_as(phi)
-        assert_close(outputs.fidelity[layer][counted], phi[counted], atol=1e-5, rtol=0)
+        local = reference.local_set(outputs.block_starts[layer], one_document, 1, 60)
+        counted = reference.counted(reference.visible_keys(one_document, 60), local, one_document)
+        assert torch.equal(outputs.fidelity_mask[layer], counted)
+        phi = torch.where(counted[:, None], reference.fidelity(attentions[layer], local), 1.0)
+        assert_close(outputs.fidelity[layer], phi, atol=1e-5, rtol=0)
 
 
 # --- generation
 
 
-@pytest.mark.parametrize("layout", ["plain", "left"])
+@pytest.mark.parametrize("layout", ["plain", "left", "positions"])
 @pytest.mark.parametrize("partition", ["semantic", "window"])
-def test_forward_step_by_step_measures_what_the_full_forward_does(
-    make_model, make_text, partition: str, layout: str
-):
+def test_forward_step_by_step_measures_what_the_full_forward_does(make_model, make_text, partition: str, layout: str):
     model = make_model(block_partition=partition, num_sink_tokens=1)
-    inputs = batch(layout, make_text(2, 48))
+    inputs = batch("plain" if layout == "positions" else layout, make_text(2, 48))
+    if layout == "positions":  # those of a step do not begin at 0, which makes it no document of its own
+        inputs["position_ids"] = torch.arange(48)[None].expand(2, -1)
     full = model(**inputs, output_fidelity=True, output_entropy=True)
     cache, steps = DynamicCache(), []
     ends = [20, 21, 22, 29, *range(30, 49)]
@@ -525,6 +544,7 @@ def test_a_left_padded_batch_generates_what_its_rows_generate_alone(make_model, 
 # --- training and precision
 
 
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing_enable:FutureWarning")
 @pytest.mark.parametrize("attn_pdrop", [0.0, 0.2])
 def test_gradient_checkpointing_gives_the_same_fidelity_and_gradients(make_model, make_text, attn_pdrop: float):
     ids = make_text(2, 40)
@@ -782,6 +802,8 @@ def test_elsewhere_nothing_runs_without_trust(fresh_process: FreshProcess, name:
 
 def test_elsewhere_the_configuration_is_the_same(fresh_process: FreshProcess):
     expected = fresh_process.model.config.to_dict()
+    for name in ("_name_or_path", "architectures"):  # where it lies, and which class saved it last
+        del expected[name]
     assert {name: fresh_process.seen["config"][name] for name in expected} == expected
 
 

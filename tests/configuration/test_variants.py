@@ -1,0 +1,35 @@
+"""The named locality configurations."""
+
+import pytest
+
+from localist_hf import LocalistGPT2Config
+from localist_hf.configuration import BASELINE_VARIANT, VARIANTS, variant_config
+
+
+def test_the_seven_of_the_paper_and_the_window_baseline() -> None:
+    assert list(VARIANTS) == [
+        "distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist", "window",
+    ]  # fmt: skip
+    assert BASELINE_VARIANT in VARIANTS
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_a_valid_configuration(variant: str) -> None:
+    config = LocalistGPT2Config(n_layer=12, **variant_config(variant))
+    if variant in ("distributed", "localist"):
+        assert set(config.locality_lambdas) == {float(variant == "localist")}
+    else:
+        assert config.locality_lambdas[0] == 0
+        assert config.locality_lambdas[-1] == 1
+        assert config.locality_lambdas == sorted(config.locality_lambdas)
+    assert config.block_partition == ("window" if variant == "window" else "semantic")
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`variant` is 'sextic'; allowed are 'distributed', 'linear'"):
+        variant_config("sextic")
+
+
+def test_changing_the_result_changes_no_recipe() -> None:
+    variant_config("linear")["locality_schedule"] = "localist"
+    assert VARIANTS["linear"] == {"locality_schedule": "linear"}

@@ -1,0 +1,285 @@
+"""LocalistTrainer: the loss, its gradients however the batch is cut up, logs, evaluation, resuming."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.evaluation import measure
+from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, locality_loss
+
+
+LENGTH = 48
+
+
+def random_dataset(rows: int, vocabulary: int = 97, seed: int = 0) -> Dataset:
+    generator = torch.Generator().manual_seed(seed)
+    return Dataset.from_dict({"input_ids": torch.randint(7, vocabulary, (rows, LENGTH), generator=generator).tolist()})
+
+
+@pytest.fixture
+def make_trainer(make_model: Callable, tmp_path: Path) -> Callable[..., LocalistTrainer]:
+    def make(model=None, rows: int = 8, folder: str = "run", dataset=None, collator=None, **arguments) -> LocalistTrainer:
+        defaults = {
+            "per_device_train_batch_size": 2,
+            "max_steps": 2,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "locality_weight": 3.0,
+        }
+        return LocalistTrainer(
+            model=make_model(locality_schedule="linear") if model is None else model,
+            args=LocalistTrainingArguments(output_dir=str(tmp_path / folder), **{**defaults, **arguments}),
+            train_dataset=random_dataset(rows) if dataset is None else dataset,
+            eval_dataset=random_dataset(6, seed=1),
+            data_collator=collator,
+        )
+
+    return make
+
+
+class KeepGradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        if not self.gradients:
+            self.gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def first_gradients(trainer: LocalistTrainer) -> dict[str, torch.Tensor]:
+    keeper = KeepGradients()
+    trainer.add_callback(keeper)
+    trainer.train()
+    return keeper.gradients
+
+
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 1e-6) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, atol=atol, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def weights(trainer: LocalistTrainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def test_gradient_is_that_of_the_loss_written_out(make_trainer, make_model) -> None:
+    trainer = make_trainer(max_steps=1, rows=2, max_grad_norm=0, target_fidelity=0.7, locality_exponent=2)
+    model = make_model(locality_schedule="linear")
+    input_ids = torch.tensor(random_dataset(2)["input_ids"])
+    outputs = model(input_ids, labels=input_ids, output_fidelity=True)
+    lambdas = model.config.locality_lambdas
+    locality = sum(
+        weight * locality_loss(fidelity, mask, 0.7, 2).mean() / len(lambdas)
+        for weight, fidelity, mask in zip(lambdas, outputs.fidelity, outputs.fidelity_mask, strict=True)
+    )
+    (outputs.loss + 3.0 * locality).backward()
+    assert locality > 0
+    assert_same(first_gradients(trainer), {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+def pad(features: list[dict]) -> dict[str, torch.Tensor]:
+    """Rows of different lengths: the first row of every four keeps 20 tokens, the second 5, fewer than any block."""
+    input_ids = torch.tensor([feature["input_ids"] for feature in features])
+    mask = torch.ones_like(input_ids)
+    for row, feature in enumerate(features):
+        mask[row, feature["keep"] :] = 0
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids.masked_fill(mask == 0, -100)}
+
+
+def test_accumulation_steps_give_the_gradients_of_one_batch(make_trainer) -> None:
+    """Rows of different lengths, one of them without counted positions, so that a mean of means would differ."""
+    dataset = random_dataset(8).add_column("keep", [20, 5, LENGTH, 30, LENGTH, LENGTH, 9, 40])
+    settings = {"dataset": dataset, "collator": pad, "max_steps": 1, "max_grad_norm": 0, "remove_unused_columns": False}
+    whole = first_gradients(make_trainer(per_device_train_batch_size=8, **settings))
+    parts = first_gradients(make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings))
+    assert_same(parts, whole)
+
+
+def test_an_incomplete_last_accumulation_is_a_mean_too(make_trainer) -> None:
+    """Six rows by batches of 4: the second batch holds two rows and must not weigh as much as the first."""
+    settings = {"rows": 6, "max_steps": 1, "max_grad_norm": 0}
+    whole = first_gradients(make_trainer(per_device_train_batch_size=6, **settings))
+    parts = first_gradients(make_trainer(per_device_train_batch_size=4, gradient_accumulation_steps=2, **settings))
+    assert_same(parts, whole)
+
+
+@pytest.mark.parametrize("average_tokens", [True, False])
+def test_without_token_averaging_the_term_is_still_a_mean(make_trainer, average_tokens: bool) -> None:
+    settings = {"max_steps": 1, "max_grad_norm": 0, "average_tokens_across_devices": average_tokens}
+    whole = first_gradients(make_trainer(per_device_train_batch_size=8, **settings))
+    parts = first_gradients(make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings))
+    assert_same(parts, whole)
+
+
+def test_gradient_checkpointing_changes_nothing(make_trainer) -> None:
+    settings = {"max_steps": 1, "max_grad_norm": 0}
+    plain = first_gradients(make_trainer(**settings))
+    checkpointed = first_gradients(make_trainer(gradient_checkpointing=True, **settings))
+    assert_same(checkpointed, plain)
+
+
+def test_zero_weight_is_plain_fine_tuning(make_trainer, make_model) -> None:
+    def trained(schedule: str, weight: float) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(make_model(locality_schedule=schedule), locality_weight=weight)
+        trainer.train()
+        return weights(trainer)
+
+    plain = trained("distributed", 3.0)
+    for name, tensor in trained("linear", 0.0).items():
+        assert torch.equal(tensor, plain[name]), name
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in trained("linear", 3.0).items())
+
+
+def test_training_raises_the_fidelity_of_localised_layers(make_trainer, make_model) -> None:
+    model = make_model(locality_schedule=[0.0, 0.0, 0.0, 1.0])
+    before = measure(model, random_dataset(6, seed=1))
+    trainer = make_trainer(model, max_steps=25, learning_rate=3e-3, locality_weight=20.0)
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_fidelity_layer_3"] > before["fidelity_layer_3"] + 0.2
+
+
+def test_logs_hold_each_quantity_as_a_series(make_trainer) -> None:
+    trainer = make_trainer(max_steps=4, logging_steps=2, gradient_accumulation_steps=2)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [2, 4]
+    for entry in logs:
+        # The linear schedule leaves layer 0 free, and what is free is not measured in training.
+        assert [name for name in entry if name.startswith("fidelity")] == [f"fidelity_layer_{n}" for n in (1, 2, 3)]
+        assert 0 < entry["fidelity_layer_3"] < 1
+        assert entry["loss"] == pytest.approx(entry["lm_loss"] + 3.0 * entry["locality_loss"], rel=1e-4)
+
+
+def test_tensorboard_gets_the_series(make_trainer, tmp_path: Path, monkeypatch) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    trainer = make_trainer(report_to="tensorboard", eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert {"train/lm_loss", "train/locality_loss", "train/fidelity_layer_3", "eval/perplexity", "eval/fidelity_layer_0",
+            "eval/entropy_layer_3"} <= set(events.Tags()["scalars"])  # fmt: skip
+
+
+def test_warm_up_grows_the_locality_term(make_trainer) -> None:
+    trainer = make_trainer(max_steps=4, locality_warmup_steps=4)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    shares = [(entry["loss"] - entry["lm_loss"]) / (3.0 * entry["locality_loss"]) for entry in logs]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0], rel=1e-3)
+    trainer = make_trainer(max_steps=8, locality_warmup_steps=0.25)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    shares = [(entry["loss"] - entry["lm_loss"]) / (3.0 * entry["locality_loss"]) for entry in logs]
+    assert shares[:3] == pytest.approx([0.5, 1.0, 1.0], rel=1e-3)
+
+
+def test_evaluation_reports_what_measure_finds_and_a_loss_without_locality(make_trainer) -> None:
+    trainer = make_trainer(per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    expected = measure(trainer.model, random_dataset(6, seed=1))
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
+    assert {f"eval_entropy_layer_{layer}" for layer in range(4)} <= metrics.keys()
+
+
+def test_predict_works_with_and_without_labels(make_trainer) -> None:
+    trainer = make_trainer()
+    output = trainer.predict(random_dataset(3), metric_key_prefix="test")
+    assert output.predictions.shape == (3, LENGTH, 97)
+    assert output.metrics["test_perplexity"] > 1
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(make_trainer, tmp_path: Path) -> None:
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "locality_warmup_steps": 5}
+    whole = make_trainer(folder="whole", **settings)
+    whole.train()
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    interrupted = make_trainer(folder="resumed", **settings)
+    interrupted.add_callback(Interrupt())
+    interrupted.train()
+    assert interrupted.state.global_step == 3
+    resumed = make_trainer(folder="resumed", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_checkpoints_carry_the_code_and_load_as_saved(make_trainer, tmp_path: Path) -> None:
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert {"modeling_localist_gpt2.py", "configuration_localist_gpt2.py", "model.safetensors"} <= {
+        path.name for path in checkpoint.iterdir()
+    }
+    loaded = LocalistGPT2LMHeadModel.from_pretrained(checkpoint)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, weights(trainer)[name]), name
+
+
+def test_bfloat16_autocast_trains(make_trainer) -> None:
+    exact, mixed = make_trainer(max_steps=3), make_trainer(max_steps=3, bf16=True)
+    exact.train()
+    mixed.train()
+    for one, other in zip(exact.state.log_history[:3], mixed.state.log_history[:3], strict=True):
+        assert other["locality_loss"] == pytest.approx(one["locality_loss"], rel=0.05)
+        assert other["lm_loss"] == pytest.approx(one["lm_loss"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_torch_compile_trains_to_the_same_losses(make_trainer) -> None:
+    plain, compiled = make_trainer(max_steps=3), make_trainer(max_steps=3, torch_compile=True)
+    plain.train()
+    compiled.train()
+    for one, other in zip(plain.state.log_history[:3], compiled.state.log_history[:3], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    assert compiled.evaluate()["eval_fidelity"] == pytest.approx(plain.evaluate()["eval_fidelity"], rel=1e-3)
+
+
+def test_a_lora_adapter_trains_and_only_it(make_trainer, make_model) -> None:
+    base = make_model(locality_schedule=[0.0, 0.0, 0.0, 1.0])
+    before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    adapter = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    trainer = make_trainer(get_peft_model(base, adapter), max_steps=3, learning_rate=1e-2)
+    trainer.train()
+    assert trainer.state.log_history[0]["fidelity_layer_3"] > 0
+    after = dict(trainer.model.named_parameters())
+    for name, tensor in before.items():
+        wrapped = name.replace("c_attn.", "c_attn.base_layer.")
+        assert torch.equal(after[f"base_model.model.{wrapped}"], tensor), name
+    assert any("lora_B" in name and parameter.abs().max() > 0 for name, parameter in after.items())
+    assert "eval_fidelity_layer_3" in trainer.evaluate()
+
+
+def test_another_model_is_refused(make_trainer) -> None:
+    plain = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=97, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel"):
+        make_trainer(plain)
+
+
+def test_sequences_longer_than_the_model_are_refused(make_trainer, make_model) -> None:
+    with pytest.raises(ValueError, match=r"`train_dataset` holds a sequence of 48 tokens; the model has 32 positions"):
+        make_trainer(make_model(n_positions=32))
+
+
+def test_label_smoothing_is_refused(make_trainer) -> None:
+    with pytest.raises(ValueError, match=r"`label_smoothing_factor` is 0.1"):
+        make_trainer(label_smoothing_factor=0.1)
