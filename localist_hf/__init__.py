@@ -4,6 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
 from .version import __version__
+
+
 AutoConfig.register("localist-gpt2", LocalistGPT2Config)
 AutoModel.register(LocalistGPT2Config, LocalistGPT2Model)
 AutoModelForCausalLM.register(LocalistGPT2Config, LocalistGPT2LMHeadModel)

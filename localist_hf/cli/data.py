@@ -10,9 +10,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 
-def load_text(
-    dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str
-) -> DatasetDict:
+def load_text(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> DatasetDict:
     """
     Loads a data set by its Hub id or local folder, or a text file, as the splits it has.
 
@@ -99,7 +97,9 @@ def tokenize_and_pack(
     packed = tokens.map(pack, batched=True, batch_size=10_000, desc=desc and f"Packing {desc}")
     if len(packed) == 0:
         count = sum(map(len, tokens["input_ids"]))
-        raise ValueError(f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {sequence_length}.")
+        raise ValueError(
+            f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {sequence_length}."
+        )
     return packed
 
 

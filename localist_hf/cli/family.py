@@ -149,7 +149,9 @@ def main(arguments: list[str]) -> None:
         if getattr(args, name) < 1:
             parser.error(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if BASELINE_VARIANT not in args.variants:
-        parser.error(f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with.")
+        parser.error(
+            f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with."
+        )
     run_family(args.output_dir, args.variants, args.base_steps, args.steps, args.seed)
 
 
@@ -165,7 +167,9 @@ def run_family(output_dir: Path, variants: list[str], base_steps: int, steps: in
     texts = split_topics(python_reference())
     base = output_dir / "base"
     is_trained = (base / "eval_results.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(base) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
+    tokenizer = (
+        AutoTokenizer.from_pretrained(base) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
+    )
     parts = {
         name: tokenize_and_pack(Dataset.from_dict({"text": text}), tokenizer, SEQUENCE_LENGTH, name)
         for name, text in texts.items()
@@ -202,7 +206,7 @@ def report(output_dir: Path, variants: list[str], held_out: Dataset) -> None:
         on_base_blocks[variant] = measure(model, held_out, batch_size=16, block_model=base)
     own = comparison_table(results, BASELINE_VARIANT)
     shared = comparison_table(on_base_blocks, BASELINE_VARIANT)
-    text = f"Fidelity to the blocks that each model finds itself:\n\n{own}\n\nTo the blocks that the base finds:\n\n{shared}\n"
+    text = f"On the blocks that each model finds itself:\n\n{own}\n\nOn the blocks that the base finds:\n\n{shared}\n"
     print(f"\n{text}")
     (output_dir / "table.md").write_text(text)
     (output_dir / "results.json").write_text(
@@ -222,4 +226,5 @@ def report(output_dir: Path, variants: list[str], held_out: Dataset) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
-    print(f"\n{shown}, loaded by AutoModelForCausalLM with trust_remote_code=True, goes on:\n{tokenizer.decode(tokens[0])}")
+    print(f"\n{shown}, loaded with AutoModelForCausalLM and trust_remote_code=True, goes on from {PROMPT!r}:")
+    print(tokenizer.decode(tokens[0]))

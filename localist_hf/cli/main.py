@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Each command reads its own arguments, so that --help of one does not import and list those of all.
     commands.add_parser("train", add_help=False, help="fine-tune one model under one locality configuration")
-    commands.add_parser("family", add_help=False, help="train a base and compare variants of it on text that Python ships")
+    commands.add_parser(
+        "family", add_help=False, help="train a base and compare variants of it on text that Python ships"
+    )
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parser.parse_args(arguments[:1]).command
     if command == "train":

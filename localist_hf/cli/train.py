@@ -24,9 +24,7 @@ from .data import load_text, train_and_validation
 class RunArguments:
     """What to train, on what. How to train stands in [`LocalistTrainingArguments`]."""
 
-    variant: str = field(
-        default="quintic", metadata={"help": f"Locality configuration: {', '.join(VARIANTS)}."}
-    )
+    variant: str = field(default="quintic", metadata={"help": f"Locality configuration: {', '.join(VARIANTS)}."})
     model: str = field(
         default="openai-community/gpt2",
         metadata={"help": "Checkpoint to start from, GPT-2's or LocalistGPT2's: a local folder or a Hub id."},
@@ -36,7 +34,8 @@ class RunArguments:
     text_column: str = field(default="text", metadata={"help": "Column of the data set that holds the text."})
     text_file: str | None = field(default=None, metadata={"help": "UTF-8 text file, instead of a data set."})
     sequence_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a training sequence; by default the model's positions, at most 1024."}
+        default=None,
+        metadata={"help": "Tokens of a training sequence; by default the model's positions, at most 1024."},
     )
     validation_share: float = field(
         default=0.1, metadata={"help": "Share of the text held out where the data has no split 'validation'."}
@@ -50,7 +49,8 @@ class RunArguments:
     )
     lora_rank: int = field(default=0, metadata={"help": "Train a LoRA adapter of this rank instead of all weights."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Allow an output folder that already holds a run; its checkpoints are removed."}
+        default=False,
+        metadata={"help": "Allow an output folder that already holds a run; its checkpoints are removed."},
     )
 
 
@@ -175,7 +175,9 @@ def _locality_overrides(locality: str | dict | None) -> dict[str, Any]:
         raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
     allowed = LocalistGPT2Config.__annotations__.keys()
     if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
-        raise ValueError(f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}.")
+        raise ValueError(
+            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."
+        )
     return overrides
 
 

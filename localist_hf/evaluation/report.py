@@ -102,7 +102,10 @@ def plot_fidelity_over_depth(
 
 
 def plot_attention_map(
-    attentions: Mapping[str, torch.Tensor], block_starts: Mapping[str, torch.Tensor], tokens: Sequence[str], path: str | Path
+    attentions: Mapping[str, torch.Tensor],
+    block_starts: Mapping[str, torch.Tensor],
+    tokens: Sequence[str],
+    path: str | Path,
 ) -> None:
     """
     Draws attention maps side by side, with the blocks as outlines.

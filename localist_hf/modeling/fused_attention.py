@@ -292,7 +292,7 @@ class _Band:
     """
 
     def __init__(self, query, key, block_starts, documents, max_block_length, num_sink_tokens, scale):
-        batch_size, num_heads, query_length, head_dim = query.shape
+        batch_size, _, query_length, head_dim = query.shape
         key_length = key.shape[2]
         reach = -(-(max_block_length - 1) // _TILE)  # tiles before its own that a block can reach
         offset = key_length - query_length  # keys of a cache, before the first query

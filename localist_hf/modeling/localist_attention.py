@@ -162,7 +162,9 @@ def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length:
         )
     # Reading values back is no part of a compiled graph.
     if not torch.compiler.is_compiling() and (attention_mask.bool().int().diff(dim=1) != 0).sum(1).max() > 2:
-        raise ValueError("`attention_mask` has padding between tokens; to measure locality it may only stand at the ends.")
+        raise ValueError(
+            "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
+        )
 
 
 def _check_block_starts(block_starts: torch.Tensor, documents: torch.Tensor, position: torch.Tensor) -> None:
@@ -198,8 +200,8 @@ def localist_attention_forward(
     Attention for transformers' `AttentionInterface`; measures the layers that `locality` asks for.
 
     The fidelity of query i is the share of its attention that stays in its local set,
-    `phi_i = exp(LSE_local,i - LSE_i)`; its entropy in bits is `(LSE_i - scale * q_i . attention(q, k, v := k)_i) / ln 2`
-    (identities 1 and 2 of the method).
+    `phi_i = exp(LSE_local,i - LSE_i)`; its entropy in bits is
+    `(LSE_i - scale * q_i . attention(q, k, v := k)_i) / ln 2`.
 
     Args:
         module (`nn.Module`):

@@ -124,9 +124,7 @@ class LocalistTrainer(Trainer):
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
         num_layers = self.model.config.num_hidden_layers
         total = 0.0
-        for weight, fidelity, mask in zip(
-            self._lambdas.values(), outputs.fidelity, outputs.fidelity_mask, strict=True
-        ):
+        for weight, fidelity, mask in zip(self._lambdas.values(), outputs.fidelity, outputs.fidelity_mask, strict=True):
             losses = locality_loss(fidelity, mask, self.args.target_fidelity, self.args.locality_exponent)
             total = total + weight / num_layers * losses.sum() / num_sequences
         return total

@@ -27,7 +27,8 @@ class LocalistTrainingArguments(TrainingArguments):
     """
 
     target_fidelity: float = field(
-        default=0.9, metadata={"help": "Share of its attention that a localised query should keep in its block, in (0, 1]."}
+        default=0.9,
+        metadata={"help": "Share of its attention that a localised query should keep in its block, in (0, 1]."},
     )
     locality_weight: float = field(
         default=1.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}

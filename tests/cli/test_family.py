@@ -31,7 +31,7 @@ def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, ca
     perplexity = results["own_blocks"]["quintic"]["perplexity"]
     assert f"| quintic       | {perplexity:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
-    assert "quintic, loaded by AutoModelForCausalLM" in printed
+    assert "quintic, loaded with AutoModelForCausalLM" in printed
     for name in ("fidelity_over_depth.png", "attention_map.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 

@@ -24,4 +24,3 @@ def test_version_and_unknown_commands(capsys) -> None:
         main(["retrain"])
     assert error.value.code == 2
     assert "retrain" in capsys.readouterr().err
-

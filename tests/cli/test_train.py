@@ -60,7 +60,9 @@ def test_a_run_leaves_a_model_that_loads_and_its_results(flags, tmp_path: Path, 
 
 def test_yaml_and_flags_are_read_together_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("variant: linear\nlearning_rate: 5e-4\nnum-train-epochs: 7\nlocality:\n  num_sink_tokens: 2\nbf16: false\n")
+    path.write_text(
+        "variant: linear\nlearning_rate: 5e-4\nnum-train-epochs: 7\nlocality:\n  num_sink_tokens: 2\nbf16: false\n"
+    )
     run, args = parse(["--config", str(path), "--num_train_epochs", "2"])
     assert (run.variant, args.learning_rate, args.num_train_epochs) == ("linear", 5e-4, 2)
     assert run.locality == {"num_sink_tokens": 2}
@@ -103,7 +105,10 @@ def test_a_lora_run_leaves_an_adapter_that_loads(flags, tmp_path: Path) -> None:
         (["--locality", '{"n_layer": 3}'], "it must be a JSON object with fields among"),
         (["--locality", '{"min_block_length": 9, "max_block_length": 3}'], "`min_block_length` is 9"),
         (["--locality", '{"locality_schedule": [0, 1]}'], "the model has 4 layers"),
-        (["--locality", '{"block_partition": "sentences"}'], "`block_partition` is 'sentences'; allowed are 'semantic'"),
+        (
+            ["--locality", '{"block_partition": "sentences"}'],
+            "`block_partition` is 'sentences'; allowed are 'semantic'",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(flags, tmp_path: Path, extra: list[str], message: str) -> None:
@@ -147,6 +152,8 @@ def test_help_names_our_flags_and_works_without_the_long_list(capsys) -> None:
         train("--help")
     printed = capsys.readouterr().out
     assert error.value.code == 0
-    assert all(flag in printed for flag in ("--variant", "--text-file", "--target-fidelity", "--learning-rate", "--config"))
+    assert all(
+        flag in printed for flag in ("--variant", "--text-file", "--target-fidelity", "--learning-rate", "--config")
+    )
     assert "--fsdp" not in printed
     assert len(printed.splitlines()) < 110

@@ -195,9 +195,7 @@ def test_semantic_starts_equal_the_formula_on_a_long_text():
 def test_a_document_has_its_blocks_however_long_the_one_before_it_is():
     generator = torch.manual_seed(0)
     text = torch.randn(1, 2, 2000, 4, generator=generator)
-    before = torch.randn(1, 2, 1, 4, generator=generator).expand(
-        -1, -1, 200_000, -1
-    )  # its prefix sums are the largest
+    before = torch.randn(1, 2, 1, 4, generator=generator).expand(-1, -1, 200_000, -1)  # large prefix sums
     documents = torch.cat((torch.zeros(1, 200_000, dtype=torch.long), torch.full((1, 2000), 200_000)), dim=1)
     settings = {"window": 8, "threshold": 1.0, "min_block_length": 3, "max_block_length": 30}
     alone = semantic_block_starts(text, torch.zeros(1, 2000, dtype=torch.long), **settings)

@@ -184,9 +184,7 @@ def test_without_a_request_there_is_nothing_to_measure(make_config, output_fidel
     assert build(make_config(), output_fidelity=output_fidelity) is None
 
 
-@pytest.mark.parametrize(
-    ("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3}), ([], {})]
-)
+@pytest.mark.parametrize(("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3}), ([], {})])
 def test_a_request_names_its_layers(make_config, output_fidelity, layers):
     assert build(make_config(), output_fidelity=output_fidelity).layers == frozenset(layers)
 

@@ -132,8 +132,12 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
     )
 
 
-def check_measurements(outputs, expected: Reference, fidelity: float = 1e-5, entropy: float = 1e-5) -> None:
-    """The blocks are those of the reference, and the numbers, within these absolute tolerances."""
+def check_measurements(outputs, expected: Reference, fidelity: float = 1e-5, entropy: float = 3e-5) -> None:
+    """
+    The blocks are those of the reference, and the numbers, within these absolute tolerances.
+
+    The entropy is a difference of numbers as large as the scores, and as exact as their rounding.
+    """
     is_token = expected.is_token
     assert_close(outputs.logits[is_token], expected.logits[is_token], atol=1e-4, rtol=1e-4)
     for layer, starts in enumerate(expected.block_starts):
@@ -207,9 +211,7 @@ def check_gradients(model: torch.nn.Module, expected: torch.nn.Module, tolerance
     others = dict(expected.named_parameters())
     assert others.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
-        assert_close(
-            parameter.grad, others[name].grad, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        assert_close(parameter.grad, others[name].grad, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
