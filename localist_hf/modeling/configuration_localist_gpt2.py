@@ -105,7 +105,7 @@ class LocalistGPT2Config(GPT2Config):
             ("num_sink_tokens", 0),
             ("semantic_threshold", 0),
         ):
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # nan is refused too
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
         if self.min_block_length > self.max_block_length:
             raise ValueError(
@@ -121,6 +121,11 @@ class LocalistGPT2Config(GPT2Config):
             raise ValueError(
                 f"`delimiter_token_ids` is {self.delimiter_token_ids}; `block_partition='delimiter'` needs at least "
                 "one token id that ends a block."
+            )
+        outside = [token for token in self.delimiter_token_ids or () if not 0 <= token < self.vocab_size]
+        if outside:
+            raise ValueError(
+                f"`delimiter_token_ids` holds {outside[0]}; the vocabulary has the ids 0 to {self.vocab_size - 1}."
             )
 
     @classmethod
@@ -147,8 +152,8 @@ class LocalistGPT2Config(GPT2Config):
                 f"The checkpoint's `model_type` is {model_type!r}; {cls.__name__} reads 'gpt2' and {cls.model_type!r}."
             )
         # transformers would set the overrides one by one on a configuration already checked without them.
-        fields = cls.__dataclass_fields__.keys() - {"dtype"}
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        fields = (cls.__dataclass_fields__.keys() | cls.attribute_map.keys()) - {"dtype"}
+        overrides = {cls.attribute_map.get(name, name): kwargs.pop(name) for name in list(kwargs) if name in fields}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -159,16 +159,20 @@ def _with_lse_gradient(
     """
     The `dO` and `O'` whose row sums of products are `rowsum(dO * O) - g` (see `_FusedAttention`).
 
-    Where a row of `dO` is too small for the division, each of its entries becomes `g * eps`: what that adds to the
-    gradients is below the rounding of the dtype.
+    Where a row of `dO` is too small for the division, each of its entries becomes a small share of g: what that adds to
+    the gradients is below their rounding.
     """
-    floor = grad_lse.abs() * torch.finfo(output.dtype).eps
-    square = grad_output.float().square().sum(-1)
+    wide = torch.promote_types(output.dtype, torch.float32)
+    grad_lse = grad_lse.to(wide)
+    # As small as the dtype's range lets the quotient be; float16's is narrow.
+    share = 2.0**-14 if output.dtype == torch.float16 else torch.finfo(wide).eps
+    floor = (grad_lse.abs() * share).to(output.dtype).to(wide)
+    square = grad_output.to(wide).square().sum(-1)
     is_small = square <= floor.square()
     grad_output = torch.where(is_small[..., None], floor[..., None].to(output.dtype), grad_output)
     square = torch.where(is_small, output.shape[-1] * floor.square(), square)
-    shift = grad_lse / square.clamp(min=torch.finfo(torch.float32).tiny)
-    # The product in float32, so that half precision cannot overflow between the factors.
+    shift = grad_lse / square.clamp(min=torch.finfo(wide).tiny)
+    # The product in at least float32, so that half precision cannot overflow between the factors.
     return grad_output, (output - shift[..., None] * grad_output).to(output.dtype)
 
 
@@ -351,9 +355,10 @@ class _Band:
         """Gradients of the query and the key from that of `scores()`."""
         batch_size, num_heads, key_length, head_dim = self.key_shape
         band = grad_scores[..., : self.width]
-        grad_query = self._untile_rows(torch.bmm(band, self.keys)) * self.scale
+        with torch.autocast(band.device.type, enabled=False):
+            grad_query = self._untile_rows(torch.bmm(band, self.keys)) * self.scale
+            by_tile = torch.bmm(band.transpose(1, 2), self.query).view(-1, self.width // _TILE, _TILE, head_dim)
 
-        by_tile = torch.bmm(band.transpose(1, 2), self.query).view(-1, self.width // _TILE, _TILE, head_dim)
         lines = self.keys.new_zeros(by_tile.shape[0] + by_tile.shape[1] - 1, _TILE, head_dim)
         for tile in range(by_tile.shape[1]):
             lines[tile : tile + by_tile.shape[0]] += by_tile[:, tile]

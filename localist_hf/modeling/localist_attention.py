@@ -41,6 +41,8 @@ class Locality:
             The block starts, where they do not depend on the model's values.
         max_block_length (`int`):
             No block is longer.
+        needs_grad (`bool`, *optional*):
+            Whether the forward pass runs with gradients, as it does now by default.
     """
 
     config: LocalistGPT2Config
@@ -49,6 +51,7 @@ class Locality:
     documents: torch.Tensor
     fixed_block_starts: torch.Tensor | None
     max_block_length: int
+    needs_grad: bool = field(default_factory=torch.is_grad_enabled)
     _semantic_block_starts: dict[int, torch.Tensor] = field(default_factory=dict)
     fidelities: dict[int, torch.Tensor] = field(default_factory=dict)
     entropies: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -110,7 +113,12 @@ def build_locality(
         if output_entropy:
             raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
         return None
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None:
+        raise ValueError("`input_ids` and `inputs_embeds` are both None; one of them must be given.")
     num_layers = config.num_hidden_layers
+    if isinstance(output_fidelity, int) and output_fidelity is not True:
+        raise ValueError(f"`output_fidelity` is {output_fidelity}; it must be a bool or a list of layers.")
     layers = frozenset(range(num_layers) if output_fidelity is True else output_fidelity)
     if not layers <= set(range(num_layers)):
         raise ValueError(f"`output_fidelity` asks for layers {sorted(layers)}; the model has 0 to {num_layers - 1}.")
@@ -125,20 +133,21 @@ def build_locality(
             "`DynamicCache`."
         )
 
-    tokens = input_ids if input_ids is not None else inputs_embeds
     batch_size, query_length = tokens.shape[:2]
     cached = past_key_values.get_seq_length() if past_key_values is not None else 0
     length = cached + query_length
     if attention_mask is not None:
         _check_attention_mask(attention_mask, batch_size, length)
-    documents = document_starts(batch_size, length, attention_mask, None if cached else position_ids, tokens.device)
+    # As in transformers, packed documents are told apart only where there is no cache, filled or not.
+    packed = position_ids if past_key_values is None else None
+    documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
 
     max_block_length = config.max_block_length
     if block_starts is not None:
         position = torch.arange(length, device=tokens.device)
         _check_block_starts(block_starts, documents, position)
         block_starts = torch.where(documents < 0, -1, block_starts.to(tokens.device))
-        max_block_length = int((position - block_starts)[documents >= 0].max()) + 1
+        max_block_length = int(torch.where(documents < 0, 0, position - block_starts).max()) + 1
     elif config.block_partition == "window":
         block_starts = window_block_starts(documents, config.window_length)
         max_block_length = config.window_length
@@ -161,7 +170,9 @@ def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length:
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
     # Reading values back is no part of a compiled graph.
-    if not torch.compiler.is_compiling() and (attention_mask.bool().int().diff(dim=1) != 0).sum(1).max() > 2:
+    is_token = attention_mask.bool()
+    stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
+    if not torch.compiler.is_compiling() and stretches.max() > 1:
         raise ValueError(
             "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
         )
@@ -176,12 +187,14 @@ def _check_block_starts(block_starts: torch.Tensor, documents: torch.Tensor, pos
     starts = block_starts.to(documents.device)
     is_token = documents >= 0
     own = starts.gather(1, starts.clamp(0, len(position) - 1))
-    wrong = is_token & ((starts < documents) | (starts > position) | (own != starts))
+    falls = F.pad(starts.diff(dim=1) < 0, (1, 0)) & F.pad(documents.diff(dim=1) == 0, (1, 0))
+    wrong = is_token & ((starts < documents) | (starts > position) | (own != starts) | falls)
     if wrong.any():
         row, at = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"`block_starts[{row}, {at}]` is {starts[row, at]}; it must lie between the start of the text "
-            f"({documents[row, at]}) and the position itself, and be the start of its own block."
+            f"({documents[row, at]}) and the position itself, be the start of its own block, and not go back to an "
+            "earlier one."
         )
 
 
@@ -227,6 +240,11 @@ def localist_attention_forward(
     if locality is None or layer not in locality.layers:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
+    if locality.needs_grad and not torch.is_grad_enabled():
+        raise ValueError(
+            "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query_length = query.shape[2]
     groups = query.shape[1] // key.shape[1]

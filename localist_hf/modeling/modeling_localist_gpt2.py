@@ -163,8 +163,9 @@ class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
         Args:
             output_fidelity (`bool` or `Sequence[int]`, *optional*):
                 Measure the fidelity of every layer, or of these layers only. Without it no block is computed and the
-                model is GPT-2. The `attention_mask` must then have padding at its ends only; without a mask,
-                `position_ids` that start anew mark packed documents, each measured as if it stood alone.
+                model is GPT-2. The `attention_mask` must then have padding at its ends only. Without a mask and a
+                cache, `position_ids` that start anew mark packed documents, which then attend and are measured as if
+                each stood alone (plain GPT-2 separates them only with `use_cache=False`).
             output_entropy (`bool`, *optional*, defaults to `False`):
                 Measure the entropy of the same layers too.
             block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):

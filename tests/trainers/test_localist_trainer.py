@@ -287,3 +287,9 @@ def test_sequences_longer_than_the_model_are_refused(make_trainer, make_model) -
 def test_label_smoothing_is_refused(make_trainer) -> None:
     with pytest.raises(ValueError, match=r"`label_smoothing_factor` is 0.1"):
         make_trainer(label_smoothing_factor=0.1)
+
+
+def test_reentrant_checkpointing_is_refused_rather_than_train_nothing(make_trainer) -> None:
+    trainer = make_trainer(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="`use_reentrant` is True"):
+        trainer.train()
