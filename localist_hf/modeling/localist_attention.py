@@ -20,7 +20,8 @@ from transformers.masking_utils import sdpa_mask
 
 from .block_partition import delimiter_block_starts, document_starts, semantic_block_starts, window_block_starts
 from .configuration_localist_gpt2 import LocalistGPT2Config
-from .fused_attention import attention_with_lse, local_lse
+from .block_attention import local_fidelity
+from .fused_attention import attention_with_lse
 
 
 @dataclass
@@ -255,9 +256,9 @@ def localist_attention_forward(
     starts = locality.block_starts(layer)[:, -query_length:]
     documents = locality.documents[:, -query_length:]
     num_sink_tokens = locality.config.num_sink_tokens
-    local = local_lse(query, key, starts, documents, locality.max_block_length, num_sink_tokens, scaling)
+    fidelity = local_fidelity(query, key, lse, starts, documents, locality.max_block_length, num_sink_tokens, scaling)
     is_counted = locality.fidelity_mask(layer)[:, None, -query_length:]
-    locality.fidelities[layer] = torch.where(is_counted, (local - lse).clamp(max=0).exp(), 1.0)
+    locality.fidelities[layer] = torch.where(is_counted, fidelity.clamp(max=1), 1.0)
     if locality.entropy:
         with torch.autocast(query.device.type, enabled=False):
             query, key = query.float(), key.float()

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from localist_hf.modeling import fused_attention
-from localist_hf.modeling.fused_attention import attention_with_lse, local_lse
+from localist_hf.modeling.block_attention import local_fidelity
+from localist_hf.modeling.fused_attention import attention_with_lse
 
 
 LENGTHS = (1, 2, 31, 32, 33, 64, 100, 200)
@@ -72,10 +73,12 @@ class Case:
         mask, is_causal = (None, self.query_length > 1) if is_plain else (self.visible, False)
         output, lse = attention_with_lse(query, key, value, mask, is_causal, self.scale)
         starts, documents = self.block_starts[:, -self.query_length :], self.documents[:, -self.query_length :]
-        local = local_lse(query, key, starts, documents, self.max_block_length, self.num_sink_tokens, self.scale)
-        # Clamped as in the package: what stands on padding, where either may be anything, must not make a nan.
-        fidelity = torch.where(self.counted, (local - lse).clamp(max=0).exp(), 1.0)
-        return Measured(self, inputs, output, lse, local, fidelity)
+        share = local_fidelity(
+            query, key, lse, starts, documents, self.max_block_length, self.num_sink_tokens, self.scale
+        )
+        # As in the package: what stands on padding, where it may be anything, must not make a nan.
+        fidelity = torch.where(self.counted, share.clamp(max=1), 1.0)
+        return Measured(self, inputs, output, lse, lse + share.log(), fidelity)
 
     def expect(self) -> "Measured":
         """What the explicit matrix says, in float64, of the same rounded inputs."""
@@ -109,7 +112,8 @@ def check(case: Case, values: float = 1e-5, gradients: float = 1e-4) -> None:
     """The package's numbers and gradients are those of the explicit matrix, within these absolute tolerances."""
     actual, expected = case.measure(), case.expect()
     seen = case.visible.any(-1).expand_as(expected.lse)
-    assert actual.output.dtype == case.dtype and actual.lse.dtype == actual.fidelity.dtype == torch.float32
+    wide = torch.promote_types(case.dtype, torch.float32)
+    assert actual.output.dtype == case.dtype and actual.lse.dtype == actual.fidelity.dtype == wide
     assert_close(actual.output.double(), expected.output, atol=values, rtol=0)
     assert_close(actual.lse.double()[seen], expected.lse[seen], atol=values, rtol=0)
     is_token = case.local.any(-1).expand_as(expected.lse)
@@ -159,8 +163,8 @@ def test_a_block_as_long_as_the_text_is_all_there_is():
     case.block_starts = torch.zeros_like(case.block_starts)
     query, key, value = case.inputs
     _, lse = attention_with_lse(query, key, value, None, True, case.scale)
-    local = local_lse(query, key, case.block_starts, case.documents, 150, 0, case.scale)
-    assert_close(local, lse, atol=1e-5, rtol=0)
+    share = local_fidelity(query, key, lse, case.block_starts, case.documents, 150, 0, case.scale)
+    assert_close(share, torch.ones_like(share), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("batch_size", "num_heads"), [(1, 1), (3, 5), (7, 1), (1, 12)])
@@ -196,7 +200,7 @@ def test_equals_the_matrix_for_any_combination(data: st.DataObject):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float64_is_exact_where_the_kernel_is(layout: str):
     case = Case(100, layout, dtype=torch.float64, num_sink_tokens=1)
-    check(case, values=2e-6, gradients=1e-5)  # the log-sum-exp and the band are float32
+    check(case, values=1e-12, gradients=1e-11)
     actual, expected = case.measure(), case.expect()
     assert_close(actual.output, expected.output, atol=1e-12, rtol=0)
     for grad, exact in zip(actual.gradients(of_fidelity=0), expected.gradients(of_fidelity=0), strict=True):
@@ -297,7 +301,8 @@ def test_gradients_may_come_in_any_memory_layout():
         assert_close(grad.double(), exact, atol=1e-4, rtol=0)
 
     query, key, _ = (tensor.clone().requires_grad_() for tensor in case.inputs)
-    local = local_lse(query, key, case.block_starts, case.documents, case.max_block_length, 0, case.scale)
+    lse = actual.lse.detach()
+    local = local_fidelity(query, key, lse, case.block_starts, case.documents, case.max_block_length, 0, case.scale)
     layouts = (local.mean(1).sum(), (local.transpose(1, 2).contiguous() / 3).sum())
     first, second = (torch.autograd.grad(each, (query, key), retain_graph=True) for each in layouts)
     for one, other in zip(first, second, strict=True):
