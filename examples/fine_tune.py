@@ -37,7 +37,7 @@ sequences = text.map(
 
 trainer = LocalistTrainer(
     model=model,
-    args=LocalistTrainingArguments(output_dir=output_dir, num_train_epochs=1, locality_weight=10.0, report_to="none"),
+    args=LocalistTrainingArguments(output_dir=output_dir, num_train_epochs=1, report_to="none"),
     train_dataset=sequences["train"],
     eval_dataset=sequences["test"],
     processing_class=tokenizer,

@@ -48,19 +48,18 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def training_arguments(folder: Path, steps: int, learning_rate: float, seed: int) -> LocalistTrainingArguments:
+def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingArguments:
     """The training arguments that the base and all variants share."""
     return LocalistTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        learning_rate=learning_rate,
+        learning_rate=1e-3,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         weight_decay=0.1,
         adam_beta2=0.95,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=8,
         per_device_eval_batch_size=16,
-        locality_weight=10.0,
         logging_steps=25,
         save_strategy="no",
         report_to="none",
@@ -87,7 +86,7 @@ def train_base(
     )
     trainer = LocalistTrainer(
         model=LocalistGPT2LMHeadModel(config),
-        args=training_arguments(folder, steps, 1.5e-3, seed),
+        args=training_arguments(folder, steps, seed),
         train_dataset=parts["base"],
         eval_dataset=parts["held-out"],
         processing_class=tokenizer,
@@ -101,7 +100,7 @@ def train_variant(
     """Fine-tunes the base under a locality configuration; all variants see the same batches in the same order."""
     trainer = LocalistTrainer(
         model=LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(variant)),
-        args=training_arguments(folder, steps, 5e-4, seed),
+        args=training_arguments(folder, steps, seed),
         train_dataset=parts["variants"],
         eval_dataset=parts["held-out"],
         processing_class=AutoTokenizer.from_pretrained(base),
@@ -141,8 +140,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
     )
-    parser.add_argument("--base-steps", type=int, default=300, help="training steps of the base")
-    parser.add_argument("--steps", type=int, default=120, help="fine-tuning steps of each variant")
+    parser.add_argument("--base-steps", type=int, default=400, help="training steps of the base")
+    parser.add_argument("--steps", type=int, default=170, help="fine-tuning steps of each variant")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the base and of every variant")
     args = parser.parse_args(arguments)
     for name in ("base_steps", "steps"):

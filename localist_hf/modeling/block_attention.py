@@ -171,7 +171,7 @@ def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
 
 def _band_weights(query, key, lse, tiling, rows, scale):
     """
-    Scaled queries `(n, _TILE, head_dim)`, keys `(n, width, head_dim)` and `exp(s - LSE)`, 0 outside the blocks, of shape
+    Scaled queries `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside the blocks,
     `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
 
     The tiles of all heads stand in one line, so that a tile's keys are one contiguous stretch and the stretches of all

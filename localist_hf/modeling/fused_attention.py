@@ -1,7 +1,7 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """
-Attention that also returns its log-sum-exp, differentiably, by torch's own fused kernels: no matrix of length x length is
-ever held.
+Attention that also returns its log-sum-exp, differentiably, by torch's own fused kernels: no matrix of length x length
+is ever held.
 """
 
 import torch

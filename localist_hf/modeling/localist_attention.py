@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .block_attention import local_fidelity
 from .block_partition import delimiter_block_starts, document_starts, semantic_block_starts, window_block_starts
 from .configuration_localist_gpt2 import LocalistGPT2Config
-from .block_attention import local_fidelity
 from .fused_attention import attention_with_lse
 
 

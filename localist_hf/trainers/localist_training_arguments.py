@@ -14,7 +14,7 @@ class LocalistTrainingArguments(TrainingArguments):
     Args:
         target_fidelity (`float`, *optional*, defaults to 0.9):
             phi*, the share of its attention that each query of a localised layer should keep in its block, in (0, 1].
-        locality_weight (`float`, *optional*, defaults to 1.0):
+        locality_weight (`float`, *optional*, defaults to 5.0):
             gamma, the weight of the locality loss beside the language modeling loss. 0 turns it off.
         locality_exponent (`int`, *optional*, defaults to 1):
             Exponent of the shortfall below the target: 1 or 2.
@@ -31,7 +31,7 @@ class LocalistTrainingArguments(TrainingArguments):
         metadata={"help": "Share of its attention that a localised query should keep in its block, in (0, 1]."},
     )
     locality_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}
+        default=5.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}
     )
     locality_exponent: int = field(default=1, metadata={"help": "Exponent of the shortfall: 1 or 2."})
     locality_warmup_steps: float = field(
