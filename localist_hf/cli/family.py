@@ -140,8 +140,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
     )
-    parser.add_argument("--base-steps", type=int, default=400, help="training steps of the base")
-    parser.add_argument("--steps", type=int, default=170, help="fine-tuning steps of each variant")
+    parser.add_argument("--base-steps", type=int, default=360, help="training steps of the base")
+    parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of each variant")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the base and of every variant")
     args = parser.parse_args(arguments)
     for name in ("base_steps", "steps"):

@@ -7,6 +7,8 @@ O(length * max_block_length) time.
 import torch
 from torch.nn import functional as F
 
+from .fused_attention import attention_with_lse
+
 
 # Queries of a tile. Small tiles waste fewer scores outside the blocks, large ones multiply faster.
 _TILE = 16
@@ -59,6 +61,48 @@ def local_fidelity(
     return fidelity
 
 
+def local_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    max_block_length: int,
+    num_sink_tokens: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Softmax attention over each query's local set only (see `local_fidelity` for the arguments; `value` has the key's
+    shape).
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
+        of the local scores, float32, of shape `(batch_size, num_heads, query_length)`; zeros on padding.
+    """
+    tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
+    outputs, lses = [], []
+    # Row by row, so that the stretches of keys stay views; the tiles take the place of the batch.
+    for row in range(len(query)):
+        output, lse = attention_with_lse(
+            tiling.tile(query[row : row + 1])[0].transpose(0, 1),
+            tiling.stretches(key[row]),
+            tiling.stretches(value[row]),
+            tiling.is_local[row, :, None],
+            False,
+            scale,
+        )
+        outputs.append(output.transpose(0, 1))
+        lses.append(lse.transpose(0, 1))
+    output, lse = tiling.untile(torch.stack(outputs)), tiling.untile(torch.stack(lses))
+    for sink in range(num_sink_tokens):
+        (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
+        score = ((_wide(query) * _wide(keys)).sum(-1) * scale).masked_fill(is_outside, float("-inf"))
+        total = torch.logaddexp(lse, score)
+        output = output * (lse - total).exp()[..., None] + values * (score - total).exp()[..., None]
+        lse = total
+    return output.to(query.dtype), lse
+
+
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -94,16 +138,24 @@ class _Tiling:
         starts = F.pad(starts, self.padding, value=key_length + _TILE).unflatten(1, (-1, _TILE))[..., None]
         rows = position.view(-1, _TILE, 1)
         columns = rows[:, :1] + torch.arange(self.width, device=position.device) - self.reach * _TILE
-        outside = (columns < starts.clamp(min=self.first_key)) | (columns > rows)
-        #: 0 on local keys and -inf elsewhere: `(batch_size, num_tiles, _TILE, width)`.
-        self.bias = torch.zeros(outside.shape, device=position.device).masked_fill_(outside, float("-inf"))
+        #: Which keys of its stretch are in a query's block: `(batch_size, num_tiles, _TILE, width)`.
+        self.is_local = (columns >= starts.clamp(min=self.first_key)) & (columns <= rows)
+
+    def bias(self) -> torch.Tensor:
+        """0 on the keys in a query's block and -inf elsewhere."""
+        return torch.zeros(self.is_local.shape, device=self.is_local.device).masked_fill_(~self.is_local, float("-inf"))
 
     def tile(self, rows: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_heads, query_length, n)` to `(batch_size, num_heads, num_tiles, _TILE, n)`."""
         return F.pad(rows, (0, 0, *self.padding)).unflatten(2, (-1, _TILE))
 
+    def stretches(self, rows: torch.Tensor) -> torch.Tensor:
+        """The stretch of each tile, a view: `(num_heads, key_length, n)` to `(num_tiles, num_heads, width, n)`."""
+        rows = F.pad(rows[:, self.first_key :], (0, 0, self.reach * _TILE, self.padding[1]))
+        return rows.unfold(1, self.width, _TILE).permute(1, 0, 3, 2)
+
     def untile(self, tiles: torch.Tensor) -> torch.Tensor:
-        """The inverse of `tile`."""
+        """The inverse of `tile`, with or without the last dimension."""
         return tiles.flatten(2, 3)[:, :, self.queries]
 
 
@@ -117,9 +169,9 @@ class _BlockFidelity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, lse, block_starts, max_block_length, scale):
         tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
-        fidelity = torch.empty_like(lse)
+        bias, fidelity = tiling.bias(), torch.empty_like(lse)
         for piece in _pieces(query, tiling):
-            _, _, weights = _band_weights(query[piece], key[piece], lse[piece], tiling, piece[0], scale)
+            _, _, weights = _band_weights(query[piece], key[piece], lse[piece], tiling, bias[piece[0]], scale)
             sums = weights.sum(-1).view(*query[piece].shape[:2], -1)
             fidelity[piece] = sums[..., tiling.queries]
         ctx.save_for_backward(query, key, lse, block_starts, fidelity)
@@ -130,12 +182,12 @@ class _BlockFidelity(torch.autograd.Function):
     def backward(ctx, grad):
         query, key, lse, block_starts, fidelity = ctx.saved_tensors
         tiling = _Tiling(block_starts, query.shape[2], key.shape[2], ctx.max_block_length)
-        grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
+        bias, grad_query, grad_key = tiling.bias(), torch.empty_like(query), torch.zeros_like(key)
         with torch.autocast(query.device.type, enabled=False):
             for piece in _pieces(query, tiling):
                 heads = query[piece].shape[:2]
                 queries, keys, weights = _band_weights(
-                    query[piece], key[piece], lse[piece], tiling, piece[0], ctx.scale
+                    query[piece], key[piece], lse[piece], tiling, bias[piece[0]], ctx.scale
                 )
                 grads = tiling.tile(grad[piece][..., None]).flatten(0, 2)
                 grad_queries = torch.bmm(weights, keys).mul_(grads * ctx.scale)
@@ -157,7 +209,7 @@ def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
     # A compiled graph would unroll the loop; its kernels hold no more than they need anyway.
     if torch.compiler.is_compiling():
         return [(slice(None), slice(None))]
-    scores_per_head = tiling.bias[0].numel()
+    scores_per_head = tiling.is_local[0].numel()
     heads = max(1, _MAX_SCORES.get(query.device.type, _MAX_SCORES_ELSEWHERE) // scores_per_head)
     if heads >= num_heads:
         rows = heads // num_heads
@@ -169,7 +221,7 @@ def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
     ]
 
 
-def _band_weights(query, key, lse, tiling, rows, scale):
+def _band_weights(query, key, lse, tiling, bias, scale):
     """
     Scaled queries `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside the blocks,
     `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
@@ -183,7 +235,7 @@ def _band_weights(query, key, lse, tiling, rows, scale):
     keys = F.pad(_wide(key[:, :, tiling.first_key :]), (0, 0, 0, tiling.padding[1])).reshape(-1, head_dim)
     keys = F.pad(keys, (0, 0, tiling.reach * _TILE, 0))
     keys = keys.as_strided((len(queries), tiling.width, head_dim), (_TILE * head_dim, head_dim, 1))
-    scores = tiling.bias[rows, None] - tiling.tile(lse[..., None])
+    scores = bias[:, None] - tiling.tile(lse[..., None])
     scores = scores.reshape(-1, _TILE, tiling.width)
     # No score exceeds its log-sum-exp, so the exponential cannot overflow.
     return queries, keys, scores.baddbmm_(queries, keys.transpose(1, 2)).exp_()

@@ -17,6 +17,13 @@ logger = logging.get_logger(__name__)
 BLOCK_PARTITIONS = ("semantic", "delimiter", "window")
 
 
+def check_share(name: str, value: float) -> float:
+    """The value of an argument that must lie in [0, 1]; a `ValueError` that names it if it does not."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
+    return value
+
+
 @strict
 class LocalistGPT2Config(GPT2Config):
     r"""
@@ -49,6 +56,13 @@ class LocalistGPT2Config(GPT2Config):
         num_sink_tokens (`int`, *optional*, defaults to 0):
             The first tokens of a text that count as local everywhere (attention sinks, arXiv:2309.17453). 0 is the
             setting of arXiv:2511.18375.
+        locality_dial (`float`, *optional*, defaults to 0.0):
+            The dial d in [0, 1], at inference: in layer l the attention weights outside a query's local set are
+            multiplied by `1 - d * lambda_l` and renormalised. 0 changes nothing; at 1 a layer with `lambda_l = 1`
+            attends to the local set only.
+        min_fidelity (`float`, *optional*, defaults to 0.0):
+            A guarantee in [0, 1], at inference: in layer l every query's fidelity is raised to
+            `lambda_l * min_fidelity` where it is below. 0 changes nothing.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for a value outside its range; the message names the argument, the
@@ -77,6 +91,8 @@ class LocalistGPT2Config(GPT2Config):
     delimiter_token_ids: list[int] | None = None
     window_length: int = 16
     num_sink_tokens: int = 0
+    locality_dial: float | int = 0.0
+    min_fidelity: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         # The attention that can report its locality; without a request for it, it is transformers' `sdpa`.
@@ -127,6 +143,11 @@ class LocalistGPT2Config(GPT2Config):
             raise ValueError(
                 f"`delimiter_token_ids` holds {outside[0]}; the vocabulary has the ids 0 to {self.vocab_size - 1}."
             )
+
+    def validate_dial(self) -> None:
+        """The dial and the guarantee must be shares."""
+        check_share("locality_dial", self.locality_dial)
+        check_share("min_fidelity", self.min_fidelity)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:

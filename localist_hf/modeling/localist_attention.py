@@ -1,15 +1,16 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """
-The attention function `"localist"` and what it measures: how much of its attention each query keeps in its own block.
+The attention function `"localist"`: what share of its attention each query keeps in its own block, and the dial that
+changes it.
 
-Without a `locality` argument it is transformers' `sdpa`. With one, the function also finds the blocks and computes each
-layer's fidelity and entropy. The argument is a [`Locality`], made anew for every forward pass and handed down to the
-attention of each layer with the keyword arguments; nothing is kept on modules.
+Without a `locality` argument it is transformers' `sdpa`. With one, the function also finds the blocks, measures each
+layer's fidelity and entropy, and applies the dial. The argument is a [`Locality`], made anew for every forward pass and
+handed down to the attention of each layer with the keyword arguments; nothing is kept on modules.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,52 +19,72 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .block_attention import local_fidelity
+from .block_attention import local_attention, local_fidelity
 from .block_partition import delimiter_block_starts, document_starts, semantic_block_starts, window_block_starts
-from .configuration_localist_gpt2 import LocalistGPT2Config
+from .configuration_localist_gpt2 import LocalistGPT2Config, check_share
 from .fused_attention import attention_with_lse
 
 
 @dataclass
 class Locality:
     """
-    What one forward pass measures: the request, the blocks as they are found, and the results by layer.
+    One forward pass's request, the blocks as they are found, and what is measured, by layer.
 
     Args:
         config ([`LocalistGPT2Config`]):
-            Says how blocks are found.
-        layers (`frozenset[int]`):
+            Says how local each layer is and how blocks are found.
+        measured (`frozenset[int]`):
             Layers to measure.
         entropy (`bool`):
             Whether to measure the entropy too; it costs one more pass of the attention kernel.
+        dial (`float`):
+            d in [0, 1]: weights outside the local set are multiplied by `1 - d * lambda_l` and renormalised.
+        min_fidelity (`float`):
+            The fidelity of every query of layer l is raised to `lambda_l * min_fidelity` where it is below.
         documents (`torch.LongTensor` of shape `(batch_size, key_length)`):
             First position of each position's document, -1 on padding.
         fixed_block_starts (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
             The block starts, where they do not depend on the model's values.
         max_block_length (`int`):
             No block is longer.
-        needs_grad (`bool`, *optional*):
-            Whether the forward pass runs with gradients, as it does now by default.
     """
 
     config: LocalistGPT2Config
-    layers: frozenset[int]
+    measured: frozenset[int]
     entropy: bool
+    dial: float
+    min_fidelity: float
     documents: torch.Tensor
     fixed_block_starts: torch.Tensor | None
     max_block_length: int
-    needs_grad: bool = field(default_factory=torch.is_grad_enabled)
-    _semantic_block_starts: dict[int, torch.Tensor] = field(default_factory=dict)
-    fidelities: dict[int, torch.Tensor] = field(default_factory=dict)
-    entropies: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    @property
-    def semantic_layer(self) -> int:
-        """The layer whose values define the blocks of every layer above it."""
+    def __post_init__(self) -> None:
+        lambdas = self.config.locality_lambdas
+        #: Factor of the weights outside the local set, and least fidelity, of each layer.
+        self.weights = [1 - self.dial * value for value in lambdas]
+        self.floors = [self.min_fidelity * value for value in lambdas]
+        dialled = {layer for layer in range(len(lambdas)) if self.weights[layer] < 1 or self.floors[layer] > 0}
+        #: Layers that need blocks; the others are plain attention.
+        self.layers = self.measured | dialled
         layer = self.config.semantic_layer
-        return self.config.num_hidden_layers // 2 if layer is None else layer
+        #: The layer whose values define the blocks of every layer above it.
+        self.semantic_layer = self.config.num_hidden_layers // 2 if layer is None else layer
+        self.fidelities: dict[int, torch.Tensor] = {}
+        self.entropies: dict[int, torch.Tensor] = {}
+        self._semantic_block_starts: dict[int, torch.Tensor] = {}
+        self._needs_grad = torch.is_grad_enabled()
 
-    def observe(self, layer: int, value: torch.Tensor) -> None:
+    def block_starts(self, layer: int) -> torch.Tensor:
+        """`torch.LongTensor` of shape `(batch_size, key_length)`: the block start of each position at this layer."""
+        if self.fixed_block_starts is not None:
+            return self.fixed_block_starts
+        return self._semantic_block_starts[min(layer, self.semantic_layer)]
+
+    def fidelity_mask(self, layer: int) -> torch.Tensor:
+        """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
+        return (self.documents >= 0) & (self.block_starts(layer) - self.documents > self.config.num_sink_tokens)
+
+    def find_blocks(self, layer: int, value: torch.Tensor) -> None:
         """Finds blocks in the values `(batch_size, num_heads, key_length, head_dim)` of a layer that defines some."""
         defines_own = layer < self.semantic_layer and layer in self.layers
         defines_shared = layer == self.semantic_layer and any(other >= layer for other in self.layers)
@@ -81,15 +102,105 @@ class Locality:
                 config.max_block_length,
             )
 
-    def block_starts(self, layer: int) -> torch.Tensor:
-        """`torch.LongTensor` of shape `(batch_size, key_length)`: the block start of each position at this layer."""
-        if self.fixed_block_starts is not None:
-            return self.fixed_block_starts
-        return self._semantic_block_starts[min(layer, self.semantic_layer)]
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scale: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """
+        The attention output of one of `layers`, `(batch_size, num_heads, query_length, head_dim)`, under the dial;
+        measures the layer if that is asked for.
+        """
+        if self._needs_grad and not torch.is_grad_enabled():
+            raise ValueError(
+                "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
+                "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            )
+        query_length = query.shape[2]
+        starts, documents = self.block_starts(layer)[:, -query_length:], self.documents[:, -query_length:]
+        local_set = (starts, documents, self.max_block_length, self.config.num_sink_tokens, scale)
+        is_token = documents[:, None] >= 0
+        is_counted = self.fidelity_mask(layer)[:, None, -query_length:]
+        weight, floor = self.weights[layer], self.floors[layer]
+        needs_entropy = self.entropy and layer in self.measured
 
-    def fidelity_mask(self, layer: int) -> torch.Tensor:
-        """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
-        return (self.documents >= 0) & (self.block_starts(layer) - self.documents > self.config.num_sink_tokens)
+        def mean_key(attention: Callable) -> torch.Tensor:
+            """The mean of the keys under an attention; float32, since the entropy is a difference of large numbers."""
+            with torch.autocast(query.device.type, enabled=False):
+                return attention(query.float(), key.float(), key.float())
+
+        def entropy(lse: torch.Tensor, mean_key: torch.Tensor) -> torch.Tensor:
+            """`LSE_i - scale * q_i . mean_key_i`, in nats."""
+            return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
+
+        if weight == 0 or floor == 1:  # only the local set counts
+            output, lse = local_attention(query, key, value, *local_set)
+            if needs_entropy:
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set)[0])
+                self._record_entropy(layer, entropy(lse, local_mean), is_token)
+            if layer in self.measured:
+                self.fidelities[layer] = torch.ones_like(lse)
+            return output
+
+        is_causal = attention_mask is None and query_length > 1
+        output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
+        free_fidelity = local_fidelity(query, key, lse, *local_set).clamp(max=1)
+        free_fidelity = torch.where(is_counted, free_fidelity, 1.0)
+        is_dialled = weight < 1 or floor > 0
+        if is_dialled:
+            local_output, local_lse = local_attention(query, key, value, *local_set)
+            fidelity, share = dialled_fidelity(free_fidelity, weight, floor)
+            output = (output + share[..., None] * (local_output - output)).to(output.dtype)
+        else:
+            fidelity = free_fidelity
+        if layer in self.measured:
+            self.fidelities[layer] = fidelity
+        if needs_entropy:
+            mask = {"attn_mask": attention_mask, "is_causal": is_causal, "scale": scale}
+            total = entropy(lse, mean_key(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **mask)))
+            if is_dialled:
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set)[0])
+                local = entropy(local_lse, local_mean)
+                # Entropy of the choice between the local set and the rest, and of the choice within each; the dial
+                # changes the first only, and the rest's part shrinks by `1 - share`.
+                rest = total - _binary_entropy(free_fidelity) - free_fidelity * local
+                total = _binary_entropy(fidelity) + fidelity * local + (1 - share) * rest
+            self._record_entropy(layer, total, is_token)
+        return output
+
+    def _record_entropy(self, layer: int, nats: torch.Tensor, is_token: torch.Tensor) -> None:
+        self.entropies[layer] = torch.where(is_token, nats.clamp(min=0) / math.log(2), 0.0)
+
+
+def dialled_fidelity(fidelity: torch.Tensor, weight: float, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The fidelity under the dial, `phi' = phi / (phi + w * (1 - phi))`, raised to `floor` where it is below, and the
+    share of the local attention's output in the dialled one: `out' = out + share * (out_local - out)` with
+    `share = (phi' - phi) / (1 - phi)`.
+
+    Args:
+        fidelity (`torch.Tensor`):
+            phi, in [0, 1].
+        weight (`float`):
+            w in (0, 1], the factor of the weights outside the local set.
+        floor (`float`):
+            Least fidelity, in [0, 1).
+    """
+    dialled = fidelity / (fidelity + weight * (1 - fidelity))
+    share = (1 - weight) * dialled  # the same as above, and exact at phi = 1
+    raised = (floor - fidelity) / (1 - fidelity).clamp(min=torch.finfo(fidelity.dtype).tiny)
+    is_below = dialled < floor
+    return torch.where(is_below, floor, dialled), torch.where(is_below, raised, share)
+
+
+def _binary_entropy(share: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a choice with this probability."""
+    return -torch.special.xlogy(share, share) - torch.special.xlogy(1 - share, 1 - share)
 
 
 def build_locality(
@@ -102,17 +213,24 @@ def build_locality(
     position_ids: torch.Tensor | None,
     past_key_values: Cache | None,
     block_starts: torch.Tensor | None,
+    locality_dial: float | None = None,
+    min_fidelity: float | None = None,
 ) -> Locality | None:
     """
-    The [`Locality`] of a forward pass with these arguments (see [`LocalistGPT2LMHeadModel.forward`]), or None when no
-    measurement is asked for.
+    The [`Locality`] of a forward pass with these arguments (see [`LocalistGPT2LMHeadModel.forward`]), or None when
+    nothing is measured and the dial changes nothing.
 
     Raises:
         ValueError: for a request that cannot be met; the message names the argument.
     """
+    dial = config.locality_dial if locality_dial is None else check_share("locality_dial", locality_dial)
+    floor = config.min_fidelity if min_fidelity is None else check_share("min_fidelity", min_fidelity)
+    is_dialled = (dial > 0 or floor > 0) and any(config.locality_lambdas)
     if output_fidelity is None or output_fidelity is False:
         if output_entropy:
             raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
+        output_fidelity = ()
+    if output_fidelity == () and not is_dialled:
         return None
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None:
@@ -125,13 +243,13 @@ def build_locality(
         raise ValueError(f"`output_fidelity` asks for layers {sorted(layers)}; the model has 0 to {num_layers - 1}.")
     if config._attn_implementation != "localist":
         raise ValueError(
-            f"`output_fidelity` needs the attention implementation 'localist', the model uses "
+            f"`output_fidelity` and `locality_dial` need the attention implementation 'localist', the model uses "
             f"{config._attn_implementation!r}. Call `model.set_attn_implementation('localist')`."
         )
     if past_key_values is not None and past_key_values.is_compileable:
         raise ValueError(
-            f"`output_fidelity` does not work with a cache of fixed size ({type(past_key_values).__name__}); use a "
-            "`DynamicCache`."
+            "`output_fidelity` and `locality_dial` do not work with a cache of fixed size "
+            f"({type(past_key_values).__name__}); use a `DynamicCache`."
         )
 
     batch_size, query_length = tokens.shape[:2]
@@ -161,7 +279,7 @@ def build_locality(
         block_starts = delimiter_block_starts(
             input_ids, documents, config.delimiter_token_ids, config.min_block_length, max_block_length
         )
-    return Locality(config, layers, output_entropy, documents, block_starts, max_block_length)
+    return Locality(config, layers, output_entropy, dial, floor, documents, block_starts, max_block_length)
 
 
 def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
@@ -211,11 +329,7 @@ def localist_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attention for transformers' `AttentionInterface`; measures the layers that `locality` asks for.
-
-    The fidelity of query i is the share of its attention that stays in its local set,
-    `phi_i = exp(LSE_local,i - LSE_i)`; its entropy in bits is
-    `(LSE_i - scale * q_i . attention(q, k, v := k)_i) / ln 2`.
+    Attention for transformers' `AttentionInterface`: `sdpa` where `locality` asks for nothing.
 
     Args:
         module (`nn.Module`):
@@ -230,41 +344,19 @@ def localist_attention_forward(
         scaling (`float`, *optional*):
             Factor of the scores, `head_dim ** -0.5` by default.
         locality ([`Locality`], *optional*):
-            What to measure.
+            What to measure, and the dial.
 
     Returns:
         `tuple(torch.Tensor, None)`: the attention output of shape `(batch_size, query_length, num_heads, head_dim)`.
     """
-    layer = module.layer_idx
     if locality is not None:
-        locality.observe(layer, value)
-    if locality is None or layer not in locality.layers:
+        locality.find_blocks(module.layer_idx, value)
+    if locality is None or module.layer_idx not in locality.layers:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-
-    if locality.needs_grad and not torch.is_grad_enabled():
-        raise ValueError(
-            "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
-            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
-        )
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query_length = query.shape[2]
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    is_causal = attention_mask is None and query_length > 1
-    output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scaling, dropout)
-
-    starts = locality.block_starts(layer)[:, -query_length:]
-    documents = locality.documents[:, -query_length:]
-    num_sink_tokens = locality.config.num_sink_tokens
-    fidelity = local_fidelity(query, key, lse, starts, documents, locality.max_block_length, num_sink_tokens, scaling)
-    is_counted = locality.fidelity_mask(layer)[:, None, -query_length:]
-    locality.fidelities[layer] = torch.where(is_counted, fidelity.clamp(max=1), 1.0)
-    if locality.entropy:
-        with torch.autocast(query.device.type, enabled=False):
-            query, key = query.float(), key.float()
-            mean_key = F.scaled_dot_product_attention(query, key, key, attention_mask, 0.0, is_causal, scale=scaling)
-            entropy = (lse - scaling * (query * mean_key).sum(-1)).clamp(min=0) / math.log(2)
-        locality.entropies[layer] = torch.where(documents[:, None] >= 0, entropy, 0.0)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = locality.attend(module.layer_idx, query, key, value, attention_mask, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None
 
 

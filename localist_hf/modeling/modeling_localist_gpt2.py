@@ -13,7 +13,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .configuration_localist_gpt2 import LocalistGPT2Config
+from .block_partition import delimiter_block_starts, document_starts
+from .configuration_localist_gpt2 import LocalistGPT2Config, check_share
 from .localist_attention import Locality, build_locality
 
 
@@ -53,9 +54,9 @@ class LocalistCausalLMOutput(CausalLMOutputWithCrossAttentions):
 
 def _measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
     """The fields that the outputs add to GPT-2's; a key-value cache's positions are left out."""
-    if locality is None:
+    if locality is None or not locality.measured:
         return {}
-    layers = sorted(locality.layers)
+    layers = sorted(locality.measured)
     return {
         "fidelity": tuple(locality.fidelities[layer] for layer in layers),
         "fidelity_mask": tuple(locality.fidelity_mask(layer)[:, -query_length:] for layer in layers),
@@ -64,7 +65,56 @@ def _measurements(locality: Locality | None, query_length: int) -> dict[str, tup
     }
 
 
-class LocalistGPT2Model(GPT2Model):
+class _DialMixin:
+    """`set_locality_dial`, for the transformer and the language model alike."""
+
+    def set_locality_dial(self, dial: float = 0.0, min_fidelity: float = 0.0) -> "LocalityDial":
+        """
+        Sets the dial, and the guarantee, of every call from now on; as a context manager, of the calls inside.
+
+        Args:
+            dial (`float`, *optional*, defaults to 0.0):
+                d in [0, 1]: weights outside a query's local set are multiplied by `1 - d * lambda_l`.
+            min_fidelity (`float`, *optional*, defaults to 0.0):
+                In [0, 1]: fidelities of layer l are raised to `lambda_l * min_fidelity`.
+
+        Returns:
+            `LocalityDial`: restores the former setting on leaving a `with` block.
+
+        Raises:
+            ValueError: for a value outside [0, 1]; nothing is changed then.
+
+        Example:
+
+        ```python
+        >>> model.set_locality_dial(0.6)  # from now on
+        >>> with model.set_locality_dial(1.0):  # only inside
+        ...     tokens = model.generate(**inputs)
+        ```
+        """
+        check_share("dial", dial)
+        check_share("min_fidelity", min_fidelity)
+        before = LocalityDial(self.config, self.config.locality_dial, self.config.min_fidelity)
+        self.config.locality_dial, self.config.min_fidelity = dial, min_fidelity
+        return before
+
+
+@dataclass
+class LocalityDial:
+    """A setting of the dial that leaving a `with` block restores."""
+
+    config: LocalistGPT2Config
+    dial: float
+    min_fidelity: float
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.config.locality_dial, self.config.min_fidelity = self.dial, self.min_fidelity
+
+
+class LocalistGPT2Model(_DialMixin, GPT2Model):
     """GPT-2's transformer, able to measure its locality. See [`LocalistGPT2LMHeadModel`] for the arguments."""
 
     config: LocalistGPT2Config
@@ -83,13 +133,15 @@ class LocalistGPT2Model(GPT2Model):
         output_fidelity: bool | Sequence[int] | None = None,
         output_entropy: bool = False,
         block_starts: torch.LongTensor | None = None,
+        locality_dial: float | None = None,
+        min_fidelity: float | None = None,
         **kwargs,
     ) -> LocalistModelOutput:
         locality = kwargs.pop("locality", None)  # the language model hands down its own
         if locality is None:
             locality = build_locality(
                 self.config, output_fidelity, output_entropy, input_ids, inputs_embeds, attention_mask, position_ids,
-                past_key_values, block_starts,
+                past_key_values, block_starts, locality_dial, min_fidelity,
             )  # fmt: skip
         if locality is not None:
             kwargs["locality"] = locality
@@ -110,7 +162,7 @@ class LocalistGPT2Model(GPT2Model):
         return LocalistModelOutput(**outputs, **_measurements(locality, query_length))
 
 
-class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
+class LocalistGPT2LMHeadModel(_DialMixin, GPT2LMHeadModel):
     """
     GPT-2 with a language modeling head, able to measure its locality.
 
@@ -155,6 +207,8 @@ class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
         output_fidelity: bool | Sequence[int] | None = None,
         output_entropy: bool = False,
         block_starts: torch.LongTensor | None = None,
+        locality_dial: float | None = None,
+        min_fidelity: float | None = None,
         **kwargs,
     ) -> LocalistCausalLMOutput:
         r"""
@@ -171,13 +225,15 @@ class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
             block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The position at which each token's block starts, in place of the partition of the configuration, for
                 all layers. With a filled cache it covers the cached tokens too.
+            locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
+                The dial and the guarantee of [`LocalistGPT2Config`], for this call in place of the configuration's.
 
         Raises:
             ValueError: where locality is asked for and cannot be measured; the message names the argument.
         """
         locality = build_locality(
             self.config, output_fidelity, output_entropy, input_ids, inputs_embeds, attention_mask, position_ids,
-            past_key_values, block_starts,
+            past_key_values, block_starts, locality_dial, min_fidelity,
         )  # fmt: skip
         if locality is not None:
             kwargs["locality"] = locality
@@ -196,6 +252,22 @@ class LocalistGPT2LMHeadModel(GPT2LMHeadModel):
         )
         query_length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
         return LocalistCausalLMOutput(**outputs, **_measurements(locality, query_length))
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> dict:
+        """As in transformers; delimiter blocks are found here, where all tokens are at hand, not only the new ones."""
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        config = self.config
+        if config.block_partition == "delimiter" and inputs.get("block_starts") is None:
+            inputs["block_starts"] = delimiter_block_starts(
+                input_ids,
+                document_starts(*input_ids.shape, attention_mask, device=input_ids.device),
+                config.delimiter_token_ids,
+                config.min_block_length,
+                config.max_block_length,
+            )
+        return inputs
 
 
 LocalistGPT2Model.register_for_auto_class("AutoModel")

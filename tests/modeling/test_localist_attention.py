@@ -264,7 +264,9 @@ def test_blocks_that_go_back_to_an_earlier_one_are_refused(make_config):
 
 
 def test_another_attention_implementation_is_refused(make_config):
-    with pytest.raises(ValueError, match=r"`output_fidelity` needs the attention implementation 'localist'.*'eager'"):
+    with pytest.raises(
+        ValueError, match=r"`output_fidelity` and `locality_dial` need the attention implementation 'localist'.*'eager'"
+    ):
         build(make_config(attn_implementation="eager"))
 
 

@@ -411,7 +411,8 @@ def test_a_subset_of_layers_gives_their_measurements_only(make_model, make_text)
     model = make_model()
     ids = make_text(2, 60)
     everything = model(ids, output_fidelity=True, output_entropy=True)
-    for layers in ([3], [0, 2], (2, 1), []):
+    assert model(ids, output_fidelity=[]).fidelity is None
+    for layers in ([3], [0, 2], (2, 1)):
         some = model(ids, output_fidelity=layers, output_entropy=True)
         for name in ("fidelity", "fidelity_mask", "block_starts", "entropy"):
             expected = tuple(getattr(everything, name)[layer] for layer in sorted(layers))

@@ -1,0 +1,341 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+The peers, as tasks that can be timed, and a check that they compute the same thing.
+
+Everything is as each peer's user would write it: transformers' own classes, AdamW as `Trainer` sets it up, no dropout,
+no cache in training.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import torch
+from rows import Shape
+from torch.nn import functional as F
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from localist_hf.modeling.block_attention import local_fidelity
+from localist_hf.modeling.block_partition import semantic_block_starts
+from localist_hf.modeling.fused_attention import attention_with_lse
+from localist_hf.trainers.locality_loss import locality_loss
+
+
+Task = Callable[[], object]
+
+_MAX_BLOCK_LENGTH = 64
+_TARGET_FIDELITY, _LOCALITY_WEIGHT, _EXPONENT = 0.9, 5.0, 1  # LocalistTrainingArguments' defaults
+
+#: Every task: its name, and what builds it for a shape.
+TASKS: dict[str, Callable[[Shape], Task]] = {}
+
+
+def _task(name: str) -> Callable:
+    """Enters a builder in `TASKS`."""
+
+    def enter(build: Callable[[Shape], Task]) -> Callable[[Shape], Task]:
+        TASKS[name] = build
+        return build
+
+    return enter
+
+
+# Inputs and models
+
+
+def _input_ids(shape: Shape, length: int | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.batch_size, length or shape.length)
+    return torch.randint(shape.vocab_size, size, generator=generator).to(shape.device)
+
+
+def _settings(shape: Shape) -> dict:
+    """What every peer's configuration has in common."""
+    return {
+        "n_layer": shape.num_layers,
+        "n_head": shape.num_heads,
+        "n_embd": shape.width,
+        "vocab_size": shape.vocab_size,
+        "n_positions": shape.length,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "use_cache": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def plain_model(shape: Shape, attention: str = "sdpa") -> GPT2LMHeadModel:
+    """Transformers' GPT-2 with random weights."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**_settings(shape), attn_implementation=attention))
+    return model.to(shape.device).train()
+
+
+def our_model(shape: Shape, schedule: str = "localist") -> LocalistGPT2LMHeadModel:
+    """LocalistGPT2 with the weights of `plain_model`."""
+    config = LocalistGPT2Config(
+        **_settings(shape), locality_schedule=schedule, max_block_length=_MAX_BLOCK_LENGTH, block_partition="semantic"
+    )
+    model = LocalistGPT2LMHeadModel(config)
+    model.load_state_dict(plain_model(shape).state_dict())
+    return model.to(shape.device).train()
+
+
+def _heads(shape: Shape, requires_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random queries, keys and values that lie in memory as GPT-2's do."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(shape.batch_size, shape.length, 3 * shape.width, generator=generator).to(shape.device)
+    return tuple(
+        part.unflatten(-1, (shape.num_heads, -1)).transpose(1, 2).detach().requires_grad_(requires_grad)
+        for part in qkv.split(shape.width, dim=-1)
+    )
+
+
+def _documents(shape: Shape) -> torch.Tensor:
+    return torch.zeros(shape.batch_size, shape.length, dtype=torch.long, device=shape.device)
+
+
+def _find_blocks(values: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """The semantic partition with LocalistGPT2Config's defaults."""
+    config = LocalistGPT2Config()
+    return semantic_block_starts(
+        values,
+        documents,
+        config.semantic_window,
+        config.semantic_threshold,
+        config.min_block_length,
+        _MAX_BLOCK_LENGTH,
+    )
+
+
+def _block_starts(shape: Shape) -> torch.Tensor:
+    """Blocks made beforehand, for the peers that cannot find any: from random values, like those of random weights."""
+    return _find_blocks(_heads(shape)[2], _documents(shape))
+
+
+# Training steps
+
+
+def plain_loss(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """The language modeling loss alone."""
+    return model(input_ids=input_ids, labels=input_ids).loss
+
+
+def our_loss(
+    model: LocalistGPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss of `LocalistTrainer`; layers that the schedule leaves free are not measured."""
+    lambdas = model.config.locality_lambdas
+    layers = [layer for layer, value in enumerate(lambdas) if value > 0]
+    outputs = model(input_ids=input_ids, labels=input_ids, output_fidelity=layers, block_starts=block_starts)
+    losses = [
+        lambdas[layer] * locality_loss(fidelity, mask, _TARGET_FIDELITY, _EXPONENT).mean()
+        for layer, fidelity, mask in zip(layers, outputs.fidelity, outputs.fidelity_mask, strict=True)
+    ]
+    return outputs.loss + _LOCALITY_WEIGHT / len(lambdas) * sum(losses)
+
+
+def eager_loss(model: GPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor) -> torch.Tensor:
+    """The same loss from the attention matrices that transformers returns."""
+    outputs = model(input_ids=input_ids, labels=input_ids, output_attentions=True)
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    local = (columns >= block_starts[:, :, None])[:, None]  # the matrices are 0 above the diagonal
+    losses = [
+        locality_loss((weights * local).sum(-1), block_starts > 0, _TARGET_FIDELITY, _EXPONENT).mean()
+        for weights in outputs.attentions
+    ]
+    return outputs.loss + _LOCALITY_WEIGHT * sum(losses) / len(losses)
+
+
+def _training_step(model: torch.nn.Module, loss: Callable[..., torch.Tensor], shape: Shape, *args) -> Task:
+    """Forward, backward, AdamW and zero_grad; in bfloat16 autocast on a GPU."""
+    input_ids = _input_ids(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    on_gpu = shape.device == "cuda"
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+            value = loss(model, input_ids, *args)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@_task("plain step")
+def _(shape: Shape) -> Task:
+    return _training_step(plain_model(shape), plain_loss, shape)
+
+
+@_task("our step")
+def _(shape: Shape) -> Task:
+    return _training_step(our_model(shape), our_loss, shape)
+
+
+@_task("our quintic step")
+def _(shape: Shape) -> Task:
+    return _training_step(our_model(shape, "quintic"), our_loss, shape)
+
+
+@_task("our unmeasured step")
+def _(shape: Shape) -> Task:
+    return _training_step(our_model(shape), plain_loss, shape)
+
+
+@_task("eager step")
+def _(shape: Shape) -> Task:
+    return _training_step(plain_model(shape, "eager"), eager_loss, shape, _block_starts(shape))
+
+
+# The parts of our step, forward and backward, for one layer
+
+
+def _forward_backward(function: Callable[[], tuple[torch.Tensor, ...]], inputs: tuple[torch.Tensor, ...]) -> Task:
+    grads = [torch.randn_like(output) for output in function()]
+    return lambda: torch.autograd.grad(function(), inputs, grads)
+
+
+@_task("plain attention")
+def _(shape: Shape) -> Task:
+    heads = _heads(shape, requires_grad=True)
+    return _forward_backward(lambda: (F.scaled_dot_product_attention(*heads, is_causal=True),), heads)
+
+
+@_task("fused attention with LSE")
+def _(shape: Shape) -> Task:
+    heads = _heads(shape, requires_grad=True)
+    scale = heads[0].shape[-1] ** -0.5
+    return _forward_backward(lambda: attention_with_lse(*heads, None, True, scale), heads)
+
+
+@_task("band")
+def _(shape: Shape) -> Task:
+    query, key, value = _heads(shape, requires_grad=True)
+    scale = query.shape[-1] ** -0.5
+    with torch.no_grad():
+        _, lse = attention_with_lse(query, key, value, None, True, scale)
+    inputs = (query, key, lse.requires_grad_())
+    rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, scale)
+    return _forward_backward(lambda: (local_fidelity(*inputs, *rest),), inputs)
+
+
+@_task("block finding")
+def _(shape: Shape) -> Task:
+    values, documents = _heads(shape)[2], _documents(shape)
+    return lambda: _find_blocks(values, documents)
+
+
+# Attention at dial 1
+
+
+@_task("plain attention forward")
+def _(shape: Shape) -> Task:
+    heads = _heads(shape)
+    return lambda: F.scaled_dot_product_attention(*heads, is_causal=True)
+
+
+@_task("local attention forward")
+def _(shape: Shape) -> Task:
+    from localist_hf.modeling.block_attention import local_attention
+
+    heads = _heads(shape)
+    rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, heads[0].shape[-1] ** -0.5)
+    return lambda: local_attention(*heads, *rest)
+
+
+# The whole model, not training
+
+
+def _without_grad(model: torch.nn.Module, function: Callable[[], object]) -> Task:
+    model.eval()
+    return torch.no_grad()(function)
+
+
+def explicit_attention_forward(module, query, key, value, attention_mask, scaling=None, dial_bias=None, **kwargs):
+    """The dial as published demonstrations do it: explicit scores with an additive bias."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    weights = (query @ key.transpose(-1, -2) * scaling + dial_bias).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("explicit_dial", explicit_attention_forward)
+
+
+def explicit_logits(
+    model: GPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor, dial: float
+) -> torch.Tensor:
+    """Logits of plain GPT-2 with log(1 - dial) added to every score outside the blocks, all layers localised."""
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    outside = math.log(1 - dial) if dial < 1 else -math.inf
+    bias = torch.zeros(len(input_ids), 1, len(columns), len(columns), device=input_ids.device)
+    bias = bias.masked_fill((columns < block_starts[:, :, None])[:, None], outside)
+    bias = bias.masked_fill(columns > columns[:, None], -math.inf)
+    return model(input_ids=input_ids, dial_bias=bias).logits
+
+
+def _dial_tasks(dial: float) -> None:
+    """Enters the forward passes at one setting of the dial."""
+
+    @_task(f"explicit forward at dial {dial:g}")
+    def _(shape: Shape) -> Task:
+        model, input_ids, starts = plain_model(shape, "explicit_dial"), _input_ids(shape), _block_starts(shape)
+        return _without_grad(model, lambda: explicit_logits(model, input_ids, starts, dial))
+
+    @_task(f"our forward at dial {dial:g}")
+    def _(shape: Shape) -> Task:
+        model, input_ids = our_model(shape), _input_ids(shape)
+        return _without_grad(model, lambda: model(input_ids=input_ids, locality_dial=dial).logits)
+
+
+_dial_tasks(0.5)
+_dial_tasks(1.0)
+
+
+def _generation(model: GPT2LMHeadModel, shape: Shape) -> Task:
+    """Greedy, with the cache."""
+    input_ids = _input_ids(shape, shape.prompt_length)
+    settings = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "max_new_tokens": shape.new_tokens}
+    mask = torch.ones_like(input_ids)
+    return _without_grad(model, lambda: model.generate(input_ids, attention_mask=mask, **settings))
+
+
+@_task("plain generation")
+def _(shape: Shape) -> Task:
+    return _generation(plain_model(shape), shape)
+
+
+@_task("our generation")
+def _(shape: Shape) -> Task:
+    return _generation(our_model(shape), shape)
+
+
+# Do they compute the same?
+
+
+def check_agreement(tasks: list[str]) -> None:
+    """
+    Compares the peers among `tasks` with ours at a tiny shape, given the same blocks: a ratio of two different things
+    says nothing.
+
+    Raises:
+        AssertionError: when they differ.
+    """
+    shape = Shape(length=2048).tiny()
+    ours, input_ids, starts = our_model(shape), _input_ids(shape), _block_starts(shape)
+    if "eager step" in tasks:
+        eager = plain_model(shape, "eager")
+        losses = our_loss(ours, input_ids, starts), eager_loss(eager, input_ids, starts)
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+        grads = [torch.autograd.grad(loss, list(model.parameters())) for loss, model in zip(losses, (ours, eager))]
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
+    for dial in (0.5, 1.0):
+        if f"explicit forward at dial {dial:g}" in tasks:
+            explicit = plain_model(shape, "explicit_dial").eval()
+            with torch.no_grad():
+                expected = explicit_logits(explicit, input_ids, starts, dial)
+                logits = ours.eval()(input_ids=input_ids, block_starts=starts, locality_dial=dial).logits
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

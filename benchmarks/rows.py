@@ -1,0 +1,275 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+What is measured, as a table. A *task* is something that one can run and time (see peers.py); an *experiment* runs its
+tasks in turns in one process; a *row* is a ratio of two sums of its experiment's tasks, with a target.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of the model and of its batch: GPT-2 small's width, few layers, a small vocabulary."""
+
+    length: int
+    batch_size: int = 1
+    num_layers: int = 4
+    num_heads: int = 12
+    width: int = 768
+    vocab_size: int = 8192
+    prompt_length: int = 64
+    new_tokens: int = 64
+    device: str = "cpu"
+
+    def tiny(self) -> "Shape":
+        """Of the same number of layers, and small enough to run at once."""
+        return replace(
+            self, length=self.length // 16, num_heads=2, width=32, vocab_size=128, prompt_length=8, new_tokens=4
+        )
+
+    @property
+    def eager_bytes(self) -> int:
+        """About what a step with explicit attention matrices needs: those kept by each layer, and some in passing."""
+        matrix = self.batch_size * self.num_heads * self.length**2 * 4
+        return (self.num_layers + 6) * matrix + 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A ratio: the sum of tasks `over`, each times its factor, divided by the sum `under`.
+
+    Args:
+        name (`str`):
+            What `--rows` selects by, and the key in results.json.
+        title (`str`):
+            What the table says.
+        over (`dict[str, float]`), under (`dict[str, float]`):
+            Task names and their factors.
+        at_most (`float`, *optional*), at_least (`float`, *optional*):
+            The target; a row without one is there to explain another.
+        is_share (`bool`, *optional*, defaults to `False`):
+            Print the ratio as a percentage.
+    """
+
+    name: str
+    title: str
+    over: dict[str, float]
+    under: dict[str, float]
+    at_most: float | None = None
+    at_least: float | None = None
+    is_share: bool = False
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that the row needs."""
+        return list(dict.fromkeys([*self.over, *self.under]))
+
+    @property
+    def target(self) -> str:
+        """The target in words."""
+        if self.at_most is not None:
+            return f"at most {self.format(self.at_most)}"
+        return f"at least {self.format(self.at_least)}" if self.at_least is not None else "none"
+
+    def ratios(self, measured: dict[str, list[float]]) -> list[float]:
+        """The ratio of each round."""
+        over = zip(*([factor * value for value in measured[task]] for task, factor in self.over.items()), strict=True)
+        under = zip(*([factor * value for value in measured[task]] for task, factor in self.under.items()), strict=True)
+        return [sum(numerator) / sum(denominator) for numerator, denominator in zip(over, under, strict=True)]
+
+    def is_met(self, ratio: float) -> bool | None:
+        """Whether a ratio meets the target; None without a target."""
+        if self.at_most is not None:
+            return ratio <= self.at_most
+        return ratio >= self.at_least if self.at_least is not None else None
+
+    def format(self, ratio: float) -> str:
+        """The ratio as the table prints it."""
+        return f"{ratio:.1%}" if self.is_share else f"{ratio:.2f}" if abs(ratio) >= 2 else f"{ratio:.3f}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Tasks measured in turns.
+
+    Args:
+        rows (`tuple[Row, ...]`):
+            What is read from the measurements.
+        shape ([`Shape`]):
+            Shape of every task.
+        rounds (`int`, *optional*, defaults to 5):
+            Rounds at the least.
+        seconds (`float`, *optional*, defaults to 0):
+            More rounds, up to `max_rounds`, are run while they end within this time.
+        max_rounds (`int`, *optional*, defaults to 40):
+            Rounds at the most.
+        warm_up_length (`int`, *optional*):
+            Run the warm-up with texts of this length, where a full round takes too long; default is the full length.
+        is_memory (`bool`, *optional*, defaults to `False`):
+            Measure the peak memory of a process that runs the task, not the task's time.
+    """
+
+    rows: tuple[Row, ...]
+    shape: Shape
+    rounds: int = 5
+    seconds: float = 0.0
+    max_rounds: int = 40
+    warm_up_length: int | None = None
+    is_memory: bool = False
+
+    def tiny(self) -> "Experiment":
+        """The same at tiny shapes, two rounds, or for memory one."""
+        return replace(
+            self, shape=self.shape.tiny(), rounds=1 if self.is_memory else 2, seconds=0.0, warm_up_length=None
+        )
+
+
+def _parts(shape: Shape) -> tuple[Row, ...]:
+    """What our step adds to the plain one, taken apart: the lower bound of the ratio."""
+    layers = shape.num_layers
+    # Layers 0 to semantic_layer, which is num_layers // 2, find blocks; those above share the last ones.
+    findings = layers // 2 + 1
+    attention = {"fused attention with LSE": layers, "plain attention": -layers}
+    band, blocks = {"band": layers}, {"block finding": findings}
+    plain = {"plain step": 1}
+    step = f"T = {shape.length}, share of the plain step"
+    name = f"part-{{}}-{shape.length}"
+    return (
+        Row(name.format("lse"), f"{step}: attention with LSE less plain attention", attention, plain, is_share=True),
+        Row(name.format("band"), f"{step}: the band (fidelity from the LSE)", band, plain, is_share=True),
+        Row(name.format("blocks"), f"{step}: block finding", blocks, plain, is_share=True),
+        Row(
+            name.format("sum"),
+            f"bound from these parts, T = {shape.length}: (plain + parts) / plain",
+            plain | attention | band | blocks,
+            plain,
+        ),
+    )
+
+
+def _steps(shape: Shape, quintic: bool, seconds: float) -> Experiment:
+    title = f"training step, T = {shape.length}, batch {shape.batch_size}: ours / plain SDPA"
+    rows = [Row(f"step-{shape.length}", title, {"our step": 1}, {"plain step": 1}, at_most=1.06)]
+    if quintic:
+        title = f"the same under quintic, T = {shape.length}"
+        rows.append(
+            Row(f"step-quintic-{shape.length}", title, {"our quintic step": 1}, {"plain step": 1}, at_most=1.04)
+        )
+    return Experiment((*rows, *_parts(shape)), shape, seconds=seconds)
+
+
+def _eager(length: int, at_least: float, warm_up_length: int | None = None) -> Experiment:
+    title = f"training step, T = {length}: eager `output_attentions` / ours"
+    row = Row(f"eager-{length}", title, {"eager step": 1}, {"our step": 1}, at_least=at_least)
+    return Experiment((row,), Shape(length), warm_up_length=warm_up_length)
+
+
+def _gpu(length: int, batch_size: int) -> Experiment:
+    title = f"GPU, bf16, training step, T = {length}, batch {batch_size}: ours / plain SDPA"
+    row = Row(f"gpu-{length}", title, {"our step": 1}, {"plain step": 1}, at_most=1.08)
+    return Experiment((row,), Shape(length, batch_size, device="cuda"), rounds=20, seconds=20)
+
+
+def _dial_forward(dial: float) -> Row:
+    title = f"whole-model forward at dial {dial:g}, T = 2048: explicit scores with a bias / ours"
+    tasks = {"over": {f"explicit forward at dial {dial:g}": 1}, "under": {f"our forward at dial {dial:g}": 1}}
+    return Row(f"dial-forward-{dial:g}", title, **tasks)
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    _steps(Shape(2048), quintic=True, seconds=80),
+    _steps(Shape(4096), quintic=False, seconds=80),
+    Experiment(
+        (
+            Row(
+                "memory-4096",
+                "peak memory, T = 4096: ours / plain SDPA",
+                {"our step": 1},
+                {"plain step": 1},
+                at_most=1.04,
+            ),
+        ),
+        Shape(4096),
+        rounds=2,
+        is_memory=True,
+    ),
+    _eager(2048, at_least=2.2),
+    _eager(4096, at_least=5.0, warm_up_length=512),
+    Experiment(
+        (
+            Row(
+                "eager-memory-2048",
+                "peak memory, T = 2048: eager `output_attentions` / ours",
+                {"eager step": 1},
+                {"our step": 1},
+                at_least=1.7,
+            ),
+        ),
+        Shape(2048),
+        rounds=1,
+        is_memory=True,
+    ),
+    Experiment(
+        (
+            Row(
+                "dial-1-attention",
+                "attention of a localised layer at dial 1, T = 4096, forward: plain SDPA / ours",
+                {"plain attention forward": 1},
+                {"local attention forward": 1},
+                at_least=8.0,
+            ),
+            Row(
+                "dial-1-attention-and-blocks",
+                "the same, ours with the block finding that one layer does for all above it",
+                {"plain attention forward": 1},
+                {"local attention forward": 1, "block finding": 1},
+            ),
+        ),
+        Shape(4096),
+        seconds=10,
+    ),
+    Experiment(
+        (
+            Row(
+                "dial-0-training",
+                "dial 0, no locality output, training step, T = 1024: ours / plain GPT-2",
+                {"our unmeasured step": 1},
+                {"plain step": 1},
+                at_most=1.01,
+            ),
+        ),
+        Shape(1024),
+        seconds=50,
+    ),
+    Experiment(
+        (
+            Row(
+                "dial-0-generation",
+                "dial 0, greedy generation, prompt of 64, 64 new tokens, batch 1: ours / plain GPT-2",
+                {"our generation": 1},
+                {"plain generation": 1},
+                at_most=1.01,
+            ),
+        ),
+        Shape(1024),
+        seconds=30,
+    ),
+    Experiment((_dial_forward(0.5), _dial_forward(1)), Shape(2048), seconds=20),
+    Experiment(
+        (
+            Row(
+                "block-finding",
+                "block finding, share of our training step, 12 layers, T = 1024, batch 1 (7 findings)",
+                {"block finding": 12 // 2 + 1},
+                {"our step": 1},
+                at_most=0.03,
+                is_share=True,
+            ),
+        ),
+        Shape(1024, num_layers=12),
+    ),
+    _gpu(1024, batch_size=8),
+    _gpu(4096, batch_size=2),
+)

@@ -1,0 +1,162 @@
+"""Fidelity and entropy of every head over a whole corpus."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..modeling import LocalistModelOutput
+from ..modeling.block_partition import document_starts
+
+
+@dataclass(frozen=True, eq=False)
+class LocalityProfile:
+    """
+    What [`locality_probe`] found: means over a corpus, for each layer and head. All tensors are on the CPU.
+
+    Args:
+        fidelity (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean share of a query's attention that stays in its local set, in [0, 1], over the counted positions; 1 in
+            a layer that has none.
+        entropy (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean entropy of a query's attention in bits, over all tokens.
+        mean_block_length (`torch.DoubleTensor` of shape `(num_layers,)`):
+            Mean length of a block in tokens.
+        num_counted (`torch.LongTensor` of shape `(num_layers,)`):
+            Counted positions: the tokens that see more than their local set. Layers differ where their blocks do.
+        num_tokens (`int`):
+            Tokens of the corpus, without padding.
+    """
+
+    fidelity: torch.Tensor
+    entropy: torch.Tensor
+    mean_block_length: torch.Tensor
+    num_counted: torch.Tensor
+    num_tokens: int
+
+
+@torch.no_grad()
+def locality_probe(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    block_model: PreTrainedModel | None = None,
+) -> LocalityProfile:
+    """
+    Measures fidelity and entropy of every layer and head over a corpus, in memory that grows linearly with the length
+    of a batch and not at all with their number.
+
+    The transformer runs without its language modeling head, and every text without its padding and apart from the
+    others packed into its row: what fused attention would need a length x length mask for. The means are those of the
+    model's outputs for the batches as they come.
+
+    Args:
+        model ([`LocalistGPT2LMHeadModel`], [`LocalistGPT2Model`] or a [`~peft.PeftModel`] around one):
+            The model to measure; it is set to evaluation mode.
+        batches (`Iterable[Mapping[str, torch.Tensor]]`):
+            For each batch `"input_ids"` and optionally `"attention_mask"`, `"position_ids"` and `"block_starts"`, each
+            of shape `(batch_size, sequence_length)` and read as by [`LocalistGPT2LMHeadModel.forward`]. Other entries
+            are left alone. Gone through once, so a generator or a `DataLoader` will do.
+        block_model ([`LocalistGPT2LMHeadModel`] or [`LocalistGPT2Model`], *optional*):
+            The model whose blocks count, those of its last layer; it is set to evaluation mode. Each model finds its
+            own blocks by default, and fidelities of several are comparable only on the same ones: those of their
+            common base.
+
+    Returns:
+        [`LocalityProfile`]: every counted position and token weighs the same, whatever batch it came in.
+
+    Raises:
+        ValueError: for batches without a token, with padding between tokens, or with `"block_starts"` where a
+            `block_model` is given.
+
+    Example:
+
+    ```python
+    >>> profile = locality_probe(model, DataLoader(dataset, batch_size=8, collate_fn=causal_lm_collator))
+    >>> profile.fidelity.argmax(dim=1)  # the most local head of each layer
+    tensor([3, 0, 7, 7, 1, 10])
+    ```
+    """
+    decoder = model.eval().get_decoder()
+    block_decoder = None if block_model is None else block_model.eval().get_decoder()
+    totals: dict[str, torch.Tensor] | None = None
+    for batch in batches:
+        if block_decoder is not None and "block_starts" in batch:
+            raise ValueError("`batches` hold `block_starts` and a `block_model` is given too; only one can tell.")
+        for texts in _texts(batch):
+            if block_decoder is not None:
+                last_layer = block_decoder.config.num_hidden_layers - 1
+                found = block_decoder(**_on(block_decoder, texts), use_cache=False, output_fidelity=[last_layer])
+                texts["block_starts"] = found.block_starts[0]
+            outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
+            sums = _sums(outputs)
+            totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
+    if totals is None:
+        raise ValueError("`batches` hold no token: there is nothing to take a mean over.")
+
+    num_counted, num_tokens = totals["num_counted"], totals["num_tokens"]
+    fidelity = totals["fidelity"] / num_counted[:, None].clamp(min=1)
+    return LocalityProfile(
+        fidelity=torch.where(num_counted[:, None] > 0, fidelity, 1.0),
+        entropy=totals["entropy"] / num_tokens[:, None],
+        mean_block_length=num_tokens / totals["num_blocks"].double(),
+        num_counted=num_counted,
+        num_tokens=int(num_tokens[0]),
+    )
+
+
+def _on(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(decoder.device) for name, tensor in texts.items()}
+
+
+def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """
+    The model's arguments for the texts of a batch, those of one length together: a row without its padding, or each
+    document of a packed row. Positions stay as they are; block starts count from the start of the text.
+    """
+    input_ids = batch["input_ids"]
+    position_ids = batch.get("position_ids")
+    documents = document_starts(*input_ids.shape, batch.get("attention_mask"), position_ids, device=input_ids.device)
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+    position_ids = position_ids.expand_as(input_ids)
+
+    places = defaultdict(list)
+    for row, row_documents in enumerate(documents):
+        firsts, lengths = row_documents[row_documents >= 0].unique_consecutive(return_counts=True)
+        for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
+            if (row_documents[first : first + length] != first).any():
+                raise ValueError(
+                    "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
+                )
+            places[length].append((row, first))
+    for length, texts in places.items():
+        rows, firsts = torch.tensor(texts, device=input_ids.device).T[:, :, None]
+        index = rows, firsts + torch.arange(length, device=input_ids.device)
+        arguments = {"input_ids": input_ids[index], "position_ids": position_ids[index]}
+        # With a mask, the positions of what is one text say nothing of packed documents.
+        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
+        if "block_starts" in batch:
+            arguments["block_starts"] = batch["block_starts"].to(input_ids.device)[index] - firsts
+        yield arguments
+
+
+def _sums(outputs: LocalistModelOutput) -> dict[str, torch.Tensor]:
+    """Sums of a batch, for each layer and head `(num_layers, num_heads)` or for each layer `(num_layers,)`."""
+    counted = torch.stack([mask.sum() for mask in outputs.fidelity_mask])
+    fidelity = [
+        (fidelity * mask[:, None]).sum((0, 2), dtype=torch.float64)
+        for fidelity, mask in zip(outputs.fidelity, outputs.fidelity_mask, strict=True)
+    ]
+    entropy = [entropy.sum((0, 2), dtype=torch.float64) for entropy in outputs.entropy]  # 0 on padding
+    starts = torch.stack(outputs.block_starts)
+    position = torch.arange(starts.shape[-1], device=starts.device)
+    sums = {
+        "fidelity": torch.stack(fidelity),
+        "num_counted": counted,
+        "entropy": torch.stack(entropy),
+        "num_tokens": (starts >= 0).sum((1, 2)),
+        "num_blocks": (starts == position).sum((1, 2)),
+    }
+    return {name: tensor.cpu() for name, tensor in sums.items()}
