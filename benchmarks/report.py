@@ -70,7 +70,7 @@ def evaluate(row: Row, experiment: Experiment, answer: dict, machine: dict) -> R
 
 def line(result: Result, judge: bool = True) -> str:
     """A result in one line; without `judge` the target is left out."""
-    spread = f" ({result.spread}, {result.rounds} rounds)" if result.rounds else ""
+    spread = f" ({result.spread}, {result.rounds} round{'s' * (result.rounds > 1)})" if result.rounds else ""
     target = f"; target {result.target}{_verdict(result)}" if judge and result.target != "none" else ""
     return f"{result.name}: {result.title}: {result.figure}{spread}{target}"
 
@@ -87,7 +87,7 @@ def write(results: list[Result], folder: Path) -> None:
             known[result.name] = result
     order = [row.name for experiment in EXPERIMENTS for row in experiment.rows]
     kept = [known[name] for name in order if name in known]
-    path.write_text(json.dumps([asdict(result) for result in kept], indent=1) + "\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(asdict(result)) for result in kept) + "\n]\n")
 
     readme = folder / "README.md"
     text, _, _ = readme.read_text().partition(_MARKER)

@@ -179,8 +179,8 @@ def _dial_forward(dial: float) -> Row:
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    _steps(Shape(2048), quintic=True, seconds=80),
-    _steps(Shape(4096), quintic=False, seconds=80),
+    _steps(Shape(2048), quintic=True, seconds=60),
+    _steps(Shape(4096), quintic=False, seconds=60),
     Experiment(
         (
             Row(
@@ -192,7 +192,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             ),
         ),
         Shape(4096),
-        rounds=2,
+        rounds=1,
         is_memory=True,
     ),
     _eager(2048, at_least=2.2),
@@ -241,7 +241,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             ),
         ),
         Shape(1024),
-        seconds=50,
+        seconds=40,
     ),
     Experiment(
         (

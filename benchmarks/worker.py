@@ -76,6 +76,8 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
             times[name].append(_seconds(tasks[name], experiment.shape.device))
         order.reverse()
         now = time.perf_counter()
+        if now - round_began > 5:
+            print(f"  round {rounds} took {now - round_began:.0f} s", flush=True)
         if rounds >= experiment.rounds and now - began + (now - round_began) > experiment.seconds:
             break
     return times

@@ -70,10 +70,14 @@ def local_attention(
     max_block_length: int,
     num_sink_tokens: int,
     scale: float,
+    sinks: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Softmax attention over each query's local set only (see `local_fidelity` for the arguments; `value` has the key's
     shape).
+
+    Where a cache has dropped keys, `block_starts` and `documents` are counted from the first key that is left, and
+    `sinks` are the keys and values of the sinks, each `(batch_size, num_heads, num_sink_tokens, head_dim)`.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
@@ -96,6 +100,8 @@ def local_attention(
     output, lse = tiling.untile(torch.stack(outputs)), tiling.untile(torch.stack(lses))
     for sink in range(num_sink_tokens):
         (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
+        if sinks is not None:
+            keys, values = (tensor[:, :, sink, None] for tensor in sinks)
         score = ((_wide(query) * _wide(keys)).sum(-1) * scale).masked_fill(is_outside, float("-inf"))
         total = torch.logaddexp(lse, score)
         output = output * (lse - total).exp()[..., None] + values * (score - total).exp()[..., None]
@@ -113,7 +119,7 @@ def _sink(
     """A sink's row of a `(batch_size, num_heads, key_length, head_dim)` tensor for each query, and where it is none."""
     _, num_heads, key_length, head_dim = tensor.shape
     position = documents + sink
-    is_outside = (documents < 0) | (position >= block_starts)  # padding, or counted with the block already
+    is_outside = (block_starts < 0) | (position >= block_starts)  # padding, or counted with the block already
     index = position.clamp(0, key_length - 1)[:, None, :, None].expand(-1, num_heads, -1, head_dim)
     return tensor.gather(2, index), is_outside[:, None]
 

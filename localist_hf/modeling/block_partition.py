@@ -8,6 +8,7 @@ shape `(batch_size, length)` and dtype `torch.long` with -1 on padding, and no f
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -85,7 +86,25 @@ def delimiter_block_starts(
     return place_block_starts(follows_delimiter, documents, min_block_length, max_block_length)
 
 
-@torch.no_grad()
+@dataclass
+class BlockState:
+    """
+    Where the search for semantic blocks stands after the tokens seen so far, one number for each row: what a key-value
+    cache that drops old values must keep.
+
+    Args:
+        count, total, square (`torch.Tensor` of shape `(batch_size,)`):
+            Number of similarities so far, their sum and the sum of their squares; float64.
+        start (`torch.LongTensor` of shape `(batch_size,)`):
+            Start of the current block; -1 before the first token.
+    """
+
+    count: torch.Tensor
+    total: torch.Tensor
+    square: torch.Tensor
+    start: torch.Tensor
+
+
 def semantic_block_starts(
     values: torch.Tensor,
     documents: torch.Tensor,
@@ -113,8 +132,41 @@ def semantic_block_starts(
         min_block_length (`int`), max_block_length (`int`):
             Length limits in tokens (see `place_block_starts`).
     """
+    settings = (window, threshold, min_block_length, max_block_length)
+    return continue_semantic_blocks(values, documents, *settings)[0]
+
+
+@torch.no_grad()
+def continue_semantic_blocks(
+    values: torch.Tensor,
+    documents: torch.Tensor,
+    window: int,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+    state: BlockState | None = None,
+    seen: int = 0,
+) -> tuple[torch.Tensor, BlockState]:
+    """
+    `semantic_block_starts` of new tokens that follow `seen` ones.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`):
+            They end with those of the new tokens, and begin with those of the first token or of at least `window`
+            tokens before the new ones.
+        documents (`torch.LongTensor` of shape `(batch_size, num_new)`):
+            From `document_starts`, of the new tokens.
+        state ([`BlockState`], *optional*), seen (`int`, *optional*, defaults to 0):
+            Where the search stood before the new tokens, and the number of tokens before them.
+
+    Returns:
+        `tuple(torch.LongTensor, BlockState)`: the block starts of the new tokens, `(batch_size, num_new)`, and where
+        the search stands after them.
+    """
     batch_size, _, length, _ = values.shape
-    position = torch.arange(length, device=values.device)
+    num_new = documents.shape[1]
+    dropped = seen + num_new - length  # tokens whose values are gone
+    position = seen + torch.arange(num_new, device=values.device)
     is_token = documents >= 0
     first = documents.clamp(min=0)
 
@@ -123,23 +175,37 @@ def semantic_block_starts(
     # Window sums as differences of prefix sums; the cosine needs only their direction. Float64 keeps them exact enough
     # that a row's blocks do not depend on what stands before it.
     prefix = F.pad(vectors.cumsum(dim=1, dtype=torch.float64), (0, 0, 1, 0))
-    window_start = torch.maximum(position - window, first)
-    before = prefix[:, :-1] - _gather_rows(prefix, window_start)
-    similarity = (vectors * before).sum(-1) / before.norm(dim=-1).clamp(min=1e-12)
+    window_start = torch.maximum(position - window, first) - dropped
+    before = prefix[:, -num_new - 1 : -1] - _gather_rows(prefix, window_start)
+    similarity = (vectors[:, -num_new:] * before).sum(-1) / before.norm(dim=-1).clamp(min=1e-12)
 
     defined = is_token & (position > first)  # the first token of a document has nothing before it
     similarity = torch.where(defined, similarity, 0.0)
+    if state is None:
+        nothing = similarity.new_zeros(batch_size)
+        state = BlockState(nothing, nothing, nothing, documents.new_full((batch_size,), -1))
     count, total, square = (
-        _document_cumsum(quantity, first) for quantity in (defined.double(), similarity, similarity.square())
+        _document_cumsum(quantity, (first - seen).clamp(min=0)) + torch.where(first < seen, so_far[:, None], 0.0)
+        for quantity, so_far in (
+            (defined.double(), state.count),
+            (similarity, state.total),
+            (similarity.square(), state.square),
+        )
     )
     mean = total / count.clamp(min=1)
     std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
     candidates = defined & (similarity < mean - threshold * std - _SIMILARITY_TOLERANCE)
-    return place_block_starts(candidates, documents, min_block_length, max_block_length)
+    starts = place_block_starts(candidates, documents, min_block_length, max_block_length, state.start, seen)
+    return starts, BlockState(count[:, -1], total[:, -1], square[:, -1], starts[:, -1])
 
 
 def place_block_starts(
-    candidates: torch.Tensor, documents: torch.Tensor, min_block_length: int, max_block_length: int
+    candidates: torch.Tensor,
+    documents: torch.Tensor,
+    min_block_length: int,
+    max_block_length: int,
+    current_start: torch.Tensor | None = None,
+    seen: int = 0,
 ) -> torch.Tensor:
     """
     Picks block starts from candidates: after a start at `b` the next one is the first candidate at or after
@@ -155,35 +221,46 @@ def place_block_starts(
             From `document_starts`.
         min_block_length (`int`), max_block_length (`int`):
             Length limits in tokens.
+        current_start (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Start of the block that goes on, -1 for none.
+        seen (`int`, *optional*, defaults to 0):
+            Number of tokens before the first of these; positions count them.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, length)`: the block start of each position, -1 on padding.
     """
-    length = candidates.shape[1]
-    position = torch.arange(length, device=candidates.device).expand_as(documents)
+    batch_size, length = candidates.shape
+    column = torch.arange(length, device=candidates.device).expand_as(documents)
+    next_candidate = _next_column(candidates, column)
+    next_document = _next_column(documents == column + seen, column)
 
-    # successor[b] is the start that follows a start at b; `length` means none, and is its own successor.
-    next_candidate = _next_position(candidates, position)
-    next_document = _next_position(documents == position, position)
-    successor = torch.minimum(
-        next_candidate.gather(1, (position + min_block_length).clamp(max=length)), position + max_block_length
+    def successor(start: torch.Tensor) -> torch.Tensor:
+        """The column that follows a start at each of these; `length` means none."""
+        candidate = next_candidate.gather(1, (start + min_block_length).clamp(0, length))
+        document = next_document.gather(1, (start + 1).clamp(0, length))
+        return torch.minimum(torch.minimum(candidate, start + max_block_length), document).clamp(max=length)
+
+    # The column `length` is its own successor.
+    pointers = F.pad(successor(column), (0, 1), value=length)
+    is_start = F.pad(documents == column + seen, (0, 1)).int()
+    if current_start is None:
+        current_start = documents.new_full((batch_size,), -1)
+    goes_on = current_start >= 0
+    is_start.scatter_reduce_(
+        1, successor((current_start - seen)[:, None]), goes_on[:, None].int(), "amax", include_self=True
     )
-    successor = torch.minimum(successor, next_document[:, 1:]).clamp(max=length)
-    successor = F.pad(successor, (0, 1), value=length)
-
-    is_start = F.pad(documents == position, (0, 1)).int()
     for _ in range(max(1, math.ceil(math.log2(length / min_block_length + 1)))):
         # Starts reached in up to 2^k - 1 steps, and in 2^k more; then pointers twice as long.
-        is_start = is_start.scatter_reduce(1, successor, is_start, "amax")
-        successor = successor.gather(1, successor)
-    starts = torch.where(is_start[:, :length].bool(), position, 0).cummax(dim=1).values
-    return torch.where(documents < 0, -1, starts)
+        is_start = is_start.scatter_reduce(1, pointers, is_start, "amax")
+        pointers = pointers.gather(1, pointers)
+    starts = torch.where(is_start[:, :length].bool(), column + seen, current_start.clamp(min=0)[:, None])
+    return torch.where(documents < 0, -1, starts.cummax(dim=1).values)
 
 
-def _next_position(marks: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """First marked position at or after each of 0..length, `length` where there is none: `(batch_size, length + 1)`."""
+def _next_column(marks: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """First marked column at or after each of 0..length, `length` where there is none: `(batch_size, length + 1)`."""
     length = marks.shape[1]
-    marked = F.pad(torch.where(marks, position, length), (0, 1), value=length)
+    marked = F.pad(torch.where(marks, column, length), (0, 1), value=length)
     return marked.flip(1).cummin(dim=1).values.flip(1)
 
 

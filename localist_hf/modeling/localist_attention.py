@@ -15,14 +15,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .block_attention import local_attention, local_fidelity
-from .block_partition import delimiter_block_starts, document_starts, semantic_block_starts, window_block_starts
+from .block_partition import (
+    continue_semantic_blocks,
+    delimiter_block_starts,
+    document_starts,
+    semantic_block_starts,
+    window_block_starts,
+)
 from .configuration_localist_gpt2 import LocalistGPT2Config, check_share
 from .fused_attention import attention_with_lse
+from .local_cache import LocalCacheLayer
+
+
+_BOUNDED_CACHE = (
+    "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; it "
+    "cannot go on at another dial. Start with a new cache."
+)
 
 
 @dataclass
@@ -47,6 +60,8 @@ class Locality:
             The block starts, where they do not depend on the model's values.
         max_block_length (`int`):
             No block is longer.
+        cache ([`~transformers.Cache`], *optional*):
+            The key-value cache; the queries follow its tokens.
     """
 
     config: LocalistGPT2Config
@@ -57,6 +72,7 @@ class Locality:
     documents: torch.Tensor
     fixed_block_starts: torch.Tensor | None
     max_block_length: int
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         lambdas = self.config.locality_lambdas
@@ -64,9 +80,14 @@ class Locality:
         self.weights = [1 - self.dial * value for value in lambdas]
         self.floors = [self.min_fidelity * value for value in lambdas]
         dialled = {layer for layer in range(len(lambdas)) if self.weights[layer] < 1 or self.floors[layer] > 0}
+        #: Layers that attend to their blocks only.
+        self.only_local = {
+            layer for layer in range(len(lambdas)) if self.weights[layer] == 0 or self.floors[layer] == 1
+        }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
         layer = self.config.semantic_layer
+        self.seen = self.cache.get_seq_length() if self.cache is not None else 0
         #: The layer whose values define the blocks of every layer above it.
         self.semantic_layer = self.config.num_hidden_layers // 2 if layer is None else layer
         self.fidelities: dict[int, torch.Tensor] = {}
@@ -75,14 +96,39 @@ class Locality:
         self._needs_grad = torch.is_grad_enabled()
 
     def block_starts(self, layer: int) -> torch.Tensor:
-        """`torch.LongTensor` of shape `(batch_size, key_length)`: the block start of each position at this layer."""
+        """
+        The block start of each position at this layer: `torch.LongTensor` of shape `(batch_size, key_length)`, or of
+        the queries only where the cache does not keep all values.
+        """
         if self.fixed_block_starts is not None:
             return self.fixed_block_starts
         return self._semantic_block_starts[min(layer, self.semantic_layer)]
 
     def fidelity_mask(self, layer: int) -> torch.Tensor:
         """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
-        return (self.documents >= 0) & (self.block_starts(layer) - self.documents > self.config.num_sink_tokens)
+        starts = self.block_starts(layer)
+        documents = self.documents[:, -starts.shape[1] :]
+        return (documents >= 0) & (starts - documents > self.config.num_sink_tokens)
+
+    def use_cache(self, cache: Cache) -> None:
+        """Takes note of the cache, and makes an empty one hold no more than layers that attend to their blocks need."""
+        self.cache = cache
+        config = self.config
+        if self.seen or not isinstance(cache, DynamicCache):
+            return
+        length = config.window_length if config.block_partition == "window" else config.max_block_length
+        for layer in self.only_local:
+            window = config.semantic_window if layer <= self.semantic_layer else 0
+            cache.layers[layer] = LocalCacheLayer(length, window, config.num_sink_tokens)
+
+    def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
+        """The layer's cache, where it is bounded."""
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        if not isinstance(cached, LocalCacheLayer):
+            return None
+        if layer not in self.only_local:
+            raise ValueError(_BOUNDED_CACHE)
+        return cached
 
     def find_blocks(self, layer: int, value: torch.Tensor) -> None:
         """Finds blocks in the values `(batch_size, num_heads, key_length, head_dim)` of a layer that defines some."""
@@ -92,15 +138,22 @@ class Locality:
         if self.fixed_block_starts is not None or layer in self._semantic_block_starts:
             return
         if defines_own or defines_shared:
-            config = self.config
-            self._semantic_block_starts[layer] = semantic_block_starts(
-                value.detach(),
-                self.documents,
+            config, documents = self.config, self.documents
+            settings = (
                 config.semantic_window,
                 config.semantic_threshold,
                 config.min_block_length,
                 config.max_block_length,
             )
+            cached = self._bounded_layer(layer)
+            if cached is None:
+                starts = semantic_block_starts(value.detach(), documents, *settings)
+            else:
+                new = documents[:, self.seen :]
+                starts, cached.block_state = continue_semantic_blocks(
+                    value, new, *settings, cached.block_state, self.seen
+                )
+            self._semantic_block_starts[layer] = starts
 
     def attend(
         self,
@@ -138,15 +191,29 @@ class Locality:
             """`LSE_i - scale * q_i . mean_key_i`, in nats."""
             return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
 
-        if weight == 0 or floor == 1:  # only the local set counts
-            output, lse = local_attention(query, key, value, *local_set)
+        if layer in self.only_local:
+            sinks, cached = None, self._bounded_layer(layer)
+            if cached is not None:
+                dropped = self.documents.shape[1] - key.shape[2]
+                if self.fixed_block_starts is not None and ((starts >= 0) & (starts < dropped)).any():
+                    raise ValueError(
+                        "`block_starts` has a block longer than those of the configuration, which are all that the "
+                        "cache keeps at dial 1; pass `use_cache=False`."
+                    )
+                local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
+                if cached.num_sink_tokens:
+                    cached.keep_sinks(self.documents.amax(dim=1), key, value)
+                    sinks = cached.sinks
+            output, lse = local_attention(query, key, value, *local_set, sinks)
             if needs_entropy:
-                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set)[0])
+                keys = None if sinks is None else (sinks[0].float(), sinks[0].float())
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set, keys)[0])
                 self._record_entropy(layer, entropy(lse, local_mean), is_token)
             if layer in self.measured:
                 self.fidelities[layer] = torch.ones_like(lse)
             return output
 
+        self._bounded_layer(layer)  # which would not do here
         is_causal = attention_mask is None and query_length > 1
         output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
         free_fidelity = local_fidelity(query, key, lse, *local_set).clamp(max=1)
@@ -231,6 +298,10 @@ def build_locality(
             raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
         output_fidelity = ()
     if output_fidelity == () and not is_dialled:
+        if past_key_values is not None and any(
+            isinstance(layer, LocalCacheLayer) for layer in getattr(past_key_values, "layers", ())
+        ):
+            raise ValueError(_BOUNDED_CACHE)
         return None
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None:
@@ -279,7 +350,9 @@ def build_locality(
         block_starts = delimiter_block_starts(
             input_ids, documents, config.delimiter_token_ids, config.min_block_length, max_block_length
         )
-    return Locality(config, layers, output_entropy, dial, floor, documents, block_starts, max_block_length)
+    return Locality(
+        config, layers, output_entropy, dial, floor, documents, block_starts, max_block_length, past_key_values
+    )
 
 
 def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:

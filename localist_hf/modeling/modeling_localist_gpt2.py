@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Cache, GPT2LMHeadModel, GPT2Model
+from transformers import Cache, DynamicCache, GPT2LMHeadModel, GPT2Model
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -147,6 +147,14 @@ class LocalistGPT2Model(_DialMixin, GPT2Model):
             kwargs["locality"] = locality
             if past_key_values is None and attention_mask is None and position_ids is not None:
                 use_cache = False  # transformers separates packed documents only where there is no cache
+            if (
+                past_key_values is None
+                and not self.training
+                and (self.config.use_cache if use_cache is None else use_cache)
+            ):
+                past_key_values = DynamicCache(config=self.config)
+            if past_key_values is not None:
+                locality.use_cache(past_key_values)
         outputs = super().forward(
             input_ids=input_ids,
             past_key_values=past_key_values,

@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from localist_hf.modeling.block_partition import (
+    continue_semantic_blocks,
     delimiter_block_starts,
     document_starts,
     place_block_starts,
@@ -274,3 +275,25 @@ def test_position_ids_mark_no_documents_where_there_is_an_attention_mask():
 
 def test_without_padding_and_positions_a_row_is_one_document():
     assert document_starts(2, 3).tolist() == [[0, 0, 0]] * 2
+
+
+@given(st.integers(0, 2**31), st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(0, 12))
+def test_a_search_that_goes_on_finds_what_one_over_everything_finds(seed: int, pieces: list[int], padding: int):
+    """With old values dropped, as a bounded cache does; the second row begins with padding."""
+    generator = torch.Generator().manual_seed(seed)
+    length = sum(pieces) + padding + 1
+    pieces = [padding + 1, *pieces]
+    values = torch.randn(2, 2, length, 4, generator=generator)
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[1, :padding] = 0
+    documents = document_starts(2, length, mask)
+    settings = (5, 0.5, 3, 9)
+    expected = semantic_block_starts(values, documents, *settings)
+    state, seen, found = None, 0, []
+    for piece in pieces:
+        kept = values[:, :, max(0, seen - 5) : seen + piece]
+        new = documents[:, seen : seen + piece]
+        starts, state = continue_semantic_blocks(kept, new, *settings, state, seen)
+        found.append(starts)
+        seen += piece
+    assert torch.equal(torch.cat(found, dim=1), expected)

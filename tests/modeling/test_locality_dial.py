@@ -8,6 +8,7 @@ import reference
 import torch
 from hypothesis import given
 from torch.testing import assert_close
+from transformers import DynamicCache
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.modeling.block_attention import local_attention
@@ -241,3 +242,42 @@ def test_keys_that_no_block_can_reach_are_not_touched() -> None:
     key[:, :, :16], value[:, :, :16] = math.nan, math.nan
     actual, _ = local_attention(query[:, :, -20:], key, value, starts[:, -20:], documents[:, -20:], 20, 0, SCALE)
     assert_close(actual, expected[:, :, -20:], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("partition", ["semantic", "window"])
+def test_at_one_the_cache_holds_the_longest_block_and_the_sinks(make_model, make_text, partition: str) -> None:
+    model = make_model(locality_schedule=[0.5, 1.0, 1.0, 1.0], block_partition=partition, num_sink_tokens=2)
+    ids = make_text(2, 150)
+    whole = model(ids, locality_dial=1.0, output_fidelity=True, use_cache=False)
+    cache, pieces = DynamicCache(config=model.config), []
+    for piece in ids.split([40, 1, 30, *[1] * 79], dim=1):
+        pieces.append(model(piece, past_key_values=cache, locality_dial=1.0, output_fidelity=True))
+    assert_close(torch.cat([piece.logits for piece in pieces], dim=1), whole.logits, atol=1e-4, rtol=0)
+    for layer in range(4):
+        starts = torch.cat([piece.block_starts[layer] for piece in pieces], dim=1)
+        assert torch.equal(starts, whole.block_starts[layer])
+        fidelities = torch.cat([piece.fidelity[layer] for piece in pieces], dim=2)
+        assert_close(fidelities, whole.fidelity[layer], atol=1e-4, rtol=0)
+    longest = 7 if partition == "window" else 12
+    assert cache.layers[0].keys.shape[2] == 150
+    for layer in cache.layers[1:]:
+        assert layer.keys.shape[2] < longest
+        assert layer.sinks[0].shape[2] == 2
+
+
+@torch.no_grad()
+def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
+    model, ids = make_model(locality_schedule="localist"), make_text(1, 40)
+    cache = model(ids, locality_dial=1.0, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"`past_key_values` was filled at dial 1"):
+        model(ids[:, :1], past_key_values=cache, locality_dial=0.5)
+    with pytest.raises(ValueError, match=r"`past_key_values` was filled at dial 1"):
+        model(ids[:, :1], past_key_values=cache)
+    with pytest.raises(RuntimeError, match="cannot be cropped"):
+        cache.crop(-1)
+    starts = torch.zeros(1, 40, dtype=torch.long)
+    window = make_model(locality_schedule="localist", block_partition="window")
+    cache = window(ids[:, :30], block_starts=starts[:, :30], locality_dial=1.0, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`block_starts` has a block longer"):
+        window(ids[:, 30:], past_key_values=cache, block_starts=starts, locality_dial=1.0)
