@@ -17,6 +17,8 @@ from torch.nn import functional as F
 # Similarities closer to the threshold than this do not start a block, so that rounding cannot (a text that repeats one
 # token has r = 1 everywhere, and its standard deviation is rounding noise).
 _SIMILARITY_TOLERANCE = 1e-4
+# Positions whose windows are summed by one matrix product.
+_TILE = 16
 
 
 def document_starts(
@@ -144,8 +146,9 @@ def continue_semantic_blocks(
     threshold: float,
     min_block_length: int,
     max_block_length: int,
-    state: BlockState | None = None,
+    num_new: int | None = None,
     seen: int = 0,
+    state: BlockState | None = None,
 ) -> tuple[torch.Tensor, BlockState]:
     """
     `semantic_block_starts` of new tokens that follow `seen` ones.
@@ -154,33 +157,28 @@ def continue_semantic_blocks(
         values (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`):
             They end with those of the new tokens, and begin with those of the first token or of at least `window`
             tokens before the new ones.
-        documents (`torch.LongTensor` of shape `(batch_size, num_new)`):
-            From `document_starts`, of the new tokens.
-        state ([`BlockState`], *optional*), seen (`int`, *optional*, defaults to 0):
-            Where the search stood before the new tokens, and the number of tokens before them.
+        documents (`torch.LongTensor` of shape `(batch_size, length)`):
+            From `document_starts`, of the same tokens.
+        num_new (`int`, *optional*):
+            Number of new tokens; all by default.
+        seen (`int`, *optional*, defaults to 0):
+            Number of tokens before the new ones.
+        state ([`BlockState`], *optional*):
+            Where the search stood before the new tokens.
 
     Returns:
         `tuple(torch.LongTensor, BlockState)`: the block starts of the new tokens, `(batch_size, num_new)`, and where
         the search stands after them.
     """
     batch_size, _, length, _ = values.shape
-    num_new = documents.shape[1]
-    dropped = seen + num_new - length  # tokens whose values are gone
+    num_new = length if num_new is None else num_new
+    similarity = _similarity_to_window(values, documents, window)[:, -num_new:]
+    documents = documents[:, -num_new:]
     position = seen + torch.arange(num_new, device=values.device)
-    is_token = documents >= 0
-    first = documents.clamp(min=0)
-
-    vectors = values.transpose(1, 2).reshape(batch_size, length, -1).float()
-    vectors = F.normalize(vectors, dim=-1)
-    # Window sums as differences of prefix sums; the cosine needs only their direction. Float64 keeps them exact enough
-    # that a row's blocks do not depend on what stands before it.
-    prefix = F.pad(vectors.cumsum(dim=1, dtype=torch.float64), (0, 0, 1, 0))
-    window_start = torch.maximum(position - window, first) - dropped
-    before = prefix[:, -num_new - 1 : -1] - _gather_rows(prefix, window_start)
-    similarity = (vectors[:, -num_new:] * before).sum(-1) / before.norm(dim=-1).clamp(min=1e-12)
-
+    is_token, first = documents >= 0, documents.clamp(min=0)
     defined = is_token & (position > first)  # the first token of a document has nothing before it
-    similarity = torch.where(defined, similarity, 0.0)
+    # Float64 sums, so that a row's blocks do not depend on what stands before it.
+    similarity = torch.where(defined, similarity, 0.0).double()
     if state is None:
         nothing = similarity.new_zeros(batch_size)
         state = BlockState(nothing, nothing, nothing, documents.new_full((batch_size,), -1))
@@ -270,6 +268,34 @@ def _document_cumsum(quantity: torch.Tensor, first: torch.Tensor) -> torch.Tenso
     return prefix[:, 1:] - prefix.gather(1, first)
 
 
-def _gather_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`tensor[b, index[b, i]]` for a tensor of shape `(batch_size, rows, width)`."""
-    return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
+def _similarity_to_window(values: torch.Tensor, documents: torch.Tensor, window: int) -> torch.Tensor:
+    """
+    Cosine between each position's values, all heads together, and the mean of the unit vectors of the `window`
+    positions before it, or of as many as its document has: `(batch_size, length)`, float32.
+
+    The sums over the windows are one product with a matrix of zeros and ones for each tile of `_TILE` positions, over
+    the stretch of vectors that the tile's windows reach; the stretches of all tiles are one overlapping view.
+    """
+    batch_size, num_heads, length, head_dim = values.shape
+    reach = -(-window // _TILE) * _TILE
+    num_tiles = -(-length // _TILE)
+    width = reach + _TILE
+    # Unit vectors, with room for the stretch of the first tile in front and for whole tiles behind.
+    vectors = values.new_zeros(batch_size, reach + num_tiles * _TILE, num_heads * head_dim, dtype=torch.float32)
+    unit = vectors[:, reach : reach + length]
+    unit.unflatten(2, (num_heads, head_dim)).copy_(values.transpose(1, 2))
+    unit.div_(unit.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
+
+    position = torch.arange(num_tiles * _TILE, device=values.device).view(num_tiles, _TILE, 1)
+    column = position[:, :1] + torch.arange(width, device=values.device) - reach
+    # A document's positions have one number in `documents`; what is padding, or before the text, has none of theirs.
+    document = F.pad(documents, (reach, -length % _TILE), value=-1)
+    own, of_stretch = document[:, reach:].unflatten(1, (num_tiles, _TILE)), document.unfold(1, width, _TILE)
+    in_window = (own[..., None] == of_stretch[:, :, None]) & (column < position) & (column >= position - window)
+
+    stretches = vectors.unfold(1, width, _TILE).transpose(2, 3)
+    with torch.autocast(values.device.type, enabled=False):
+        sums = [torch.bmm(rows.to(vectors.dtype), keys) for rows, keys in zip(in_window, stretches, strict=True)]
+        sums = torch.stack(sums).flatten(1, 2)[:, :length]
+        # The cosine needs only the direction of the mean.
+        return torch.linalg.vecdot(unit, sums) / sums.norm(dim=-1).clamp(min=1e-12)

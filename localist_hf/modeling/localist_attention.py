@@ -33,8 +33,8 @@ from .local_cache import LocalCacheLayer
 
 
 _BOUNDED_CACHE = (
-    "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; it "
-    "cannot go on at another dial. Start with a new cache."
+    "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
+    "it cannot go on at another dial. Start with a new cache."
 )
 
 
@@ -149,9 +149,9 @@ class Locality:
             if cached is None:
                 starts = semantic_block_starts(value.detach(), documents, *settings)
             else:
-                new = documents[:, self.seen :]
+                kept, num_new = documents[:, -value.shape[2] :], documents.shape[1] - self.seen
                 starts, cached.block_state = continue_semantic_blocks(
-                    value, new, *settings, cached.block_state, self.seen
+                    value, kept, *settings, num_new, self.seen, cached.block_state
                 )
             self._semantic_block_starts[layer] = starts
 

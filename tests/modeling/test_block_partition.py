@@ -291,9 +291,8 @@ def test_a_search_that_goes_on_finds_what_one_over_everything_finds(seed: int, p
     expected = semantic_block_starts(values, documents, *settings)
     state, seen, found = None, 0, []
     for piece in pieces:
-        kept = values[:, :, max(0, seen - 5) : seen + piece]
-        new = documents[:, seen : seen + piece]
-        starts, state = continue_semantic_blocks(kept, new, *settings, state, seen)
+        kept = slice(max(0, seen - 5), seen + piece)
+        starts, state = continue_semantic_blocks(values[:, :, kept], documents[:, kept], *settings, piece, seen, state)
         found.append(starts)
         seen += piece
     assert torch.equal(torch.cat(found, dim=1), expected)
