@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu bench lint clean
 
 demo: $(READY)
 	$(BIN)/localist-hf family --variants distributed quintic localist --output-dir runs/demo
@@ -17,6 +17,9 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py --write
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def measure(
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         if block_model is not None:
             last_layer = block_model.config.num_hidden_layers - 1
-            found = block_model.eval()(input_ids=batch["input_ids"], output_fidelity=[last_layer])
+            found = block_model.eval().get_decoder()(input_ids=batch["input_ids"], output_fidelity=[last_layer])
             batch["block_starts"] = found.block_starts[0]
         outputs = model(**batch, output_fidelity=True, output_entropy=True, use_cache=False)
         meter.update(outputs, batch["labels"])

@@ -4,6 +4,8 @@ What each query's own block contributes to its attention. Only a band of keys as
 O(length * max_block_length) time.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -52,7 +54,8 @@ def local_fidelity(
         0 on padding.
     """
     with torch.autocast(query.device.type, enabled=False):
-        lse = lse.contiguous()
+        # Padding may see nothing, and the log of nothing is no number to go on with.
+        lse = torch.where(block_starts[:, None] < 0, 0.0, lse).contiguous()
         fidelity = _BlockFidelity.apply(query, key, lse, block_starts, max_block_length, scale)
         for sink in range(num_sink_tokens):
             keys, is_outside = _sink(key, sink, block_starts, documents)
@@ -200,7 +203,8 @@ class _BlockFidelity(torch.autograd.Function):
                 grad_query[piece] = tiling.untile(grad_queries.unflatten(0, (*heads, -1)))
 
                 # Each tile's part of the keys' gradient is a stretch that overlaps those of the tiles after it.
-                stretches = torch.bmm(weights.transpose(1, 2), queries.mul_(grads)).unflatten(1, (-1, _TILE))
+                queries.mul_(grads * math.log(2))  # they are scaled by log2(e) too
+                stretches = torch.bmm(weights.transpose(1, 2), queries).unflatten(1, (-1, _TILE))
                 tiles = stretches.new_zeros(len(stretches) + tiling.reach, _TILE, key.shape[-1])
                 for tile in range(tiling.reach + 1):
                     tiles[tile : tile + len(stretches)] += stretches[:, tile]
@@ -229,19 +233,20 @@ def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
 
 def _band_weights(query, key, lse, tiling, bias, scale):
     """
-    Scaled queries `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside the blocks,
-    `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
+    Queries times `scale * log2(e)`, `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside
+    the blocks, `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
 
     The tiles of all heads stand in one line, so that a tile's keys are one contiguous stretch and the stretches of all
     tiles one overlapping view that the matrix product reads without a copy. What a stretch shows of the head before its
     own is outside the block.
     """
     head_dim = query.shape[-1]
-    queries = tiling.tile(_wide(query) * scale).reshape(-1, _TILE, head_dim)
+    queries = tiling.tile(_wide(query) * (scale / math.log(2))).reshape(-1, _TILE, head_dim)
     keys = F.pad(_wide(key[:, :, tiling.first_key :]), (0, 0, 0, tiling.padding[1])).reshape(-1, head_dim)
     keys = F.pad(keys, (0, 0, tiling.reach * _TILE, 0))
     keys = keys.as_strided((len(queries), tiling.width, head_dim), (_TILE * head_dim, head_dim, 1))
-    scores = bias[:, None] - tiling.tile(lse[..., None])
+    scores = bias[:, None] - tiling.tile(lse[..., None] / math.log(2))
     scores = scores.reshape(-1, _TILE, tiling.width)
-    # No score exceeds its log-sum-exp, so the exponential cannot overflow.
-    return queries, keys, scores.baddbmm_(queries, keys.transpose(1, 2)).exp_()
+    # No score exceeds its log-sum-exp, so the power cannot overflow. Powers of two, because torch's `exp` on CPU takes
+    # ten times as long where the result is 0, as it is for most of the band.
+    return queries, keys, scores.baddbmm_(queries, keys.transpose(1, 2)).exp2_()

@@ -160,13 +160,16 @@ def _with_lse_gradient(
     # As small as the dtype's range lets the quotient be; float16's is narrow.
     share = 2.0**-14 if output.dtype == torch.float16 else torch.finfo(wide).eps
     floor = (grad_lse.abs() * share).to(output.dtype).to(wide)
-    square = grad_output.to(wide).square().sum(-1)
+    square = torch.linalg.vector_norm(grad_output, dim=-1, dtype=wide).square_()
     is_small = square <= floor.square()
-    grad_output = torch.where(is_small[..., None], floor[..., None].to(output.dtype), grad_output)
-    square = torch.where(is_small, output.shape[-1] * floor.square(), square)
+    # On CPU it costs nothing to look whether there is such a row; on a device it would wait for all that went before.
+    if output.device.type != "cpu" or torch.compiler.is_compiling() or is_small.any():
+        grad_output = torch.where(is_small[..., None], floor[..., None].to(output.dtype), grad_output)
+        square = torch.where(is_small, output.shape[-1] * floor.square(), square)
     shift = grad_lse / square.clamp(min=torch.finfo(wide).tiny)
-    # The product in at least float32, so that half precision cannot overflow between the factors.
-    return grad_output, (output - shift[..., None] * grad_output).to(output.dtype)
+    # In at least float32, so that half precision cannot overflow between the factors.
+    shifted = torch.addcmul(output.to(wide), grad_output.to(wide), shift[..., None], value=-1)
+    return grad_output, shifted.to(output.dtype)
 
 
 def _aligned(bias: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
