@@ -19,6 +19,7 @@ a missing repository.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -40,6 +41,7 @@ from typing import Any, NamedTuple, TypedDict
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+
 
 REGULAR_FILE_LIMIT = 10 * 1024 * 1024  # bytes; the Hub keeps larger files out of git
 NOTE_LIMIT = 500  # characters in the note of a collection item
@@ -753,10 +755,8 @@ class _HTTPServer(ThreadingHTTPServer):
 
     def close_connections(self) -> None:
         for connection in list(self.connections):
-            try:
+            with contextlib.suppress(OSError):  # already gone
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # already gone
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a client that hung up, which tests cause on purpose."""

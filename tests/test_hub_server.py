@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import httpx2
 import numpy as np
 import pytest
+from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -25,7 +26,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.numpy import save_file
 
-from hub_server import HubServer
 
 TOKEN, OTHER_TOKEN = "hf_test_token", "hf_other_test_token"
 PNG = base64.b64decode(
@@ -270,7 +270,7 @@ def test_stale_parent(hub: HubServer, api: HfApi, model: str) -> None:
 def test_bad_card_is_refused_before_any_upload(hub: HubServer, api: HfApi, model: str, folder: Path) -> None:
     for bad in ("---\nlicense: [\n---\n", "---\ntags: {a: b}\n---\n", "---\njust text\n---\n"):
         (folder / "README.md").write_text(bad)
-        with pytest.raises(ValueError, match="Invalid metadata in README.md"):
+        with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
             api.upload_folder(repo_id=model, folder_path=folder)
     assert calls(hub, "POST", "preupload") == 0
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
@@ -444,7 +444,7 @@ def test_dropped_download_is_resumed(hub: HubServer, api: HfApi, model: str, tmp
     hub.fail(method="GET", path=r"/resolve/main/a\.bin$", drop=True)
     local = api.hf_hub_download(model, "a.bin", cache_dir=tmp_path)
     assert Path(local).read_bytes() == bytes(1_000_000)
-    assert [r.status for r in hub.requests if r.method == "GET"][0] is None
+    assert next(r.status for r in hub.requests if r.method == "GET") is None
 
 
 def test_stopped_server(tmp_path: Path, no_backoff: None) -> None:
