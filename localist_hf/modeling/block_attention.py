@@ -98,9 +98,10 @@ def local_attention(
             False,
             scale,
         )
-        outputs.append(output.transpose(0, 1))
-        lses.append(lse.transpose(0, 1))
-    output, lse = tiling.untile(torch.stack(outputs)), tiling.untile(torch.stack(lses))
+        outputs.append(tiling.untile(output.transpose(0, 1)[None]))
+        lses.append(tiling.untile(lse.transpose(0, 1)[None]))
+    # One row is often all there is, and then a view that needs no copy.
+    output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
     for sink in range(num_sink_tokens):
         (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
         if sinks is not None:
