@@ -25,7 +25,8 @@ class KeepGradients(TrainerCallback):
 
 args = LocalistTrainingArguments(
     output_dir=output + "-run", per_device_train_batch_size=int(8 / WORLD), max_steps=1, max_grad_norm=0, use_cpu=True,
-    report_to="none", save_strategy="no", locality_weight=3.0, disable_tqdm=True, ddp_backend="gloo" if WORLD > 1 else None,
+    report_to="none", save_strategy="no", locality_weight=3.0, disable_tqdm=True,
+    ddp_backend="gloo" if WORLD > 1 else None,
 )
 trainer = LocalistTrainer(
     model=LocalistGPT2LMHeadModel.from_pretrained(model_folder), args=args, callbacks=[KeepGradients()],
