@@ -37,6 +37,7 @@ CARD = "---\nlicense: apache-2.0\ntags:\n- localist\nbase_model: org/base\n---\n
 @pytest.fixture(autouse=True)
 def plain_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep Xet, any token of this machine and progress bars out of the in-process client."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the test hub is on this machine
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     disable_progress_bars()
