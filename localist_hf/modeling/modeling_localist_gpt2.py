@@ -267,7 +267,11 @@ class LocalistGPT2LMHeadModel(_DialMixin, GPT2LMHeadModel):
         """As in transformers; delimiter blocks are found here, where all tokens are at hand, not only the new ones."""
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
         config = self.config
-        if config.block_partition == "delimiter" and inputs.get("block_starts") is None:
+        asked = (config.locality_dial, config.min_fidelity) + tuple(
+            inputs.get(name) for name in ("locality_dial", "min_fidelity", "output_fidelity")
+        )
+        # Free when not asked: plain generation computes no block.
+        if any(asked) and config.block_partition == "delimiter" and inputs.get("block_starts") is None:
             inputs["block_starts"] = delimiter_block_starts(
                 input_ids,
                 document_starts(*input_ids.shape, attention_mask, device=input_ids.device),

@@ -281,3 +281,11 @@ def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
     cache = window(ids[:, :30], block_starts=starts[:, :30], locality_dial=1.0, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="`block_starts` has a block longer"):
         window(ids[:, 30:], past_key_values=cache, block_starts=starts, locality_dial=1.0)
+
+
+def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) -> None:
+    model, ids = make_model(block_partition="delimiter"), make_text(1, 12)
+    calls = []
+    monkeypatch.setattr("localist_hf.modeling.modeling_localist_gpt2.document_starts", lambda *_, **__: calls.append(1))
+    model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert not calls
