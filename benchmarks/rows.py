@@ -163,7 +163,13 @@ def _steps(shape: Shape, quintic: bool, seconds: float) -> Experiment:
 def _eager(length: int, at_least: float, warm_up_length: int | None = None) -> Experiment:
     title = f"training step, T = {length}: eager `output_attentions` / ours"
     row = Row(f"eager-{length}", title, {"eager step": 1}, {"our step": 1}, at_least=at_least)
-    return Experiment((row,), Shape(length), warm_up_length=warm_up_length)
+    bound = Row(
+        f"eager-bound-{length}",
+        f"bound, T = {length}: eager `output_attentions` / plain SDPA, what a step without any locality would reach",
+        {"eager step": 1},
+        {"plain step": 1},
+    )
+    return Experiment((row, bound), Shape(length), warm_up_length=warm_up_length)
 
 
 def _gpu(length: int, batch_size: int) -> Experiment:
