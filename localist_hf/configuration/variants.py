@@ -7,6 +7,8 @@ way of finding blocks and differ in their schedule alone.
 
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "distributed": {"locality_schedule": "distributed"},  # no layer is local: plain fine-tuning
@@ -44,3 +46,20 @@ def variant_config(variant: str) -> dict[str, Any]:
     if variant not in VARIANTS:
         raise ValueError(f"`variant` is {variant!r}; allowed are {', '.join(map(repr, VARIANTS))}.")
     return dict(VARIANTS[variant])
+
+
+def variant_name(config: PreTrainedConfig) -> str | None:
+    """
+    The name of the variant that a configuration is of, whatever else it sets; `None` for a schedule without a name.
+
+    Args:
+        config ([`LocalistGPT2Config`]):
+            The configuration.
+    """
+    matches = [
+        name
+        for name, fields in VARIANTS.items()
+        if all(getattr(config, field) == value for field, value in fields.items())
+    ]
+    # `window` sets what `quintic` sets, and the partition.
+    return max(matches, key=lambda name: len(VARIANTS[name]), default=None)

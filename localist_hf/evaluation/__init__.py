@@ -2,7 +2,7 @@
 
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
-from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth
+from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth, spread
 
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "measure",
     "plot_attention_map",
     "plot_fidelity_over_depth",
+    "spread",
 ]

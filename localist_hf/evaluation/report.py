@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import torch
@@ -27,34 +28,55 @@ def layer_table(metrics: Mapping[str, float], lambdas: Sequence[float]) -> str:
     return "\n".join(lines)
 
 
-def comparison_table(results: Mapping[str, Mapping[str, float]], baseline: str) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The mean of several runs and, in brackets, the least and the greatest; of one run, its number."""
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def comparison_table(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    baseline: str,
+    labels: Mapping[str, str] | None = None,
+    every_layer: bool = True,
+) -> str:
     """
-    A Markdown table of several configurations: perplexity and its ratio to the baseline's, fidelity of every layer,
-    the last layer's fidelity as a multiple of the baseline's, and mean entropy in bits.
+    A Markdown table of several configurations: perplexity and its ratio to the baseline's, fidelity of every layer (or
+    the mean of all, and the last layer's), the last layer's as a multiple of the baseline's, and mean entropy in bits.
+    Of several runs the means, and for perplexity and the last fidelity the least and the greatest.
 
     Args:
-        results (`Mapping[str, Mapping[str, float]]`):
-            Name of each configuration to its metrics (see [`LocalityMeter.compute`]).
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs (see [`LocalityMeter.compute`]).
         baseline (`str`):
             The configuration that the ratios refer to; one of `results`.
+        labels (`Mapping[str, str]`, *optional*):
+            What the table calls a configuration, where not by its name.
+        every_layer (`bool`, *optional*, defaults to `True`):
+            A column for each layer's fidelity.
 
     Raises:
         ValueError: when `baseline` is not among the results.
     """
     if baseline not in results:
         raise ValueError(f"`baseline` is {baseline!r}; the results are of {', '.join(map(repr, results))}.")
-    reference = results[baseline]
-    num_layers = len(layer_series(reference, "fidelity"))
+
+    def series(name: str, metric: str) -> list[float]:
+        return [metrics[metric] for metrics in results[name]]
+
+    num_layers = len(layer_series(results[baseline][0], "fidelity"))
+    last = f"fidelity_layer_{num_layers - 1}"
+    layers = [f"fidelity_layer_{layer}" for layer in range(num_layers)] if every_layer else ["fidelity", last]
     header = ["configuration", "perplexity", f"/ {baseline}"]
-    header += [f"fidelity {layer}" for layer in range(num_layers)]
+    header += [f"fidelity {layer}" for layer in range(num_layers)] if every_layer else ["fidelity", "last layer's"]
     header += [f"last / {baseline}", "entropy (bits)"]
     rows = []
-    for name, metrics in results.items():
-        fidelity = layer_series(metrics, "fidelity")
-        row = [name, f"{metrics['perplexity']:.2f}", f"{metrics['perplexity'] / reference['perplexity']:.3f}"]
-        row += [f"{value:.2f}" for value in fidelity]
-        row += [f"{fidelity[-1] / layer_series(reference, 'fidelity')[-1]:.1f}", f"{metrics['entropy']:.2f}"]
-        rows.append(row)
+    for name in results:
+        row = [(labels or {}).get(name, name), spread(series(name, "perplexity"))]
+        row.append(f"{fmean(series(name, 'perplexity')) / fmean(series(baseline, 'perplexity')):.3f}")
+        row += [f"{fmean(series(name, metric)):.2f}" for metric in layers[:-1]] + [spread(series(name, last))]
+        row.append(f"{fmean(series(name, last)) / fmean(series(baseline, last)):.1f}")
+        rows.append([*row, f"{fmean(series(name, 'entropy')):.2f}"])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -76,24 +98,36 @@ _COLOURS = {
 
 
 def plot_fidelity_over_depth(
-    results: Mapping[str, Mapping[str, float]], path: str | Path, title: str | None = None
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    path: str | Path,
+    title: str | None = None,
+    lambdas: Sequence[float] | None = None,
 ) -> None:
     """
-    Draws the fidelity of every layer, a line for each configuration.
+    Draws the fidelity of every layer, a line for each configuration; with several runs of one, the mean and a band from
+    the least to the greatest.
 
     Args:
-        results (`Mapping[str, Mapping[str, float]]`):
-            Name of each configuration to its metrics.
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs.
         path (`str` or `Path`):
             PNG file to write.
         title (`str`, *optional*):
             Title above the picture.
+        lambdas (`Sequence[float]`, *optional*):
+            A schedule to draw with them.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    for name, metrics in results.items():
-        axes.plot(layer_series(metrics, "fidelity"), marker="o", label=name, color=_COLOURS.get(name))
-    axes.set(xlabel="layer", ylabel="fidelity: share of attention inside the block", ylim=(0, 1), title=title)
+    if lambdas is not None:
+        axes.plot(lambdas, linestyle=":", marker=".", color="#555555", label="schedule (lambda)")
+    for name, runs in results.items():
+        layers = list(zip(*(layer_series(metrics, "fidelity") for metrics in runs), strict=True))
+        (line,) = axes.plot([fmean(values) for values in layers], marker="o", label=name, color=_COLOURS.get(name))
+        if len(runs) > 1:
+            least, greatest = [min(values) for values in layers], [max(values) for values in layers]
+            axes.fill_between(range(len(layers)), least, greatest, color=line.get_color(), alpha=0.25, linewidth=0)
+    axes.set(xlabel="layer", ylabel="fidelity: share of attention inside the block", ylim=(0, 1.02), title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
