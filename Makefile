@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-gpu bench lint clean
+.PHONY: demo family test test-slow test-gpu bench lint clean
 
 demo: $(READY)
 	$(BIN)/localist-hf family --variants distributed quintic localist --output-dir runs/demo
+
+family: $(READY)
+	$(BIN)/localist-hf family --seeds 0 1 2 --output-dir runs/family --model-cards model_cards --readme README.md
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

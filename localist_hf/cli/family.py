@@ -1,18 +1,27 @@
 """`localist-hf family`: one small base model, fine-tuned under several locality configurations, and the comparison."""
 
 import argparse
-import json
+import multiprocessing
+import os
+import platform
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
+from transformers.utils import logging as transformers_logging
 
 from ..configuration import BASELINE_VARIANT, VARIANTS, variant_config
 from ..evaluation import comparison_table, measure, plot_attention_map, plot_fidelity_over_depth
+from ..hub import RunRecord, write_card
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from ..modeling.companion_files import RECORD_FILE
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
 from .train import run_training
@@ -24,6 +33,27 @@ SEQUENCE_LENGTH = 256
 #: Shares of the text: the base trains on the first part, the variants on the second, and all are measured on the third.
 SHARES = {"base": 0.6, "variants": 0.3, "held-out": 0.1}
 PROMPT = "The function returns"
+#: Between these lines of a file stands the table that `--readme` writes.
+MARKERS = ("<!-- family -->", "<!-- /family -->")
+
+
+class Run(NamedTuple):
+    """One training: a variant from a seed, and its folder."""
+
+    variant: str
+    seed: int
+    folder: Path
+
+    @property
+    def record(self) -> RunRecord | None:
+        """The run's record; `None` before it is finished."""
+        if not (self.folder / RECORD_FILE).is_file():
+            return None
+        record = RunRecord.load(self.folder)
+        return record if record.metrics_on_base_blocks else None
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
 
 
 def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
@@ -48,7 +78,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingArguments:
+def training_arguments(folder: Path, steps: int, seed: int, quiet: bool = False) -> LocalistTrainingArguments:
     """The training arguments that the base and all variants share."""
     return LocalistTrainingArguments(
         output_dir=str(folder),
@@ -63,15 +93,30 @@ def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingA
         logging_steps=25,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=quiet,
         use_cpu=True,
         dataloader_pin_memory=False,
         seed=seed,
     )
 
 
+def card(parts: dict[str, Dataset]) -> dict[str, Any]:
+    """What the model cards say about the text."""
+    shares = ", ".join(f"{share:.0%} for {name}" for name, share in SHARES.items())
+    return {
+        "dataset": "Python language reference",
+        "dataset_details": f"It is `pydoc_data.topics` of CPython {platform.python_version()}, whole topics dealt out "
+        f"to three parts ({shares}: {', '.join(str(len(part)) for part in parts.values())} sequences), tokenised by a "
+        f"byte-level BPE of {VOCABULARY_SIZE:,} tokens.",
+        "evaluation_split": "held-out",
+        "language": "en",
+        "license": "apache-2.0",
+    }
+
+
 def train_base(
     folder: Path, tokenizer: PreTrainedTokenizerBase, parts: dict[str, Dataset], steps: int, seed: int
-) -> dict[str, float]:
+) -> None:
     """Trains the common base from random weights, with free attention."""
     set_seed(seed)
     config = LocalistGPT2Config(
@@ -91,21 +136,53 @@ def train_base(
         eval_dataset=parts["held-out"],
         processing_class=tokenizer,
     )
-    return run_training(trainer)
+    run_training(trainer, model_name="base", **card(parts))
 
 
-def train_variant(
-    variant: str, base: Path, folder: Path, parts: dict[str, Dataset], steps: int, seed: int
-) -> dict[str, float]:
-    """Fine-tunes the base under a locality configuration; all variants see the same batches in the same order."""
+def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int, quiet: bool = False) -> Run:
+    """
+    Fine-tunes the base under a locality configuration, and measures it on the base's blocks too. All variants see the
+    same batches in the same order, by seed.
+    """
     trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(variant)),
-        args=training_arguments(folder, steps, seed),
+        model=LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(run.variant)),
+        args=training_arguments(run.folder, steps, run.seed, quiet),
         train_dataset=parts["variants"],
         eval_dataset=parts["held-out"],
         processing_class=AutoTokenizer.from_pretrained(base),
     )
-    return run_training(trainer)
+    run_training(trainer, **card(parts))
+    on_base_blocks = measure(
+        trainer.model, parts["held-out"], batch_size=16, block_model=LocalistGPT2LMHeadModel.from_pretrained(base)
+    )
+    replace(RunRecord.load(run.folder), metrics_on_base_blocks=on_base_blocks).save(run.folder)
+    return run
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def train_variants(
+    runs: list[Run], base: Path, parts: dict[str, Dataset], steps: int, num_processes: int
+) -> Iterator[Run]:
+    """Trains the runs, several at a time, and gives each when it is finished."""
+    if num_processes == 1:
+        for run in runs:
+            yield train_variant(run, base, parts, steps)
+        return
+    # So small a model is faster in a process for each core than with all cores in one process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as workers:
+        futures = [workers.submit(train_variant, run, base, parts, steps, quiet=True) for run in runs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            workers.shutdown(cancel_futures=True)
 
 
 def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
@@ -133,7 +210,8 @@ def main(arguments: list[str]) -> None:
         prog="localist-hf family",
         description="Train a byte-level BPE tokenizer and a small GPT-2 on the Python language reference that every "
         "CPython ships, fine-tune it under several locality configurations on a part of it that the base has not "
-        "seen, and compare them on a third part. Needs no network. Variants already trained in the folder are kept.",
+        "seen, and compare them on a third part. Needs no network. Started again, it goes on with the runs that are "
+        "not finished.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/family"), help="folder of all models and results")
@@ -142,30 +220,72 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--base-steps", type=int, default=360, help="training steps of the base")
     parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of each variant")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the base and of every variant")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="random seeds: each variant is trained from each, the base "
+        "from the first"
+    )  # fmt: skip
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings at a time")
+    parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write each variant's card to DIR/NAME")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help=f"also write the table to FILE, between {' and '.join(MARKERS)}"
+    )
     args = parser.parse_args(arguments)
-    for name in ("base_steps", "steps"):
+    for name in ("base_steps", "steps", "processes"):
         if getattr(args, name) < 1:
             parser.error(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if BASELINE_VARIANT not in args.variants:
         parser.error(
             f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with."
         )
-    run_family(args.output_dir, args.variants, args.base_steps, args.steps, args.seed)
+    for name, values in (("variants", args.variants), ("seeds", args.seeds)):
+        if len(set(values)) < len(values):
+            parser.error(f"`{name}` are {', '.join(map(str, values))}; each may be named once.")
+    if args.readme is not None and not has_markers(args.readme):
+        parser.error(f"`readme` is {str(args.readme)!r}; the file must have the lines {' and '.join(MARKERS)}.")
+    runs = [
+        Run(variant, seed, args.output_dir / (variant if seed == args.seeds[0] else f"{variant}-seed{seed}"))
+        for seed in args.seeds
+        for variant in args.variants
+    ]
+    try:
+        check_settings(args.output_dir / "base", runs, args.base_steps, args.steps)
+    except ValueError as error:
+        parser.error(str(error))
+    run_family(args, runs)
 
 
-def run_family(output_dir: Path, variants: list[str], base_steps: int, steps: int, seed: int) -> None:
-    """Trains what is not there yet, then prints and writes the comparison, the pictures and a sample."""
+def has_markers(path: Path) -> bool:
+    """Whether a file has the two lines between which the table goes."""
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return all(lines.count(marker) == 1 for marker in MARKERS) and lines.index(MARKERS[0]) < lines.index(MARKERS[1])
+
+
+def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> None:
+    """Refuses to go on with a folder whose finished runs were trained otherwise."""
+    wanted = [(base, base_steps, runs[0].seed), *((run.folder, steps, run.seed) for run in runs)]
+    for folder, num_steps, seed in wanted:
+        if (folder / RECORD_FILE).is_file():
+            record = RunRecord.load(folder)
+            if (record.training["steps"], record.seed) != (num_steps, seed):
+                raise ValueError(
+                    f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
+                    f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
+                )
+
+
+def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
+    """Trains what is not there yet, then prints and writes the comparison, the cards, the pictures and a sample."""
     start = time.perf_counter()
-    stages = len(variants) + 3
 
     def announce(stage: int, text: str) -> None:
-        print(f"\n[{stage}/{stages}] {text} ({time.perf_counter() - start:.0f} s so far)", flush=True)
+        print(f"\n[{stage}/4] {text} ({time.perf_counter() - start:.0f} s so far)", flush=True)
 
     announce(1, "Python language reference: tokenizer and sequences")
     texts = split_topics(python_reference())
-    base = output_dir / "base"
-    is_trained = (base / "eval_results.json").exists()
+    base = args.output_dir / "base"
+    is_trained = (base / RECORD_FILE).is_file()
     tokenizer = (
         AutoTokenizer.from_pretrained(base) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
     )
@@ -175,55 +295,85 @@ def run_family(output_dir: Path, variants: list[str], base_steps: int, steps: in
     }
     print(", ".join(f"{name}: {len(part)} sequences of {SEQUENCE_LENGTH} tokens" for name, part in parts.items()))
 
-    announce(2, f"base: GPT-2 of 6 layers, width 128, {base_steps} steps")
+    announce(2, f"base: GPT-2 of 6 layers, width 128, {args.base_steps} steps")
     if is_trained:
         print(f"already in {base}")
     else:
-        train_base(base, tokenizer, parts, base_steps, seed)
+        train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
 
-    for stage, variant in enumerate(variants, start=3):
-        announce(stage, f"{variant}: {steps} steps from the base")
-        if (output_dir / variant / "eval_results.json").exists():
-            print(f"already in {output_dir / variant}")
-        else:
-            train_variant(variant, base, output_dir / variant, parts, steps, seed)
+    missing = [run for run in runs if run.record is None]
+    num_processes = min(args.processes, len(missing))
+    announce(3, f"{len(runs)} fine-tunings of {args.steps} steps from the base, {max(num_processes, 1)} at a time")
+    for run in runs:
+        if run not in missing:
+            print(f"already in {run.folder}")
+    for done, run in enumerate(train_variants(missing, base, parts, args.steps, num_processes), start=1):
+        metrics = run.record.metrics
+        print(
+            f"{len(runs) - len(missing) + done:3d} of {len(runs)}  {run}: perplexity {metrics['perplexity']:.2f}, "
+            f"fidelity {metrics['fidelity']:.2f} ({time.perf_counter() - start:.0f} s so far)",
+            flush=True,
+        )
 
-    announce(stages, "comparison on held-out text")
-    report(output_dir, variants, parts["held-out"])
-    print(f"\nAll of it: {output_dir} ({time.perf_counter() - start:.0f} s)")
+    announce(4, "comparison on held-out text")
+    report(args, runs, parts["held-out"])
+    print(f"\nAll of it: {args.output_dir} ({time.perf_counter() - start:.0f} s)")
 
 
-def report(output_dir: Path, variants: list[str], held_out: Dataset) -> None:
-    """Writes `results.json`, `table.md` and the pictures, and prints the tables and a generated sentence."""
-    results = {}
-    on_base_blocks = {}
-    base = LocalistGPT2LMHeadModel.from_pretrained(output_dir / "base")
-    for variant in variants:
-        metrics = json.loads((output_dir / variant / "eval_results.json").read_text())
-        results[variant] = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        model = LocalistGPT2LMHeadModel.from_pretrained(output_dir / variant)
-        on_base_blocks[variant] = measure(model, held_out, batch_size=16, block_model=base)
-    own = comparison_table(results, BASELINE_VARIANT)
-    shared = comparison_table(on_base_blocks, BASELINE_VARIANT)
-    text = f"On the blocks that each model finds itself:\n\n{own}\n\nOn the blocks that the base finds:\n\n{shared}\n"
+def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None:
+    """Writes the tables, the pictures and the cards, and prints the tables and a generated sentence."""
+    records: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        records.setdefault(run.variant, []).append(run.record)
+    own = {variant: [record.metrics for record in group] for variant, group in records.items()}
+    shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
+    tables = [f"On the blocks that each model finds itself:\n\n{comparison_table(own, BASELINE_VARIANT)}"]
+    tables.append(f"On the blocks that the base finds:\n\n{comparison_table(shared, BASELINE_VARIANT)}")
+    text = "\n\n".join(tables) + "\n"
     print(f"\n{text}")
-    (output_dir / "table.md").write_text(text)
-    (output_dir / "results.json").write_text(
-        json.dumps({"own_blocks": results, "base_blocks": on_base_blocks}, indent=2) + "\n"
-    )
-    plot_fidelity_over_depth(results, output_dir / "fidelity_over_depth.png")
-    shown = variants[-1] if "quintic" not in variants else "quintic"
+    (args.output_dir / "table.md").write_text(text)
+    plot_fidelity_over_depth(own, args.output_dir / "fidelity_over_depth.png")
+    shown = args.variants[-1] if "quintic" not in args.variants else "quintic"
     draw_attention(
-        {name: output_dir / name for name in dict.fromkeys((BASELINE_VARIANT, shown))},
+        {name: args.output_dir / name for name in dict.fromkeys((BASELINE_VARIANT, shown))},
         held_out[0]["input_ids"],
-        output_dir / "attention_map.png",
+        args.output_dir / "attention_map.png",
     )
-    print(f"Pictures: {output_dir / 'fidelity_over_depth.png'}, {output_dir / 'attention_map.png'}")
+    print(f"Pictures: {args.output_dir / 'fidelity_over_depth.png'}, {args.output_dir / 'attention_map.png'}")
 
-    folder = output_dir / shown
+    # Again, now that every sibling is there to be compared with.
+    for folder in (args.output_dir / "base", *(run.folder for run in runs)):
+        write_card(folder)
+    if args.model_cards is not None:
+        for variant in args.variants:
+            print(f"Model card: {write_card(args.output_dir / variant, destination=args.model_cards / variant)}")
+    if args.readme is not None:
+        write_readme(args.readme, records, comparison_table(own, BASELINE_VARIANT, every_layer=False))
+        print(f"Table: {args.readme}")
+
+    folder = args.output_dir / shown
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
     print(f"\n{shown}, loaded with AutoModelForCausalLM and trust_remote_code=True, goes on from {PROMPT!r}:")
     print(tokenizer.decode(tokens[0]))
+
+
+def write_readme(path: Path, records: dict[str, list[RunRecord]], table: str) -> None:
+    """Replaces what stands between the markers of a file with the table and what it was measured on."""
+    group = records[BASELINE_VARIANT]
+    record, seeds = group[0], [record.seed for record in group]
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    how = f"one run each (seed {seeds[0]})"
+    if len(seeds) > 1:
+        how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
+    what = (
+        f"{record.data['evaluation_sequences']} held-out sequences of {record.data['sequence_length']} tokens of the "
+        f"{record.data['name']}; {how}; "
+        f"{record.training['steps']} steps of {record.training['batch_size']} sequences from a common base of "
+        f"{record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
+    )
+    before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    path.write_text(f"{before}{MARKERS[0]}\n{table}\n\n{what}\n{MARKERS[1]}{after}", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib import import_module
 
 from ..version import __version__
 
@@ -16,10 +17,19 @@ examples:
   localist-hf train --variant quintic --text-file book.txt --output-dir runs/quintic
   localist-hf train --variant linear --model ./my-gpt2 --dataset Salesforce/wikitext --dataset-config wikitext-2-raw-v1
   localist-hf train --config quintic.yaml --learning_rate 5e-5
-  localist-hf family --output-dir runs/demo
+  localist-hf family --output-dir runs/family
+  localist-hf publish runs/family --namespace my-org --dry-run
+  localist-hf export runs/quintic --to gpt2 my-gpt2
 
 `localist-hf COMMAND --help` explains a command.
 """
+
+_COMMANDS = {
+    "train": "fine-tune one model under one locality configuration",
+    "family": "train a base and compare variants of it on text that Python ships",
+    "publish": "publish runs as repositories on the Hub",
+    "export": "write a run as a plain GPT-2 folder",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,14 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"localist-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Each command reads its own arguments, so that --help of one does not import and list those of all.
-    commands.add_parser("train", add_help=False, help="fine-tune one model under one locality configuration")
-    commands.add_parser(
-        "family", add_help=False, help="train a base and compare variants of it on text that Python ships"
-    )
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=text)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = parser.parse_args(arguments[:1]).command
-    if command == "train":
-        from .train import main as run
-    else:
-        from .family import main as run
-    run(arguments[1:])
+    # Imported here, because each takes seconds to import what it needs.
+    import_module(f".{command}", __package__).main(arguments[1:])

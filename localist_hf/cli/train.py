@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration import VARIANTS, variant_config
 from ..evaluation import layer_table
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from ..modeling.companion_files import RECORD_FILE
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import load_text, train_and_validation
 
@@ -48,6 +49,13 @@ class RunArguments:
         },
     )
     lora_rank: int = field(default=0, metadata={"help": "Train a LoRA adapter of this rank instead of all weights."})
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the text for the model card, as the Hub spells it: 'en'."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights for the model card, as the Hub spells it: 'apache-2.0'."},
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Allow an output folder that already holds a run; its checkpoints are removed."},
@@ -197,9 +205,17 @@ def check_output_dir(args: LocalistTrainingArguments, overwrite: bool) -> None:
         )
 
 
-def run_training(trainer: LocalistTrainer, overwrite: bool = False) -> dict[str, float]:
+def run_training(trainer: LocalistTrainer, overwrite: bool = False, **card: Any) -> dict[str, float]:
     """
-    Trains, evaluates, and saves model, tokenizer, metrics and log to the trainer's output folder.
+    Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder.
+
+    Args:
+        trainer ([`LocalistTrainer`]):
+            The trainer.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Remove the folder's checkpoints first.
+        card:
+            What [`LocalistTrainer.create_model_card`] takes.
 
     Returns:
         `dict[str, float]`: the metrics of [`LocalityMeter.compute`], without a prefix.
@@ -213,13 +229,28 @@ def run_training(trainer: LocalistTrainer, overwrite: bool = False) -> dict[str,
     elif overwrite:
         for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+    (Path(args.output_dir) / RECORD_FILE).unlink(missing_ok=True)  # of the weights that this run replaces
     result = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without the push that `save_model` makes: its card needs the evaluation
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
+    trainer.create_model_card(**card)
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+
+
+def _card(run: RunArguments) -> dict[str, Any]:
+    """What the model card says about the text."""
+    if run.text_file is not None:
+        data = {"dataset": f"`{Path(run.text_file).name}`"}
+    elif Path(run.dataset).exists():
+        data = {"dataset": f"`{Path(run.dataset).name}`"}
+    else:
+        data = {"dataset": run.dataset, "dataset_tags": run.dataset, "dataset_args": run.dataset_config}
+    return data | {"evaluation_split": "validation", "language": run.language, "license": run.license}
 
 
 def main(arguments: list[str]) -> None:
@@ -229,7 +260,7 @@ def main(arguments: list[str]) -> None:
         trainer = prepare_trainer(run, args)
     except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"localist-hf train: error: {error}") from error
-    metrics = run_training(trainer, run.overwrite_output_dir)
+    metrics = run_training(trainer, run.overwrite_output_dir, **_card(run))
     print(f"\n{run.variant}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
     print(layer_table(metrics, trainer.model.config.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import Trainer, default_data_collator
 
@@ -82,6 +83,8 @@ class LocalistTrainer(Trainer):
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._meter = LocalityMeter()
+        #: Where the model was loaded from; empty for random weights.
+        self.started_from: str = self.model.name_or_path
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -166,6 +169,116 @@ class LocalistTrainer(Trainer):
             measured = self._meter.compute(self.accelerator.reduce)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As [`~transformers.Trainer.save_model`]; `model.push_to_hub` then finds tokenizer and card in that folder."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and output_dir is None:
+            self.accelerator.unwrap_model(self.model).name_or_path = self.args.output_dir
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        language: str | None = None,
+        license: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | None = None,
+        dataset_tags: str | None = None,
+        dataset_args: str | None = None,
+        dataset_details: str = "",
+        evaluation_split: str = "evaluation",
+    ) -> None:
+        """
+        Writes the model card, its picture and the record that its numbers come from (`run.json`) to the output folder.
+        Comparable runs in folders beside it, such as one of `distributed`, are compared with it.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the run. Defaults to the name of its locality configuration.
+            language (`str`, *optional*), license (`str`, *optional*):
+                As the Hub spells them (`"en"`, `"apache-2.0"`).
+            finetuned_from (`str`, *optional*):
+                Hub id of the model that the training started from. Defaults to where it was loaded from.
+            dataset (`str`, *optional*), dataset_tags (`str`, *optional*), dataset_args (`str`, *optional*):
+                Name of the text; Hub id and configuration of the data set, where it has one.
+            dataset_details (`str`, *optional*), evaluation_split (`str`, *optional*, defaults to `"evaluation"`):
+                How the text was used; name of the part that the model was evaluated on.
+
+        Raises:
+            ValueError: where the present weights have not been evaluated or not been saved: a card without its numbers
+                cannot be made.
+        """
+        if not self.is_world_process_zero():
+            return
+        # The one thing on the right that the trainer knows, and only here: `Trainer` makes cards.
+        from ..hub import RunRecord, write_card
+
+        record = RunRecord.from_trainer(
+            self,
+            name=model_name,
+            dataset=dataset,
+            dataset_details=dataset_details,
+            dataset_id=dataset_tags,
+            dataset_config=dataset_args,
+            evaluation_split=evaluation_split,
+            base_model=finetuned_from,
+            language=language,
+            license=license,
+        )
+        record.save(self.args.output_dir)
+        write_card(self.args.output_dir, self.hub_model_id)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Publishes the model in one commit: weights, configuration, code, tokenizer, card and picture, and nothing that
+        only training needs. Evaluates first where the present weights have not been. Everything is checked before the
+        upload.
+
+        Args:
+            commit_message (`str`, *optional*), blocking (`bool`, *optional*), token (`str`, *optional*), \
+            revision (`str`, *optional*), private (`bool`, *optional*):
+                As in [`~transformers.Trainer.push_to_hub`].
+            kwargs:
+                What [`~LocalistTrainer.create_model_card`] takes.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on other processes than the
+            first.
+
+        Raises:
+            ValueError, PublishError: see [`localist_hf.hub.publish`].
+        """
+        from ..hub import repository_files, upload
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if not any("eval_perplexity" in entry and entry["step"] == self.state.global_step
+                   for entry in self.state.log_history):  # fmt: skip
+            self.evaluate()
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        token = self.args.hub_token if token is None else token
+        if self.hub_model_id is None:
+            repository_files(self.args.output_dir)  # what cannot be published is refused before a repository is made
+            self.init_hf_repo(token=token, private=private)
+        return upload(
+            HfApi(token=token),
+            self.hub_model_id,
+            repository_files(self.args.output_dir, self.hub_model_id),
+            private=private,
+            commit_message=commit_message,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+        )
 
 
 def causal_lm_collator(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 @dataclass
@@ -21,6 +22,8 @@ class LocalistTrainingArguments(TrainingArguments):
         locality_warmup_steps (`float`, *optional*, defaults to 0):
             Optimizer steps over which the locality loss grows linearly to its full weight; below 1, as a share of all
             steps.
+        hub_strategy (`str` or [`~transformers.trainer_utils.HubStrategy`], *optional*, defaults to `"end"`):
+            The only one allowed with `push_to_hub`: the others upload checkpoints.
 
     Raises:
         ValueError: for a value outside its range, with the name, the value and what is allowed.
@@ -37,6 +40,9 @@ class LocalistTrainingArguments(TrainingArguments):
     locality_warmup_steps: float = field(
         default=0, metadata={"help": "Steps over which the locality loss grows to its weight; below 1, a share of all."}
     )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "When to push to the Hub: only 'end', when the model is saved at the end."}
+    )
 
     def __post_init__(self):
         if not 0 < self.target_fidelity <= 1:
@@ -47,3 +53,8 @@ class LocalistTrainingArguments(TrainingArguments):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"`hub_strategy` is {self.hub_strategy.value!r}; it must be 'end', because the others upload "
+                "checkpoints, with pickles that hold paths of this machine and the optimizer's state."
+            )

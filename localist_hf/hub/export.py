@@ -1,0 +1,178 @@
+"""Export to plain GPT-2, for engines that know no other model and run no code of a repository."""
+
+import copy
+import json
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+from transformers.utils.hub import has_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
+
+
+logger = logging.get_logger(__name__)
+
+#: Whatever has a tokenizer has one of these.
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+#: Largest difference that merging an adapter may make, as a share of the largest logit: float32 rounding.
+_MERGE_TOLERANCE = 1e-5
+
+
+def export_gpt2(source: str | Path, folder: str | Path) -> None:
+    """
+    Writes a LocalistGPT2 model as plain GPT-2: weights, configuration, generation configuration, and the tokenizer if
+    the source has one. The folder holds no code and no field that GPT-2 does not know. A LoRA adapter is merged into
+    its base, in float32 or better, and the result rounded once to the base's dtype.
+
+    Before the folder gets its name, what was written is loaded again and must give, on a fixed text, the very logits of
+    the source at dial 0. So the folder is either complete and right, or not there.
+
+    Args:
+        source (`str` or `Path`):
+            A run folder of LocalistGPT2, or of a LoRA adapter of it or of GPT-2; or the Hub id of either.
+        folder (`str` or `Path`):
+            Where to write; it must not exist yet, or be empty.
+
+    Raises:
+        ValueError: for an occupied `folder`, or a `source` of another kind or without all its weights.
+        OSError: for a `source` that cannot be read.
+        RuntimeError: where the logits differ.
+
+    Example:
+
+    ```python
+    >>> from localist_hf.hub.export import export_gpt2
+    >>> from transformers import GPT2LMHeadModel
+
+    >>> export_gpt2("runs/quintic", "exports/quintic-gpt2")
+    >>> model = GPT2LMHeadModel.from_pretrained("exports/quintic-gpt2")
+    ```
+    """
+    source, target = str(source), Path(folder).resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"`folder` is {str(folder)!r}, which is occupied; it must be new or empty.")
+    if _is_adapter(source):
+        adapter = _lora_config(source)
+        model, tokenizer_sources = _merged_model(source, adapter), (source, adapter.base_model_name_or_path)
+    else:
+        model, tokenizer_sources = _load_model(source), (source,)
+
+    # On the target's file system, so that the last step is a renaming. Missing parents are made when all is well.
+    parent = next(path for path in target.parents if path.exists())
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary:
+        written = Path(temporary) / "gpt2"  # the temporary folder itself is closed to other users
+        _plain_gpt2(model).save_pretrained(written)
+        _save_tokenizer(tokenizer_sources, written)
+        exported = GPT2LMHeadModel.from_pretrained(written, dtype="auto")
+        _check_logits("the exported model", _probe_logits(exported), _probe_logits(model), tolerance=0.0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written.rename(target)  # onto nothing or an empty folder; fails if there is something by now
+
+
+def _load_model(name: str, revision: str | None = None, adapter: str | None = None) -> LocalistGPT2LMHeadModel:
+    """Loads a model in its own dtype, at dial 0; plain GPT-2 only where it is the base of an adapter."""
+    described = f"`source` is {name!r}" if adapter is None else f"`source` is {adapter!r}, an adapter of {name!r}"
+    allowed = (LocalistGPT2Config.model_type,) if adapter is None else (LocalistGPT2Config.model_type, "gpt2")
+    try:
+        # GPT2Config's own: LocalistGPT2Config reads plain GPT-2 as LocalistGPT2.
+        model_type = GPT2Config.get_config_dict(name, revision=revision)[0].get("model_type")
+        if model_type not in allowed:
+            raise ValueError(
+                f"{described}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."
+            )
+        model, info = LocalistGPT2LMHeadModel.from_pretrained(
+            name, revision=revision, dtype="auto", output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{described}, which cannot be read: {error}") from error
+    if info["missing_keys"]:  # transformers has filled them with random numbers
+        raise ValueError(f"{described}, which lacks the weights {', '.join(sorted(info['missing_keys']))}.")
+    for field in ("locality_dial", "min_fidelity"):
+        if getattr(model.config, field):
+            logger.warning(
+                f"`{field}` of {name} is {getattr(model.config, field)}; plain GPT-2 has no dial, so the export "
+                "behaves as the model does at dial 0."
+            )
+    model.set_locality_dial(0.0)
+    return model.eval()
+
+
+def _is_adapter(source: str) -> bool:
+    try:
+        return find_adapter_config_file(source) is not None
+    except OSError:  # no name of a repository; loading it says so, and names the argument
+        return False
+
+
+def _lora_config(source: str) -> PeftConfig:
+    config = PeftConfig.from_pretrained(source)
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(
+            f"`source` is {source!r}, an adapter of type {config.peft_type.value!r}; it must be of type 'LORA'."
+        )
+    return config
+
+
+def _merged_model(source: str, config: PeftConfig) -> LocalistGPT2LMHeadModel:
+    """The base of a LoRA adapter with the adapter merged into its weights, in the base's dtype."""
+    base = _load_model(config.base_model_name_or_path, config.revision, adapter=source)
+    dtype = base.dtype
+    # In bf16 every step would round, and hide from the check whether the merging is right.
+    base.to(torch.promote_types(dtype, torch.float32))
+    adapted = PeftModel.from_pretrained(base, source).eval()
+    logits = _probe_logits(adapted)
+    merged = adapted.merge_and_unload()
+    _check_logits("the merged adapter", _probe_logits(merged), logits, tolerance=_MERGE_TOLERANCE)
+    return merged.to(dtype)
+
+
+def _plain_gpt2(model: LocalistGPT2LMHeadModel) -> GPT2LMHeadModel:
+    """GPT-2 around the very same weights."""
+    config = GPT2Config(**{field.name: getattr(model.config, field.name) for field in fields(GPT2Config)})
+    with torch.device("meta"):
+        gpt2 = GPT2LMHeadModel(config)
+    gpt2.load_state_dict(model.state_dict(), assign=True)
+    gpt2.tie_weights()
+    gpt2.generation_config = model.generation_config
+    return gpt2
+
+
+def _save_tokenizer(sources: tuple[str, ...], folder: Path) -> None:
+    """Saves the tokenizer of the first source that has one, in words that transformers 4 knows too."""
+    source = next((source for source in sources if any(has_file(source, name) for name in _TOKENIZER_FILES)), None)
+    if source is None:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("is_local", "local_files_only"):  # how it was loaded here
+        config.pop(name, None)
+    if config["tokenizer_class"] == "TokenizersBackend":
+        # The older name of the class; and its older form would make `token_type_ids`, which GPT-2 adds to the tokens.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": tokenizer.model_input_names}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _probe_logits(model: nn.Module) -> torch.Tensor:
+    """The logits of a fixed text, of 64 tokens or as many as the model has positions."""
+    length = min(64, model.config.max_position_embeddings)
+    tokens = torch.arange(length) * 7919 % model.config.vocab_size  # a prime, so as to visit the whole vocabulary
+    # Kernels may round differently where the same weights lie otherwise in memory, as those read from two files do.
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        return model(tokens[None], use_cache=False).logits
+
+
+def _check_logits(what: str, logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    difference = (logits - expected).abs().max().item()
+    if not difference <= tolerance * expected.abs().max().item():  # nan is refused too
+        raise RuntimeError(f"The logits of {what} differ from the source's by up to {difference}; nothing was written.")

@@ -1,0 +1,314 @@
+"""Publishing runs: one repository for each, and all of its files in one commit."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .. import modeling
+from ..modeling import LocalistGPT2Config
+from ..modeling.companion_files import EVAL_RESULTS_FILE, RECORD_FILE, tokenizer_files
+from .model_card import card_files, repository_name
+from .run_record import RunRecord
+
+
+_CODE_ENTRY = "modeling_localist_gpt2.py"
+# Files of an earlier publication that must not outlive it: a model with two sets of weights loads the wrong one.
+_OURS = ("*.safetensors", "*.safetensors.index.json", "*.py", "adapter_config.json", EVAL_RESULTS_FILE)
+_TEXT_SUFFIXES = {".json", ".md", ".yaml", ".txt", ".py", ".jinja"}
+
+
+#: The base of all errors of the HTTP library that huggingface_hub uses (`httpx` or `httpx2`, by its version).
+_HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
+
+
+class PublishError(RuntimeError):
+    """The Hub refused, or could not be reached; the message says what to do."""
+
+
+def repository_files(
+    folder: str | Path, repo_id: str | None = None, base_model: str | None = None
+) -> dict[str, Path | bytes]:
+    """
+    Everything that a run's repository holds, and nothing else of its folder: weights, configuration, code, tokenizer,
+    generation configuration, record, card and picture. Pickles, optimizer states, checkpoints and logs stay behind.
+
+    Args:
+        folder (`str` or `Path`):
+            The run's folder, with the record that training leaves there.
+        repo_id (`str`, *optional*):
+            The repository, which the card names. Defaults to `org/localist-gpt2-<name>`.
+        base_model (`str`, *optional*):
+            Hub id of the model that the run started from, where the record does not know it. Needed by an adapter,
+            which loads its base from there.
+
+    Returns:
+        `dict[str, Path | bytes]`: path in the repository to a file, or to its content where it differs from the file.
+
+    Raises:
+        ValueError: for a folder without a complete run, weights other than those measured, or content that would give
+            away this machine.
+    """
+    folder = Path(folder)
+    record = RunRecord.load(folder)
+    record.check_weights(folder)
+    files: dict[str, Path | bytes] = {name: folder / name for name in sorted(record.weights)}
+    if record.adapter:
+        files |= _adapter_files(folder, record, base_model)
+        code = Path(modeling.__file__).with_name(_CODE_ENTRY)
+    else:
+        files |= {path.name: path for path in sorted(folder.glob("*.safetensors.index.json"))}
+        files |= {name: folder / name for name in ("config.json", "generation_config.json")}
+        code = folder / _CODE_ENTRY
+    if missing := [
+        name for name, path in [*files.items(), (code.name, code)] if isinstance(path, Path) and not path.is_file()
+    ]:
+        raise ValueError(f"{str(folder)!r} is no complete run: {missing[0]} is missing.")
+    files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
+    tokenizer = tokenizer_files(folder)
+    if "tokenizer_config.json" not in tokenizer:
+        raise ValueError(
+            f"{str(folder)!r} holds no tokenizer, without which the model cannot be used; give the trainer one as "
+            "`processing_class`, or save it there."
+        )
+    files |= tokenizer
+    files[RECORD_FILE] = folder / RECORD_FILE
+    files |= card_files(folder, repo_id, base_model)
+    _check_private(files, folder)
+    return files
+
+
+def _adapter_files(folder: Path, record: RunRecord, base_model: str | None) -> dict[str, bytes]:
+    """The adapter's configuration, with a base that others can load, and the model's, which holds the schedule."""
+    base_model = base_model or record.base_model
+    if base_model is None:
+        raise ValueError(
+            f"The adapter in {str(folder)!r} was trained on the local folder {record.base_run!r}, which nobody else "
+            "can load. Publish the folder that holds both runs, or name the base's Hub id as `base_model` "
+            "(`--base-model`)."
+        )
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} is no complete run: {path.name} is missing.")
+    adapter = json.loads(path.read_text(encoding="utf-8"))
+    # The class that PEFT notes may be one of a local module; with a task type it is not needed.
+    adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
+    config = LocalistGPT2Config(**record.config)
+    config.architectures = ["LocalistGPT2LMHeadModel"]
+    return {path.name: _json(adapter), "config.json": config.to_json_string(use_diff=False).encode()}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Refuses files that hold a path of this machine or the token."""
+    secrets = {str(folder.resolve()): "the run's folder", f"{Path.home()}/": "the home directory"}
+    if token := get_token():
+        secrets[token] = "the access token"
+    for name, content in files.items():
+        if Path(name).suffix in _TEXT_SUFFIXES:
+            text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8", "replace")
+            for secret, what in secrets.items():
+                if secret in text:
+                    raise ValueError(f"{name} of {str(folder)!r} names {what}, which must not be published.")
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """
+    The folders to publish: the folder itself where it is a run, else those of the runs in it, the base first. Of
+    several runs of one name it is that in the folder of this name, or else of the lowest seed (the others are part of
+    its card's statistics).
+
+    Raises:
+        ValueError: where there is no finished run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`run` is {str(folder)!r}; there is no such folder.")
+    if (folder / RECORD_FILE).is_file():
+        return [folder]
+    runs = [(RunRecord.load(path.parent), path.parent) for path in sorted(folder.glob(f"*/{RECORD_FILE}"))]
+    if not runs:
+        RunRecord.load(folder)  # says what is missing
+    runs.sort(key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed))
+    first: dict[str, Path] = {}
+    for record, path in runs:
+        first.setdefault(record.name, path)
+    return list(first.values())
+
+
+def publish(
+    folder: str | Path,
+    namespace: str,
+    private: bool = False,
+    collection: str | None = None,
+    base_model: str | None = None,
+    api: HfApi | None = None,
+    report: Callable[[str], None] = print,
+) -> list[CommitInfo]:
+    """
+    Publishes a run, or every run in a folder, as `namespace/localist-gpt2-<name>`, each in one commit. Everything is
+    checked before the first upload. A second call changes nothing, or adds one commit with what has changed.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder of a run, or of several.
+        namespace (`str`):
+            User or organisation.
+        private (`bool`, *optional*, defaults to `False`):
+            Make new repositories private. A public one that exists already is refused then.
+        collection (`str`, *optional*):
+            Title of a collection in the namespace, made where there is none, that gets all of them.
+        base_model (`str`, *optional*):
+            See [`repository_files`].
+        api ([`~huggingface_hub.HfApi`], *optional*):
+            The client, which finds credentials by itself.
+        report (`Callable`, *optional*):
+            Is told what was done, a line at a time.
+
+    Raises:
+        ValueError: for input that cannot be published; nothing has been uploaded then.
+        PublishError: where the Hub refuses or fails. Repositories show their former commit or the whole new one, and
+            the same call made again does what is left to do.
+    """
+    api = api or HfApi()
+    repositories = prepare(folder, namespace, base_model)
+    with _explained(f"the account of {api.endpoint}"):
+        account = api.whoami()
+    allowed = [account["name"], *(org["name"] for org in account["orgs"])]
+    if namespace not in allowed:
+        raise PublishError(
+            f"`namespace` is {namespace!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
+        )
+    heads = {repo_id: _head(api, repo_id, private) for repo_id in repositories}
+    commits = []
+    for repo_id, files in repositories.items():
+        commits.append(upload(api, repo_id, files, private=private, head=heads[repo_id]))
+        state = "unchanged" if commits[-1].oid == heads[repo_id] else f"commit {commits[-1].oid[:12]}"
+        report(f"{api.endpoint}/{repo_id}: {state}")
+    if collection is not None:
+        with _explained(f"the collection {collection!r}"):
+            slug = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True).slug
+            for repo_id in repositories:
+                api.add_collection_item(slug, repo_id, item_type="model", exists_ok=True)
+        report(f"{api.endpoint}/collections/{slug}: {len(repositories)} models")
+    return commits
+
+
+def prepare(folder: str | Path, namespace: str, base_model: str | None = None) -> dict[str, dict[str, Path | bytes]]:
+    """The repositories that [`publish`] makes of a folder, by id; see [`repository_files`]. Nothing is uploaded."""
+    repositories = {}
+    names = {}
+    for path in find_runs(folder):
+        record = RunRecord.load(path)
+        repo_id = names[record.name] = f"{namespace}/{repository_name(record)}"
+        validate_repo_id(repo_id)
+        # An adapter on a run that is published with it loads its base from there.
+        repositories[repo_id] = repository_files(path, repo_id, base_model or names.get(record.base_run))
+    return repositories
+
+
+def upload(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    private: bool | None = None,
+    head: str | None = None,
+    commit_message: str = "Publish with localist-hf",
+    revision: str | None = None,
+    run_as_future: bool = False,
+) -> CommitInfo | Future[CommitInfo]:
+    """
+    Makes a repository hold these files, in one commit.
+
+    Weights, code and adapter files of an earlier publication that are not among them are removed in the same commit;
+    other files of the repository stay.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The client.
+        repo_id (`str`):
+            The repository; it is created where there is none.
+        files (`Mapping[str, Path | bytes]`):
+            See [`repository_files`].
+        private (`bool`, *optional*):
+            Whether a new repository is private; by default what the namespace prescribes.
+        head (`str`, *optional*):
+            Commit that the repository is known to be at; it is refused if that has changed.
+        commit_message (`str`, *optional*), revision (`str`, *optional*), run_as_future (`bool`, *optional*):
+            As in [`~huggingface_hub.HfApi.create_commit`].
+
+    Raises:
+        PublishError: see [`publish`].
+    """
+    with _explained(repo_id):
+        try:
+            info = api.model_info(repo_id, revision=revision)
+        except RepositoryNotFoundError:
+            api.create_repo(repo_id, private=private)
+            info = api.model_info(repo_id, revision=revision)
+        stale = [
+            sibling.rfilename
+            for sibling in info.siblings or ()
+            if sibling.rfilename not in files and any(fnmatch(sibling.rfilename, pattern) for pattern in _OURS)
+        ]
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(name) for name in stale]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            parent_commit=head or info.sha,
+            run_as_future=run_as_future,
+        )
+
+
+def _head(api: HfApi, repo_id: str, private: bool) -> str | None:
+    """The commit that a repository is at; `None` where there is no such repository."""
+    with _explained(repo_id):
+        try:
+            info = api.model_info(repo_id)
+        except RepositoryNotFoundError:
+            return None
+    if private and not info.private:
+        raise PublishError(f"`private` was asked for, and {repo_id} exists and is public; nothing has been uploaded.")
+    return info.sha
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns what the client raises into a message that says what to do."""
+    again = "It shows its former state or the whole new one; the same call made again does what is left to do."
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PublishError("There is no access token; log in with `hf auth login`, or set `HF_TOKEN`.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = (error.server_message or str(error)).strip()
+        if status == 401:
+            said = f"the access token is not accepted ({said}); log in with `hf auth login`, or set `HF_TOKEN`."
+        elif status == 409:
+            said = f"the name is taken by a repository of another type ({said})."
+        elif status == 412:
+            said = f"somebody else has changed it in the meantime ({said}). {again}"
+        elif status >= 500:
+            said = f"the Hub failed with status {status} ({said}). {again}"
+        raise PublishError(f"{what}: {said}") from error
+    except (_HTTPError, ConnectionError) as error:
+        raise PublishError(f"{what}: the Hub cannot be reached ({error}). {again}") from error
+    except RuntimeError as error:  # what the client makes of an upload to the storage that failed to the end
+        if isinstance(error, PublishError):
+            raise
+        raise PublishError(f"{what}: {error} {again}") from error
