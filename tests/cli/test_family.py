@@ -1,12 +1,12 @@
 """`localist-hf family`: tiny, but through every stage."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from localist_hf.cli import family
 from localist_hf.cli.main import main
+from localist_hf.hub import RunRecord
 
 
 def test_parts_share_no_topic_and_have_their_sizes() -> None:
@@ -18,28 +18,64 @@ def test_parts_share_no_topic_and_have_their_sizes() -> None:
         assert sum(map(len, parts[name])) / total == pytest.approx(share, abs=0.03)
 
 
-def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, capsys, monkeypatch) -> None:
-    # A few topics are enough to go through every stage.
+@pytest.fixture
+def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough to go through every stage."""
     topics = dict(list(family.python_reference().items())[:14])
     monkeypatch.setattr(family, "python_reference", lambda: topics)
-    folder = tmp_path / "family"
-    flags = ["--output-dir", str(folder), "--base-steps", "2", "--steps", "2"]
-    main(["family", *flags, "--variants", "distributed", "quintic"])
+
+
+@pytest.mark.usefixtures("few_topics")
+def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, capsys) -> None:
+    folder, cards, readme = tmp_path / "family", tmp_path / "cards", tmp_path / "README.md"
+    readme.write_text("before\n<!-- family -->\nold\n<!-- /family -->\nafter\n")
+    flags = ["--output-dir", str(folder), "--base-steps", "2", "--steps", "2", "--processes", "1"]
+    main(["family", *flags, "--variants", "distributed", "quintic", "--model-cards", str(cards)])
     printed = capsys.readouterr().out
-    results = json.loads((folder / "results.json").read_text())
-    assert set(results["own_blocks"]) == set(results["base_blocks"]) == {"distributed", "quintic"}
-    perplexity = results["own_blocks"]["quintic"]["perplexity"]
-    assert f"| quintic       | {perplexity:.2f}" in printed
+    record = RunRecord.load(folder / "quintic")
+    assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
     for name in ("fidelity_over_depth.png", "attention_map.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
+    assert record.metrics_on_base_blocks["fidelity"] != record.metrics["fidelity"]
+    for variant in ("distributed", "quintic"):
+        # The first of them was trained before the other was there; its card has both all the same.
+        card = (cards / variant / "README.md").read_text()
+        assert card == (folder / variant / "README.md").read_text()
+        assert "localist-gpt2-base" in card
+        assert f"{record.metrics['perplexity']:.2f}" in card
 
     weights = (folder / "quintic" / "model.safetensors").stat().st_mtime_ns
-    main(["family", *flags, "--variants", "distributed", "quintic", "localist"])
-    assert f"already in {folder / 'quintic'}" in capsys.readouterr().out
+    (folder / "distributed" / "run.json").unlink()  # as if it had been interrupted
+    main(["family", *flags, "--variants", "distributed", "quintic", "localist", "--readme", str(readme)])
+    printed = capsys.readouterr().out
+    assert f"already in {folder / 'quintic'}" in printed
+    assert f"already in {folder / 'distributed'}" not in printed
     assert (folder / "quintic" / "model.safetensors").stat().st_mtime_ns == weights
-    assert (folder / "localist" / "eval_results.json").exists()
+    assert RunRecord.load(folder / "localist").variant == "localist"
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- family -->\n| configuration")
+    assert text.endswith("<!-- /family -->\nafter\n")
+    assert "old" not in text
+    assert "2 steps of 8 sequences" in text
+
+    with pytest.raises(SystemExit):
+        main(["family", "--output-dir", str(folder), "--base-steps", "2", "--steps", "3"])
+    assert "holds a run of 2 steps from seed 0, not of 3" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few_topics")
+def test_several_seeds_are_trained_in_several_processes(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "family"
+    flags = ["--base-steps", "1", "--steps", "2", "--processes", "2", "--seeds", "3", "4"]
+    main(["family", "--output-dir", str(folder), "--variants", "distributed", *flags])
+    assert "2 of 2  distributed, seed" in capsys.readouterr().out
+    first, second = (RunRecord.load(folder / name) for name in ("distributed", "distributed-seed4"))
+    assert (first.seed, second.seed) == (3, 4)
+    assert first.metrics["perplexity"] != second.metrics["perplexity"]
+    assert "2 runs with the seeds 3, 4" in (folder / "distributed" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -48,6 +84,10 @@ def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, ca
         (["--steps", "0"], "`steps` is 0"),
         (["--variants", "quintic"], "distributed must be among them"),
         (["--variants", "sextic"], "sextic"),
+        (["--variants", "distributed", "distributed"], "each may be named once"),
+        (["--seeds", "1", "1"], "`seeds` are 1, 1; each may be named once"),
+        (["--processes", "0"], "`processes` is 0"),
+        (["--readme", "missing.md"], "`readme` is 'missing.md'"),
     ],
 )
 def test_bad_flags_are_refused(flags: list[str], message: str, capsys) -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -23,7 +21,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.numpy import save_file
 
 
@@ -34,26 +31,7 @@ PNG = base64.b64decode(
 CARD = "---\nlicense: apache-2.0\ntags:\n- localist\nbase_model: org/base\n---\n\n# A model\n"
 
 
-@pytest.fixture(autouse=True)
-def plain_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep Xet, any token of this machine and progress bars out of the in-process client."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the test hub is on this machine
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer(users={TOKEN: {"name": "alice", "orgs": ["org"]}, OTHER_TOKEN: {"name": "bob"}}) as server:
-        yield server
-
-
-@pytest.fixture
-def api(hub: HubServer) -> HfApi:
-    return HfApi(endpoint=hub.endpoint, token=TOKEN)
+pytestmark = pytest.mark.usefixtures("plain_client")
 
 
 @pytest.fixture
@@ -74,12 +52,6 @@ def folder(tmp_path: Path) -> Path:
     (path / "empty.txt").touch()
     (path / "README.md").write_text(CARD)
     return path
-
-
-@pytest.fixture
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the client's five retries, which take 1 + 2 + 4 + 8 + 8 seconds, follow at once."""
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,49 @@
+"""`localist-hf export`."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+
+from localist_hf.cli.export import main
+
+
+@pytest.fixture
+def run(make_model, tokenizer, tmp_path: Path) -> Path:
+    make_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_it_writes_the_folder_and_says_how_to_load_it(run: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    main([str(run), "--to", "gpt2", str(out)])
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[-2] == f"{run} written to {out} as plain GPT-2. Load it with"
+    line = printed[-1].removeprefix("transformers.")
+    assert type(eval(line, {"AutoModelForCausalLM": AutoModelForCausalLM})) is GPT2LMHeadModel
+
+
+def test_what_cannot_be_exported_ends_with_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^localist-hf export: error: `folder` is '.*run', which is occupied"
+    ) as error:
+        main([str(run), "--to", "gpt2", str(run)])
+    assert isinstance(error.value.code, str)  # printed on standard error, exit status 1
+    with pytest.raises(SystemExit, match=r"^localist-hf export: error: `source` is '.*missing', which cannot be read"):
+        main([str(tmp_path / "missing"), "--to", "gpt2", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["run", "out"], "the following arguments are required: --to"),
+        (["run", "--to", "llama", "out"], "invalid choice: 'llama'"),
+        (["run", "--to", "gpt2"], "the following arguments are required: OUT"),
+    ],
+)
+def test_bad_flags_are_refused_by_the_parser(flags: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(flags)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err

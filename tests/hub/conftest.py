@@ -1,0 +1,116 @@
+"""A family of finished tiny runs, and a Hub to publish them to."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from hub_server import HubServer
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.cli.family import train_tokenizer
+from localist_hf.configuration import VARIANTS, variant_config
+from localist_hf.hub import write_card
+from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
+
+
+TOKEN, OTHER_TOKEN = "hf_test_token", "hf_other_test_token"
+SEVEN = [name for name in VARIANTS if name != "window"]
+CARD = {"dataset": "book of sentences", "evaluation_split": "held-out", "language": "en", "license": "apache-2.0"}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
+
+
+@pytest.fixture(scope="session")
+def make_trainer(make_config: Callable, tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalistTrainer]:
+    """A trainer of one step, from random weights or from the run in `base`."""
+
+    def make(folder: Path, variant: str, base: Path | None = None, lora: bool = False, **args) -> LocalistTrainer:
+        if base is None:
+            model = LocalistGPT2LMHeadModel(make_config(vocab_size=len(tokenizer), **variant_config(variant)))
+        else:
+            model = LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(variant))
+        if lora:
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False
+                ),
+            )
+        text = tokenizer("Sentence number 12 says something more of the words. " * 40)["input_ids"]
+        sequences = Dataset.from_dict({"input_ids": [text[start : start + 40] for start in range(0, 240, 40)]})
+        settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        return LocalistTrainer(
+            model=model,
+            args=LocalistTrainingArguments(output_dir=str(folder), **(settings | args)),
+            train_dataset=sequences.select(range(4)),
+            eval_dataset=sequences.select(range(4, 6)),
+            processing_class=AutoTokenizer.from_pretrained(base) if base else tokenizer,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_run(make_trainer: Callable[..., LocalistTrainer]) -> Callable[..., LocalistTrainer]:
+    """Trains, evaluates, saves and writes the card."""
+
+    def train(folder: Path, variant: str, base: Path | None = None, name: str | None = None, **args) -> LocalistTrainer:
+        trainer = make_trainer(folder, variant, base, **args)
+        trainer.train()
+        trainer.save_model()
+        trainer.evaluate()
+        trainer.create_model_card(model_name=name, **CARD)
+        return trainer
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def family(train_run: Callable[..., LocalistTrainer], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, the seven variants of it, one of them from two seeds, and an adapter. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "family"
+    train_run(folder / "base", "distributed", name="base", locality_weight=0.0)
+    for variant in SEVEN:
+        train_run(folder / variant, variant, folder / "base")
+    train_run(folder / "quintic-seed1", "quintic", folder / "base", seed=1)
+    train_run(folder / "quintic-lora", "quintic", folder / "base", lora=True)
+    for path in folder.iterdir():
+        write_card(path)  # now that the siblings are there
+    return folder
+
+
+@pytest.fixture
+def plain_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep Xet, any token of this machine and progress bars out of the in-process client."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the test hub is on this machine
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer(users={TOKEN: {"name": "alice", "orgs": ["org"]}, OTHER_TOKEN: {"name": "bob"}}) as server:
+        yield server
+
+
+@pytest.fixture
+def api(hub: HubServer, plain_client: None) -> HfApi:
+    return HfApi(endpoint=hub.endpoint, token=TOKEN)
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client's five retries, which take 1 + 2 + 4 + 8 + 8 seconds, follow at once."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))

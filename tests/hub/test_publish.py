@@ -1,0 +1,268 @@
+"""What is published, what never is, and what a Hub that refuses or breaks leaves behind."""
+
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from localist_hf import modeling
+from localist_hf.hub import PublishError, publish, repository_files
+from localist_hf.hub.run_record import weight_hashes
+
+
+CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
+TEXTS = {
+    "README.md", "config.json", "fidelity_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
+}  # fmt: skip
+MODEL = CODE | TEXTS | {"generation_config.json", "model.safetensors"}
+ADAPTER = CODE | TEXTS | {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.fixture
+def runs(family: Path, tmp_path: Path) -> Path:
+    """A few runs of the family, to be changed at will."""
+    for name in ("base", "distributed", "quintic", "quintic-lora"):
+        shutil.copytree(family / name, tmp_path / "runs" / name)
+    return tmp_path / "runs"
+
+
+def files_of(hub: HubServer, name: str, revision: str = "main") -> dict[str, bytes]:
+    files = hub.repo(f"org/localist-gpt2-{name}").files(revision)
+    return {path: content for path, content in files.items() if path != ".gitattributes"}
+
+
+def titles(hub: HubServer, name: str) -> list[str]:
+    return [commit.title for commit in hub.repo(f"org/localist-gpt2-{name}").commits]
+
+
+def repositories(hub: HubServer) -> set[str]:
+    return {model.id for model in HfApi(endpoint=hub.endpoint, token="hf_test_token").list_models(author="org")}
+
+
+def change_weights(folder: Path) -> None:
+    """Other weights, and a record that was measured on them."""
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.bias"] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((folder / "run.json").read_text())
+    record["weights"] = weight_hashes(folder)
+    record["metrics"]["perplexity"] = 123.45
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+# What is published
+
+
+def test_every_run_becomes_a_complete_repository_in_one_commit(hub: HubServer, api: HfApi, family: Path) -> None:
+    said: list[str] = []
+    publish(family, "org", api=api, report=said.append)
+    names = ["base", "cubic", "distributed", "linear", "localist", "quadratic", "quartic", "quintic", "quintic-lora"]
+    assert repositories(hub) == {f"org/localist-gpt2-{name}" for name in names}
+    assert said[0].startswith(f"{hub.endpoint}/org/localist-gpt2-base: commit")  # the base first
+    for name in names:
+        assert len(titles(hub, name)) == 2  # the Hub's own first commit, and ours
+        assert set(files_of(hub, name)) == (ADAPTER if name.endswith("lora") else MODEL)
+    # Of two seeds the first is published; the other is in the card's statistics.
+    assert files_of(hub, "quintic")["model.safetensors"] == (family / "quintic" / "model.safetensors").read_bytes()
+    assert b"2 runs with the seeds" in files_of(hub, "quintic")["README.md"]
+
+
+def test_nothing_of_this_machine_and_no_training_state_is_published(hub: HubServer, api: HfApi, runs: Path) -> None:
+    assert (runs / "quintic" / "training_args.bin").exists()
+    for name in ("optimizer.pt", "trainer_state.json", "notes.txt", ".env", "stray.py", "events.out.tfevents.1"):
+        (runs / "quintic" / name).write_text("secret")
+    (runs / "quintic" / "checkpoint-1").mkdir()
+    (runs / "quintic" / "checkpoint-1" / "optimizer.pt").write_text("secret")
+    publish(runs, "org", api=api, report=str)
+    for name in ("base", "distributed", "quintic", "quintic-lora"):
+        for path, content in files_of(hub, name).items():
+            for secret in (str(runs.parent), f"{Path.home()}/", "hf_test_token", "secret"):
+                assert secret.encode() not in content, path
+            if path in {"README.md", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json"}:
+                assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", content.decode()), path
+    assert "is_local" not in json.loads(files_of(hub, "quintic")["tokenizer_config.json"])
+
+
+def test_content_that_names_this_machine_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((runs / "quintic" / "config.json").read_text())
+    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": str(runs.resolve() / "quintic")}))
+    with pytest.raises(ValueError, match=r"config\.json of .* names the run's folder"):
+        repository_files(runs / "quintic")
+    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": str(Path.home() / "x")}))
+    with pytest.raises(ValueError, match="names the home directory"):
+        repository_files(runs / "quintic")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": "hf_planted"}))
+    with pytest.raises(ValueError, match="names the access token"):
+        repository_files(runs / "quintic")
+
+
+def test_an_adapter_names_a_base_that_others_can_load(hub: HubServer, api: HfApi, runs: Path, family: Path) -> None:
+    publish(runs, "org", api=api, report=str)
+    adapter = json.loads(files_of(hub, "quintic-lora")["adapter_config.json"])
+    assert adapter["base_model_name_or_path"] == "org/localist-gpt2-base"
+    config = json.loads(files_of(hub, "quintic-lora")["config.json"])
+    assert (config["locality_schedule"], config["model_type"]) == ("quintic", "localist-gpt2")
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    with pytest.raises(ValueError, match=r"local folder 'base', which nobody else can load.*--base-model"):
+        repository_files(runs / "quintic-lora")
+    files = repository_files(runs / "quintic-lora", base_model="me/base")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
+    assert b'base_id = "org/localist-gpt2-quintic-lora", "me/base"' in files["README.md"]
+
+
+def test_publishing_again_changes_nothing_or_adds_one_clean_commit(hub: HubServer, api: HfApi, runs: Path) -> None:
+    publish(runs, "org", api=api, report=str)
+    heads = {name: hub.repo(f"org/localist-gpt2-{name}").head for name in ("base", "quintic")}
+    said: list[str] = []
+    publish(runs, "org", api=api, report=said.append)
+    assert all(line.endswith(": unchanged") for line in said)
+    assert {name: hub.repo(f"org/localist-gpt2-{name}").head for name in heads} == heads
+
+    # Files of an earlier publication that would be loaded by mistake go; what others have added stays.
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="old_module.py", repo_id="org/localist-gpt2-quintic")
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="model-00001-of-00002.safetensors",
+                    repo_id="org/localist-gpt2-quintic")  # fmt: skip
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id="org/localist-gpt2-quintic")
+    change_weights(runs / "quintic")
+    before = len(titles(hub, "quintic"))
+    publish(runs, "org", api=api, report=str)
+    assert len(titles(hub, "quintic")) == before + 1
+    assert set(files_of(hub, "quintic")) == MODEL | {"notes.txt"}
+    assert b"123.45" in files_of(hub, "quintic")["README.md"]
+    assert hub.repo("org/localist-gpt2-base").head == heads["base"]
+    assert len(titles(hub, "distributed")) == 3  # its card has a row for quintic
+
+
+def test_repositories_can_be_private_and_a_public_one_is_not_used_then(hub: HubServer, api: HfApi, runs: Path) -> None:
+    publish(runs / "quintic", "org", private=True, api=api, report=str)
+    assert hub.repo("org/localist-gpt2-quintic").private
+    publish(runs / "distributed", "org", api=api, report=str)
+    assert not hub.repo("org/localist-gpt2-distributed").private
+    with pytest.raises(
+        PublishError, match=r"localist-gpt2-distributed exists and is public; nothing has been uploaded"
+    ):
+        publish(runs, "org", private=True, api=api, report=str)
+    assert repositories(hub) == {"org/localist-gpt2-quintic", "org/localist-gpt2-distributed"}
+
+
+def test_a_collection_gets_every_sibling_once(hub: HubServer, api: HfApi, runs: Path) -> None:
+    for _ in range(2):
+        publish(runs, "org", collection="Localist GPT-2", api=api, report=str)
+    (found,) = api.list_collections(owner="org")
+    collection = api.get_collection(found.slug)
+    assert collection.title == "Localist GPT-2"
+    assert [item.item_id for item in collection.items] == [
+        f"org/localist-gpt2-{name}" for name in ("base", "distributed", "quintic", "quintic-lora")
+    ]
+
+
+# What cannot be published is refused before anything is uploaded
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json", "config.json", "local_cache.py"])
+def test_an_incomplete_run_is_refused(hub: HubServer, api: HfApi, runs: Path, missing: str) -> None:
+    (runs / "quintic" / missing).unlink()
+    with pytest.raises((ValueError, OSError), match=missing.removesuffix("_config.json").removesuffix(".py")):
+        publish(runs, "org", api=api, report=str)
+    assert hub.requests == []
+
+
+def test_weights_without_numbers_of_their_own_are_refused(hub: HubServer, api: HfApi, runs: Path) -> None:
+    record = (runs / "quintic" / "run.json").read_bytes()
+    change_weights(runs / "quintic")
+    (runs / "quintic" / "run.json").write_bytes(record)
+    with pytest.raises(ValueError, match="are not those that its"):
+        publish(runs, "org", api=api, report=str)
+    assert hub.requests == []
+
+
+def test_folders_without_runs_are_refused(api: HfApi, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`run` is '.*nowhere'; there is no such folder"):
+        publish(tmp_path / "nowhere", "org", api=api)
+    with pytest.raises(ValueError, match="holds no finished run"):
+        publish(tmp_path, "org", api=api)
+
+
+@pytest.mark.parametrize("namespace", ["no/slash", "no space", ""])
+def test_a_namespace_that_cannot_be_one_is_refused(hub: HubServer, api: HfApi, runs: Path, namespace: str) -> None:
+    with pytest.raises(ValueError, match="Repo id"):
+        publish(runs, namespace, api=api, report=str)
+    assert hub.requests == []
+
+
+# A Hub that refuses or breaks
+
+
+def test_no_token_a_wrong_token_and_a_namespace_of_others(
+    hub: HubServer, api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+    with pytest.raises(PublishError, match=r"no access token; log in with `hf auth login`, or set `HF_TOKEN`"):
+        publish(runs, "org", api=HfApi(endpoint=hub.endpoint), report=str)
+    with pytest.raises(PublishError, match=r"the access token is not accepted"):
+        publish(runs, "org", api=HfApi(endpoint=hub.endpoint, token="hf_wrong"), report=str)
+    with pytest.raises(PublishError, match=r"`namespace` is 'nobody'; .* may publish under 'alice', 'org'"):
+        publish(runs, "nobody", api=api, report=str)
+    assert repositories(hub) == set()
+
+
+def test_a_name_that_another_type_of_repository_has(hub: HubServer, api: HfApi, runs: Path) -> None:
+    hub.fail(method="POST", path="/api/repos/create", status=409)
+    with pytest.raises(PublishError, match="the name is taken by a repository of another type"):
+        publish(runs / "quintic", "org", api=api, report=str)
+    publish(runs / "quintic", "org", api=api, report=str)
+    assert set(files_of(hub, "quintic")) == MODEL
+
+
+FAULTS = {
+    "the commit fails": {"method": "POST", "path": r"quintic/commit/main$"},
+    "the connection is cut in the commit": {"method": "POST", "path": r"quintic/commit/main$", "drop": True},
+    # These the client tries again five times before it gives up.
+    "the preupload fails": {"method": "POST", "path": "quintic/preupload/main$", "times": 6},
+    "the storage fails": {"method": "PUT", "path": "lfs", "times": 6},
+    "the storage is cut": {"method": "PUT", "path": "lfs", "drop": True, "times": 6},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.usefixtures("no_backoff")
+def test_a_failure_leaves_the_former_commit_and_a_rerun_completes(
+    hub: HubServer, api: HfApi, runs: Path, fault: dict[str, str | int]
+) -> None:
+    publish(runs, "org", api=api, report=str)
+    former = files_of(hub, "quintic")
+    change_weights(runs / "quintic")
+    hub.fail(**fault)
+    with pytest.raises(PublishError, match="the same call made again does what is left to do"):
+        publish(runs / "quintic", "org", api=api, report=str)
+    assert files_of(hub, "quintic") == former
+    publish(runs / "quintic", "org", api=api, report=str)
+    assert set(files_of(hub, "quintic")) == MODEL
+    assert b"123.45" in files_of(hub, "quintic")["README.md"]
+    assert len(titles(hub, "quintic")) == 3
+
+
+def test_a_first_publication_that_fails_leaves_an_empty_repository(hub: HubServer, api: HfApi, runs: Path) -> None:
+    hub.fail(method="POST", path=r"/commit/main$", status=500)
+    with pytest.raises(PublishError, match="failed with status 500"):
+        publish(runs / "quintic", "org", api=api, report=str)
+    assert files_of(hub, "quintic") == {}
+    publish(runs / "quintic", "org", api=api, report=str)
+    assert set(files_of(hub, "quintic")) == MODEL
+
+
+def test_a_lost_answer_is_no_second_commit(hub: HubServer, api: HfApi, runs: Path) -> None:
+    hub.fail(method="POST", path=r"/commit/main$", lose_reply=True)
+    with pytest.raises(PublishError, match="cannot be reached"):
+        publish(runs / "quintic", "org", api=api, report=str)
+    said: list[str] = []
+    publish(runs / "quintic", "org", api=api, report=said.append)
+    assert said == [f"{hub.endpoint}/org/localist-gpt2-quintic: unchanged"]
+    assert len(titles(hub, "quintic")) == 2

@@ -1,0 +1,268 @@
+"""
+The proof: what is published is loaded by processes that know nothing of this package, with an empty cache, from a Hub
+that they know through `HF_ENDPOINT` only.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.cli.main import main
+from localist_hf.hub import RunRecord
+from localist_hf.hub.run_record import weight_hashes
+
+
+TOKEN = "hf_test_token"
+REPOSITORY_ROOT = str(Path(__file__).parents[2])
+TOKENS = torch.arange(2, 40).view(2, 19)
+
+# What every stranger starts with. The package may be installed where the tests run: it is made to be missing.
+STRANGER = """
+import sys
+sys.modules["localist_hf"] = None
+import torch
+torch.set_num_threads(1)
+tokens = torch.arange(2, 40).view(2, 19)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer(users={TOKEN: {"name": "alice", "orgs": ["org"]}}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def runs(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(family, tmp_path_factory.mktemp("published") / "runs")
+
+
+def run(hub: HubServer, home: Path, *arguments: str, ours: bool = False, **env: str) -> subprocess.CompletedProcess:
+    """A Python process that knows the test Hub through its environment, and this package only if it is `ours`."""
+    environment = hub.env(home, TOKEN) | {"OMP_NUM_THREADS": "1"} | env
+    environment.pop("PYTHONPATH", None)
+    if ours:
+        environment["PYTHONPATH"] = REPOSITORY_ROOT
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def stranger(hub: HubServer, home: Path, code: str, **env: str) -> str:
+    home.mkdir(exist_ok=True)
+    done = run(hub, home, "-c", STRANGER + code, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def command(hub: HubServer, home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    return run(hub, home, "-c", "from localist_hf.cli.main import main; main()", *arguments, ours=True, **env)
+
+
+@pytest.fixture(scope="module")
+def published(hub: HubServer, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Publishes the family with the command; what it printed."""
+    home = tmp_path_factory.mktemp("publisher")
+    done = command(hub, home, "publish", str(runs), "--namespace", "org", "--collection", "Localist GPT-2")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def local_logits(folder: Path, **kwargs: float) -> torch.Tensor:
+    with torch.no_grad():
+        return LocalistGPT2LMHeadModel.from_pretrained(folder)(TOKENS, **kwargs).logits
+
+
+LOAD = """
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+repo_id = "org/localist-gpt2-quintic"
+config = AutoConfig.from_pretrained(repo_id, trust_remote_code=True)
+assert type(config).__module__.startswith("transformers_modules."), type(config)
+assert config.locality_lambdas[-1] == 1.0
+model = AutoModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True)
+transformer = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(repo_id, trust_remote_code=True)
+with torch.no_grad():
+    outputs = model(tokens, output_fidelity=True, output_entropy=True)
+    hidden = transformer(tokens).last_hidden_state
+    dialled = model(tokens, locality_dial=1.0).logits
+    assert torch.equal(model.lm_head(hidden), outputs.logits)
+torch.save({"logits": outputs.logits, "dialled": dialled, "fidelity": outputs.fidelity[-1]}, "loaded.pt")
+generator = pipeline("text-generation", model=repo_id, trust_remote_code=True)
+text = generator("Sentence number", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+assert text.startswith("Sentence number") and len(text) > len("Sentence number"), text
+print("loaded")
+"""
+
+
+def test_strangers_load_it_then_again_without_a_network(
+    hub: HubServer, published: str, runs: Path, tmp_path: Path
+) -> None:
+    assert published.count("commit") == 9
+    assert "/collections/" in published
+    for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+        requests = len(hub.requests)
+        assert stranger(hub, tmp_path / "home", LOAD, **env) == "loaded\n"
+        assert (len(hub.requests) > requests) == (not env)
+        loaded = torch.load(tmp_path / "home" / "loaded.pt")
+        assert torch.equal(loaded["logits"], local_logits(runs / "quintic"))
+        assert torch.equal(loaded["dialled"], local_logits(runs / "quintic", locality_dial=1.0))
+        assert loaded["fidelity"].shape == (2, 4, 19)
+
+
+def test_without_trust_remote_code_it_is_refused(hub: HubServer, published: str, tmp_path: Path) -> None:
+    code = """
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained("org/localist-gpt2-quintic")
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+    print("refused")
+"""
+    assert stranger(hub, tmp_path / "home", code).endswith("refused\n")
+
+
+def test_a_pinned_revision_stays_what_it_was(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
+    first = hub.repo("org/localist-gpt2-linear").head
+    before = local_logits(runs / "linear")
+    weights = load_file(runs / "linear" / "model.safetensors")
+    weights["transformer.ln_f.bias"] += torch.linspace(-1, 1, 32)
+    save_file(weights, runs / "linear" / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((runs / "linear" / "run.json").read_text())
+    (runs / "linear" / "run.json").write_text(json.dumps(record | {"weights": weight_hashes(runs / "linear")}))
+    done = command(hub, tmp_path, "publish", str(runs / "linear"), "--namespace", "org")
+    assert done.returncode == 0, done.stderr
+    assert hub.repo("org/localist-gpt2-linear").head != first
+    code = f"""
+from transformers import AutoModelForCausalLM
+for name, revision in (("pinned", "{first}"), ("main", "main")):
+    model = AutoModelForCausalLM.from_pretrained("org/localist-gpt2-linear", revision=revision, trust_remote_code=True)
+    assert name == "main" or revision in type(model).__module__, type(model)  # the code is the commit's too
+    with torch.no_grad():
+        torch.save(model(tokens).logits, name + ".pt")
+"""
+    stranger(hub, tmp_path / "home", code)
+    assert torch.equal(torch.load(tmp_path / "home" / "pinned.pt"), before)
+    assert torch.equal(torch.load(tmp_path / "home" / "main.pt"), local_logits(runs / "linear"))
+    assert not torch.equal(before, local_logits(runs / "linear"))
+
+
+PUSH = """
+import sys
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
+
+base, folder = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+ids = tokenizer("Sentence number 12 says something more of the words. " * 20)["input_ids"]
+sequences = Dataset.from_dict({"input_ids": [ids[start : start + 40] for start in range(0, 160, 40)]})
+
+def trainer(name, model, **settings):
+    args = LocalistTrainingArguments(
+        output_dir=f"{folder}/{name}", max_steps=1, save_steps=1, report_to="none", use_cpu=True, **settings
+    )
+    return LocalistTrainer(
+        model=model, args=args, train_dataset=sequences, eval_dataset=sequences, processing_class=tokenizer
+    )
+
+# A script that asks for it by argument, and one that calls the method.
+model = LocalistGPT2LMHeadModel.from_pretrained(base, locality_schedule="cubic")
+pushed = trainer("cubic", model, push_to_hub=True, hub_model_id="org/pushed", hub_private_repo=True)
+pushed.train()
+pushed.save_model()
+
+adapted = get_peft_model(LocalistGPT2LMHeadModel.from_pretrained(base, locality_schedule="cubic"), LoraConfig(
+    r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False
+))
+adapter = trainer("adapter", adapted, hub_model_id="org/pushed-adapter")
+adapter.train()
+adapter.push_to_hub(finetuned_from="org/localist-gpt2-base", dataset="sentences", language="en", license="mit")
+
+pushed.model.push_to_hub("org/from-model")
+LocalistGPT2LMHeadModel.from_pretrained(f"{folder}/cubic").push_to_hub("alice/localist-gpt2-cubic")
+"""
+
+
+def test_trainer_and_model_push_complete_repositories(
+    hub: HubServer, published: str, runs: Path, tmp_path: Path
+) -> None:
+    done = run(hub, tmp_path, "-c", PUSH, str(runs / "base"), str(tmp_path / "runs"), ours=True)
+    assert done.returncode == 0, done.stderr
+    expected = set(hub.repo("org/localist-gpt2-cubic").files())
+    pushed = hub.repo("org/pushed").files()
+    assert set(pushed) == expected
+    assert hub.repo("org/pushed").private
+    assert len(hub.repo("org/pushed").commits) == 2
+    for name in ("org/from-model", "alice/localist-gpt2-cubic"):
+        files = hub.repo(name).files()
+        assert set(files) == expected
+        assert f'repo_id = "{name}"'.encode() in files["README.md"]
+        assert b"org/pushed" not in files["README.md"]
+        for path in expected - {"README.md"}:
+            assert files[path] == pushed[path], path
+    adapter = hub.repo("org/pushed-adapter").files()
+    assert set(adapter) == set(hub.repo("org/localist-gpt2-quintic-lora").files())
+    assert b"license: mit" in adapter["README.md"]
+
+    loaded = """
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("org/pushed", trust_remote_code=True)
+adapter = AutoPeftModelForCausalLM.from_pretrained("org/pushed-adapter", trust_remote_code=True)
+config = AutoConfig.from_pretrained("org/pushed-adapter", trust_remote_code=True)
+base = AutoModelForCausalLM.from_pretrained("org/localist-gpt2-base", config=config, trust_remote_code=True)
+local = PeftModel.from_pretrained(base, "org/pushed-adapter")
+assert local.config.locality_schedule == "cubic"
+with torch.no_grad():
+    outputs = local(tokens, output_fidelity=True)
+    torch.save([model(tokens).logits, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1]], "loaded.pt")
+"""
+    stranger(hub, tmp_path / "home", loaded)
+    logits, *of_adapter, fidelity = torch.load(tmp_path / "home" / "loaded.pt")
+    assert torch.equal(logits, local_logits(tmp_path / "runs" / "cubic"))
+    with torch.no_grad():
+        base = LocalistGPT2LMHeadModel.from_pretrained(runs / "base", locality_schedule="cubic")
+        outputs = PeftModel.from_pretrained(base, tmp_path / "runs" / "adapter")(TOKENS, output_fidelity=True)
+    assert torch.equal(of_adapter[0], outputs.logits)
+    assert torch.equal(of_adapter[1], outputs.logits)
+    assert torch.equal(fidelity, outputs.fidelity[-1])
+
+
+def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, capsys) -> None:
+    requests = len(hub.requests)
+    main(["publish", str(runs / "cubic"), "--namespace", "me", "--dry-run"])
+    printed = capsys.readouterr().out
+    size = (runs / "cubic" / "model.safetensors").stat().st_size
+    assert f"  {size:>12,}  model.safetensors" in printed
+    assert "/me/localist-gpt2-cubic" in printed
+    assert f"perplexity is {RunRecord.load(runs / 'cubic').metrics['perplexity']:.2f}" in printed
+    assert "nothing was uploaded" in printed
+    assert len(hub.requests) == requests
+
+
+def test_the_command_ends_with_a_message_not_a_traceback(hub: HubServer, runs: Path, tmp_path: Path) -> None:
+    done = command(hub, tmp_path, "publish", str(runs), "--namespace", "nobody")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("localist-hf publish: error: `namespace` is 'nobody'")
+    assert "Traceback" not in done.stderr
