@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .fused_attention import attention_with_lse
+from .opaque_ops import opaque_without_gradient
 
 
 # Queries of a tile. Small tiles waste fewer scores outside the blocks, large ones multiply faster.
@@ -18,7 +19,16 @@ _TILE = 16
 _MAX_SCORES = {"cpu": 2**18}
 _MAX_SCORES_ELSEWHERE = 2**27
 
+_LOCAL_SET = "Tensor block_starts, Tensor documents, SymInt max_block_length, SymInt num_sink_tokens, float scale"
 
+
+def _fake_lse(query: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}) -> Tensor", lambda query, *_: _fake_lse(query)
+)
 def local_fidelity(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -64,6 +74,11 @@ def local_fidelity(
     return fidelity
 
 
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor value, {_LOCAL_SET}, Tensor? sink_keys=None, Tensor? sink_values=None) "
+    "-> (Tensor, Tensor)",
+    lambda query, *_: (query.new_empty(query.shape), _fake_lse(query)),
+)
 def local_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -73,14 +88,15 @@ def local_attention(
     max_block_length: int,
     num_sink_tokens: int,
     scale: float,
-    sinks: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sink_keys: torch.Tensor | None = None,
+    sink_values: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Softmax attention over each query's local set only (see `local_fidelity` for the arguments; `value` has the key's
     shape).
 
     Where a cache has dropped keys, `block_starts` and `documents` are counted from the first key that is left, and
-    `sinks` are the keys and values of the sinks, each `(batch_size, num_heads, num_sink_tokens, head_dim)`.
+    `sink_keys` and `sink_values` are those of the sinks, each `(batch_size, num_heads, num_sink_tokens, head_dim)`.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
@@ -104,8 +120,8 @@ def local_attention(
     output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
     for sink in range(num_sink_tokens):
         (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
-        if sinks is not None:
-            keys, values = (tensor[:, :, sink, None] for tensor in sinks)
+        if sink_keys is not None:
+            keys, values = sink_keys[:, :, sink, None], sink_values[:, :, sink, None]
         score = ((_wide(query) * _wide(keys)).sum(-1) * scale).masked_fill(is_outside, float("-inf"))
         total = torch.logaddexp(lse, score)
         output = output * (lse - total).exp()[..., None] + values * (score - total).exp()[..., None]

@@ -8,10 +8,12 @@ shape `(batch_size, length)` and dtype `torch.long` with -1 on padding, and no f
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from .opaque_ops import opaque_without_gradient
 
 
 # Similarities closer to the threshold than this do not start a block, so that rounding cannot (a text that repeats one
@@ -88,8 +90,7 @@ def delimiter_block_starts(
     return place_block_starts(follows_delimiter, documents, min_block_length, max_block_length)
 
 
-@dataclass
-class BlockState:
+class BlockState(NamedTuple):
     """
     Where the search for semantic blocks stands after the tokens seen so far, one number for each row: what a key-value
     cache that drops old values must keep.
@@ -172,6 +173,28 @@ def continue_semantic_blocks(
     """
     batch_size, _, length, _ = values.shape
     num_new = length if num_new is None else num_new
+    if state is None:
+        nothing = values.new_zeros(batch_size, dtype=torch.float64)
+        state = BlockState(nothing, nothing, nothing, documents.new_full((batch_size,), -1))
+    settings = (window, threshold, min_block_length, max_block_length)
+    starts, *state = _search(values, documents, *settings, num_new, seen, *state)
+    return starts, BlockState(*state)
+
+
+def _fake_search(values, documents, window, threshold, min_block_length, max_block_length, num_new, seen, *state):
+    return documents.new_empty(documents.shape[0], num_new), *(torch.empty_like(entry) for entry in state)
+
+
+@opaque_without_gradient(
+    "(Tensor values, Tensor documents, SymInt window, float threshold, SymInt min_block_length, "
+    "SymInt max_block_length, SymInt num_new, SymInt seen, Tensor count, Tensor total, Tensor square, Tensor start) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_search,
+)
+def _search(
+    values, documents, window, threshold, min_block_length, max_block_length, num_new, seen, count, total, square, start
+):
+    """`continue_semantic_blocks` with tensors for all of its results."""
     similarity = _similarity_to_window(values, documents, window)[:, -num_new:]
     documents = documents[:, -num_new:]
     position = seen + torch.arange(num_new, device=values.device)
@@ -179,22 +202,19 @@ def continue_semantic_blocks(
     defined = is_token & (position > first)  # the first token of a document has nothing before it
     # Float64 sums, so that a row's blocks do not depend on what stands before it.
     similarity = torch.where(defined, similarity, 0.0).double()
-    if state is None:
-        nothing = similarity.new_zeros(batch_size)
-        state = BlockState(nothing, nothing, nothing, documents.new_full((batch_size,), -1))
     count, total, square = (
         _document_cumsum(quantity, (first - seen).clamp(min=0)) + torch.where(first < seen, so_far[:, None], 0.0)
         for quantity, so_far in (
-            (defined.double(), state.count),
-            (similarity, state.total),
-            (similarity.square(), state.square),
+            (defined.double(), count),
+            (similarity, total),
+            (similarity.square(), square),
         )
     )
     mean = total / count.clamp(min=1)
     std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
     candidates = defined & (similarity < mean - threshold * std - _SIMILARITY_TOLERANCE)
-    starts = place_block_starts(candidates, documents, min_block_length, max_block_length, state.start, seen)
-    return starts, BlockState(count[:, -1], total[:, -1], square[:, -1], starts[:, -1])
+    starts = place_block_starts(candidates, documents, min_block_length, max_block_length, start, seen)
+    return starts, count[:, -1], total[:, -1], square[:, -1], starts[:, -1]
 
 
 def place_block_starts(

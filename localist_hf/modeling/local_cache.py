@@ -1,8 +1,6 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """The key-value cache of a layer that attends to its blocks only."""
 
-from dataclasses import fields
-
 import torch
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -84,5 +82,4 @@ class LocalCacheLayer(DynamicSlidingWindowLayer):
         if self.sinks is not None:
             self.sinks = tuple(map(select, self.sinks))
         if self.block_state is not None:
-            state = self.block_state
-            self.block_state = BlockState(*(select(getattr(state, entry.name)) for entry in fields(state)))
+            self.block_state = BlockState(*map(select, self.block_state))

@@ -192,22 +192,17 @@ class Locality:
             return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
 
         if layer in self.only_local:
-            sinks, cached = None, self._bounded_layer(layer)
+            sinks, cached = (), self._bounded_layer(layer)
             if cached is not None:
                 dropped = self.documents.shape[1] - key.shape[2]
-                if self.fixed_block_starts is not None and ((starts >= 0) & (starts < dropped)).any():
-                    raise ValueError(
-                        "`block_starts` has a block longer than those of the configuration, which are all that the "
-                        "cache keeps at dial 1; pass `use_cache=False`."
-                    )
                 local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
                 if cached.num_sink_tokens:
                     cached.keep_sinks(self.documents.amax(dim=1), key, value)
                     sinks = cached.sinks
-            output, lse = local_attention(query, key, value, *local_set, sinks)
+            output, lse = local_attention(query, key, value, *local_set, *sinks)
             if needs_entropy:
-                keys = None if sinks is None else (sinks[0].float(), sinks[0].float())
-                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set, keys)[0])
+                keys = tuple(sinks[0].float() for _ in sinks)
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set, *keys)[0])
                 self._record_entropy(layer, entropy(lse, local_mean), is_token)
             if layer in self.measured:
                 self.fidelities[layer] = torch.ones_like(lse)
@@ -334,10 +329,9 @@ def build_locality(
 
     max_block_length = config.max_block_length
     if block_starts is not None:
-        position = torch.arange(length, device=tokens.device)
-        _check_block_starts(block_starts, documents, position)
-        block_starts = torch.where(documents < 0, -1, block_starts.to(tokens.device))
-        max_block_length = int(torch.where(documents < 0, 0, position - block_starts).max()) + 1
+        block_starts = block_starts.to(tokens.device)
+        max_block_length = _check_block_starts(block_starts, documents, query_length, past_key_values)
+        block_starts = torch.where(documents < 0, -1, block_starts)
     elif config.block_partition == "window":
         block_starts = window_block_starts(documents, config.window_length)
         max_block_length = config.window_length
@@ -370,13 +364,18 @@ def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length:
         )
 
 
-def _check_block_starts(block_starts: torch.Tensor, documents: torch.Tensor, position: torch.Tensor) -> None:
+@torch.compiler.disable  # it reads values back, which is no part of a graph
+def _check_block_starts(
+    block_starts: torch.Tensor, documents: torch.Tensor, query_length: int, cache: Cache | None
+) -> int:
+    """The length of the longest block; an error where the starts are no partition, or need keys that the cache has not."""
     if block_starts.shape != documents.shape:
         raise ValueError(
             f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be {tuple(documents.shape)}: one "
             "entry for each token, those in the cache included."
         )
-    starts = block_starts.to(documents.device)
+    starts = block_starts
+    position = torch.arange(documents.shape[1], device=documents.device)
     is_token = documents >= 0
     own = starts.gather(1, starts.clamp(0, len(position) - 1))
     falls = F.pad(starts.diff(dim=1) < 0, (1, 0)) & F.pad(documents.diff(dim=1) == 0, (1, 0))
@@ -388,6 +387,15 @@ def _check_block_starts(block_starts: torch.Tensor, documents: torch.Tensor, pos
             f"({documents[row, at]}) and the position itself, be the start of its own block, and not go back to an "
             "earlier one."
         )
+    # A bounded layer keeps one token less than its window.
+    windows = [layer.sliding_window for layer in getattr(cache, "layers", ()) if isinstance(layer, LocalCacheLayer)]
+    dropped = documents.shape[1] - query_length - min(windows) + 1 if windows else 0
+    if dropped > 0 and (is_token & (starts < dropped))[:, -query_length:].any():
+        raise ValueError(
+            "`block_starts` has a block longer than those of the configuration, which are all that the cache keeps at "
+            "dial 1; pass `use_cache=False`."
+        )
+    return int(torch.where(is_token, position - starts, 0).max()) + 1
 
 
 def localist_attention_forward(
