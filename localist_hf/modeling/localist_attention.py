@@ -368,7 +368,7 @@ def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length:
 def _check_block_starts(
     block_starts: torch.Tensor, documents: torch.Tensor, query_length: int, cache: Cache | None
 ) -> int:
-    """The length of the longest block; an error where the starts are no partition, or need keys that the cache has not."""
+    """The length of the longest block; an error where the starts are no partition or need keys that are gone."""
     if block_starts.shape != documents.shape:
         raise ValueError(
             f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be {tuple(documents.shape)}: one "

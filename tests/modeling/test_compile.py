@@ -1,4 +1,7 @@
-"""`torch.compile` with its default backend, which needs a C++ compiler and a minute: run by `make test-slow`."""
+"""
+`torch.compile`: with its default backend, which needs a C++ compiler and a minute, run by `make test-slow`; with the
+backend that runs graphs as they were traced in every run.
+"""
 
 import shutil
 
@@ -6,11 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from localist_hf.modeling import opaque_ops
+from localist_hf.modeling.block_partition import document_starts, window_block_starts
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
-]
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,8 @@ def fresh_compiler() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+@NEEDS_COMPILER
 @pytest.mark.parametrize("sinks", [0, 2])
 def test_training_gives_the_losses_and_gradients_of_eager_mode(make_model, make_text, sinks: int) -> None:
     model, ids = make_model(num_sink_tokens=sinks), make_text(2, 70)
@@ -36,8 +41,97 @@ def test_training_gives_the_losses_and_gradients_of_eager_mode(make_model, make_
         assert_close(actual[name], gradient, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
+@NEEDS_COMPILER
 def test_generation_gives_the_tokens_of_eager_mode(make_model, make_text) -> None:
     model, ids = make_model(locality_schedule="localist"), make_text(2, 30)
     expected = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
     model.forward = torch.compile(model.forward)
     assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("backend", "partition", "dial"),
+    [
+        ("eager", "semantic", 1.0),
+        *(
+            pytest.param("inductor", partition, dial, marks=[pytest.mark.slow, NEEDS_COMPILER])
+            for partition in ("semantic", "window", "delimiter")
+            for dial in (0.5, 1.0)
+        ),
+    ],
+)
+def test_dialled_generation_needs_no_more_graphs_the_longer_it_gets(
+    make_model, make_text, backend: str, partition: str, dial: float
+) -> None:
+    model = make_model(n_layer=2, locality_schedule="localist", block_partition=partition, num_sink_tokens=1)
+    ids = make_text(2, 30)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+
+    def generate(max_new_tokens: int):
+        return model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            locality_dial=dial,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+
+    expected = generate(45)
+    model.forward = torch.compile(model.forward, backend=backend)
+    generate(4)  # compiles the prompt, a step, and a step of any length
+    with torch.compiler.set_stance("fail_on_recompile"):
+        actual = generate(45)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_one_graph_measures_texts_of_all_lengths(make_model, make_text) -> None:
+    model = make_model(n_layer=2, locality_schedule=[0.5, 1.0])
+    compiled = torch.compile(model, backend="eager", dynamic=True, fullgraph=True)
+    request = {"output_fidelity": True, "output_entropy": True, "locality_dial": 1.0, "use_cache": False}
+    compiled(make_text(2, 19), **request)
+    for length in (32, 70):
+        ids = make_text(2, length)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            outputs = compiled(ids, **request)
+        expected = model(ids, **request)
+        assert_close(outputs.logits, expected.logits)
+        for name in ("fidelity", "fidelity_mask", "block_starts", "entropy"):
+            assert_close(getattr(outputs, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_cache_of_fixed_size_is_refused_by_name(make_model, make_text, compiled: bool) -> None:
+    model = make_model(n_layer=2)
+    if compiled:
+        model.forward = torch.compile(model.forward, backend="eager")
+    with pytest.raises(ValueError, match=r"do not work with a cache of fixed size \(StaticCache\)"):
+        model.generate(make_text(1, 12), max_new_tokens=4, locality_dial=0.5, cache_implementation="static")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("query_length", [1, 21])
+def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length: int) -> None:
+    """The same shapes, dtypes and strides as their stand-ins for tracing, and results that share no memory."""
+    operators = getattr(torch.ops, opaque_ops._NAMESPACE)
+    query, key, value = (torch.randn(2, 3, 21, 8, dtype=dtype) for _ in range(3))
+    query, lse = query[:, :, -query_length:], torch.randn(2, 3, query_length).abs() + 5
+    documents = document_starts(2, 21, torch.arange(21).ge(torch.tensor([[0], [6]])))
+    starts = window_block_starts(documents, 7)
+    local_set = (starts[:, -query_length:], documents[:, -query_length:], 7, 2, 0.3)
+    state = (*(torch.ones(2, dtype=torch.float64) for _ in range(3)), starts[:, -query_length])
+    for name, *args in (
+        ("local_fidelity", query, key, lse, *local_set),
+        ("local_attention", query, key, value, *local_set),
+        ("local_attention", query, key, value, *local_set, key[:, :, :2], value[:, :, :2]),
+        ("search", value, documents, 4, 1.0, 3, 12, query_length, 21 - query_length, *state),
+    ):
+        torch.library.opcheck(getattr(operators, name), tuple(args))
