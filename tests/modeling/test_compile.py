@@ -54,7 +54,7 @@ def test_generation_gives_the_tokens_of_eager_mode(make_model, make_text) -> Non
 @pytest.mark.parametrize(
     ("backend", "partition", "dial"),
     [
-        ("eager", "semantic", 1.0),
+        ("eager", "semantic", 0.5),
         *(
             pytest.param("inductor", partition, dial, marks=[pytest.mark.slow, NEEDS_COMPILER])
             for partition in ("semantic", "window", "delimiter")
