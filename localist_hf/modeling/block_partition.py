@@ -181,7 +181,17 @@ def continue_semantic_blocks(
     return starts, BlockState(*state)
 
 
-def _fake_search(values, documents, window, threshold, min_block_length, max_block_length, num_new, seen, *state):
+def _fake_search(
+    values: torch.Tensor,
+    documents: torch.Tensor,
+    window: int,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+    num_new: int,
+    seen: int,
+    *state: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     return documents.new_empty(documents.shape[0], num_new), *(torch.empty_like(entry) for entry in state)
 
 
@@ -192,8 +202,19 @@ def _fake_search(values, documents, window, threshold, min_block_length, max_blo
     _fake_search,
 )
 def _search(
-    values, documents, window, threshold, min_block_length, max_block_length, num_new, seen, count, total, square, start
-):
+    values: torch.Tensor,
+    documents: torch.Tensor,
+    window: int,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+    num_new: int,
+    seen: int,
+    count: torch.Tensor,
+    total: torch.Tensor,
+    square: torch.Tensor,
+    start: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """`continue_semantic_blocks` with tensors for all of its results."""
     similarity = _similarity_to_window(values, documents, window)[:, -num_new:]
     documents = documents[:, -num_new:]

@@ -141,8 +141,9 @@ class LocalistGPT2Model(_DialMixin, GPT2Model):
         min_fidelity: float | None = None,
         **kwargs,
     ) -> LocalistModelOutput:
-        locality = kwargs.pop("locality", None)  # the language model hands down its own
-        if locality is None:
+        if "locality" in kwargs:
+            locality = kwargs.pop("locality")  # the language model hands down its own; None where nothing is asked for
+        else:
             locality = build_locality(
                 self.config, output_fidelity, output_entropy, input_ids, inputs_embeds, attention_mask, position_ids,
                 past_key_values, block_starts, locality_dial, min_fidelity,
@@ -247,8 +248,6 @@ class LocalistGPT2LMHeadModel(_DialMixin, GPT2LMHeadModel):
             self.config, output_fidelity, output_entropy, input_ids, inputs_embeds, attention_mask, position_ids,
             past_key_values, block_starts, locality_dial, min_fidelity,
         )  # fmt: skip
-        if locality is not None:
-            kwargs["locality"] = locality
         outputs = super().forward(
             input_ids=input_ids,
             past_key_values=past_key_values,
@@ -260,6 +259,7 @@ class LocalistGPT2LMHeadModel(_DialMixin, GPT2LMHeadModel):
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             return_dict=True,
+            locality=locality,
             **kwargs,
         )
         query_length = (input_ids if input_ids is not None else inputs_embeds).shape[1]

@@ -289,3 +289,18 @@ def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) ->
     monkeypatch.setattr("localist_hf.modeling.modeling_localist_gpt2.document_starts", lambda *_, **__: calls.append(1))
     model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert not calls
+
+
+@pytest.mark.parametrize("setting", ["locality_dial", "min_fidelity"])
+def test_an_argument_of_zero_turns_off_what_the_configuration_sets(make_model, make_text, setting: str) -> None:
+    tokens = make_text(2, 40)
+    model = make_model(locality_schedule="localist", **{setting: 0.9})
+    with torch.no_grad():
+        set_by_configuration = model(tokens).logits
+        turned_off = model(tokens, **{setting: 0.0}).logits
+        hidden = model.transformer(tokens, **{setting: 0.0}).last_hidden_state
+        with model.set_locality_dial():
+            free = model(tokens).logits
+    assert torch.equal(turned_off, free)
+    assert torch.equal(model.lm_head(hidden), free)
+    assert not torch.allclose(set_by_configuration, free)
