@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/localist-hf family --variants distributed quintic localist --output-dir runs/demo
 
 family: $(READY)
-	$(BIN)/localist-hf family --seeds 0 1 2 --output-dir runs/family --model-cards model_cards --readme README.md
+	$(BIN)/localist-hf family --seeds 0 1 --output-dir runs/family --model-cards model_cards --readme README.md
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

@@ -1,23 +1,18 @@
 """`localist-hf family`: one small base model, fine-tuned under several locality configurations, and the comparison."""
 
 import argparse
-import multiprocessing
-import os
 import platform
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
-from transformers.utils import logging as transformers_logging
 
-from ..configuration import BASELINE_VARIANT, VARIANTS, variant_config
+from ..configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config
 from ..evaluation import comparison_table, measure, plot_attention_map, plot_fidelity_over_depth
 from ..hub import RunRecord, write_card
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
@@ -78,7 +73,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def training_arguments(folder: Path, steps: int, seed: int, quiet: bool = False) -> LocalistTrainingArguments:
+def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingArguments:
     """The training arguments that the base and all variants share."""
     return LocalistTrainingArguments(
         output_dir=str(folder),
@@ -93,7 +88,6 @@ def training_arguments(folder: Path, steps: int, seed: int, quiet: bool = False)
         logging_steps=25,
         save_strategy="no",
         report_to="none",
-        disable_tqdm=quiet,
         use_cpu=True,
         dataloader_pin_memory=False,
         seed=seed,
@@ -139,14 +133,14 @@ def train_base(
     run_training(trainer, model_name="base", **card(parts))
 
 
-def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int, quiet: bool = False) -> Run:
+def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int) -> None:
     """
     Fine-tunes the base under a locality configuration, and measures it on the base's blocks too. All variants see the
     same batches in the same order, by seed.
     """
     trainer = LocalistTrainer(
         model=LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(run.variant)),
-        args=training_arguments(run.folder, steps, run.seed, quiet),
+        args=training_arguments(run.folder, steps, run.seed),
         train_dataset=parts["variants"],
         eval_dataset=parts["held-out"],
         processing_class=AutoTokenizer.from_pretrained(base),
@@ -156,33 +150,6 @@ def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int, q
         trainer.model, parts["held-out"], batch_size=16, block_model=LocalistGPT2LMHeadModel.from_pretrained(base)
     )
     replace(RunRecord.load(run.folder), metrics_on_base_blocks=on_base_blocks).save(run.folder)
-    return run
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def train_variants(
-    runs: list[Run], base: Path, parts: dict[str, Dataset], steps: int, num_processes: int
-) -> Iterator[Run]:
-    """Trains the runs, several at a time, and gives each when it is finished."""
-    if num_processes == 1:
-        for run in runs:
-            yield train_variant(run, base, parts, steps)
-        return
-    # So small a model is faster in a process for each core than with all cores in one process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start_worker) as workers:
-        futures = [workers.submit(train_variant, run, base, parts, steps, quiet=True) for run in runs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            workers.shutdown(cancel_futures=True)
 
 
 def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
@@ -216,7 +183,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/family"), help="folder of all models and results")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
+        "--variants", nargs="+", choices=VARIANTS, default=PAPER_VARIANTS, metavar="NAME", help=", ".join(VARIANTS)
     )
     parser.add_argument("--base-steps", type=int, default=360, help="training steps of the base")
     parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of each variant")
@@ -224,13 +191,12 @@ def main(arguments: list[str]) -> None:
         "--seeds", type=int, nargs="+", default=[0], help="random seeds: each variant is trained from each, the base "
         "from the first"
     )  # fmt: skip
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trainings at a time")
     parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write each variant's card to DIR/NAME")
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help=f"also write the table to FILE, between {' and '.join(MARKERS)}"
     )
     args = parser.parse_args(arguments)
-    for name in ("base_steps", "steps", "processes"):
+    for name in ("base_steps", "steps"):
         if getattr(args, name) < 1:
             parser.error(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if BASELINE_VARIANT not in args.variants:
@@ -278,9 +244,10 @@ def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> 
 def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
     """Trains what is not there yet, then prints and writes the comparison, the cards, the pictures and a sample."""
     start = time.perf_counter()
+    stages = len(runs) + 3
 
     def announce(stage: int, text: str) -> None:
-        print(f"\n[{stage}/4] {text} ({time.perf_counter() - start:.0f} s so far)", flush=True)
+        print(f"\n[{stage}/{stages}] {text} ({time.perf_counter() - start:.0f} s so far)", flush=True)
 
     announce(1, "Python language reference: tokenizer and sequences")
     texts = split_topics(python_reference())
@@ -301,21 +268,14 @@ def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
     else:
         train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
 
-    missing = [run for run in runs if run.record is None]
-    num_processes = min(args.processes, len(missing))
-    announce(3, f"{len(runs)} fine-tunings of {args.steps} steps from the base, {max(num_processes, 1)} at a time")
-    for run in runs:
-        if run not in missing:
+    for done, run in enumerate(runs):
+        announce(3 + done, f"{run}: {args.steps} steps from the base")
+        if run.record is None:
+            train_variant(run, base, parts, args.steps)
+        else:
             print(f"already in {run.folder}")
-    for done, run in enumerate(train_variants(missing, base, parts, args.steps, num_processes), start=1):
-        metrics = run.record.metrics
-        print(
-            f"{len(runs) - len(missing) + done:3d} of {len(runs)}  {run}: perplexity {metrics['perplexity']:.2f}, "
-            f"fidelity {metrics['fidelity']:.2f} ({time.perf_counter() - start:.0f} s so far)",
-            flush=True,
-        )
 
-    announce(4, "comparison on held-out text")
+    announce(stages, "comparison on held-out text")
     report(args, runs, parts["held-out"])
     print(f"\nAll of it: {args.output_dir} ({time.perf_counter() - start:.0f} s)")
 
@@ -326,10 +286,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     for run in runs:
         records.setdefault(run.variant, []).append(run.record)
     own = {variant: [record.metrics for record in group] for variant, group in records.items()}
-    shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
-    tables = [f"On the blocks that each model finds itself:\n\n{comparison_table(own, BASELINE_VARIANT)}"]
-    tables.append(f"On the blocks that the base finds:\n\n{comparison_table(shared, BASELINE_VARIANT)}")
-    text = "\n\n".join(tables) + "\n"
+    text = tables(records)
     print(f"\n{text}")
     (args.output_dir / "table.md").write_text(text)
     plot_fidelity_over_depth(own, args.output_dir / "fidelity_over_depth.png")
@@ -348,7 +305,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
         for variant in args.variants:
             print(f"Model card: {write_card(args.output_dir / variant, destination=args.model_cards / variant)}")
     if args.readme is not None:
-        write_readme(args.readme, records, comparison_table(own, BASELINE_VARIANT, every_layer=False))
+        write_readme(args.readme, records)
         print(f"Table: {args.readme}")
 
     folder = args.output_dir / shown
@@ -360,8 +317,20 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     print(tokenizer.decode(tokens[0]))
 
 
-def write_readme(path: Path, records: dict[str, list[RunRecord]], table: str) -> None:
-    """Replaces what stands between the markers of a file with the table and what it was measured on."""
+def tables(records: dict[str, list[RunRecord]], every_layer: bool = True) -> str:
+    """The comparison on each model's own blocks and on those of the base."""
+    own = {variant: [record.metrics for record in group] for variant, group in records.items()}
+    shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
+    return (
+        "On the blocks that each model finds itself:\n\n"
+        f"{comparison_table(own, BASELINE_VARIANT, every_layer=every_layer)}\n\n"
+        "On the blocks that the base finds:\n\n"
+        f"{comparison_table(shared, BASELINE_VARIANT, every_layer=every_layer)}\n"
+    )
+
+
+def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
+    """Replaces what stands between the markers of a file with the tables and what they were measured on."""
     group = records[BASELINE_VARIANT]
     record, seeds = group[0], [record.seed for record in group]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
@@ -370,10 +339,10 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]], table: str) ->
         how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
     what = (
         f"{record.data['evaluation_sequences']} held-out sequences of {record.data['sequence_length']} tokens of the "
-        f"{record.data['name']}; {how}; "
-        f"{record.training['steps']} steps of {record.training['batch_size']} sequences from a common base of "
-        f"{record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
+        f"{record.data['name']}; {how}; {record.training['steps']} steps of {record.training['batch_size']} sequences "
+        f"from a common base of {record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
     )
     before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    path.write_text(f"{before}{MARKERS[0]}\n{table}\n\n{what}\n{MARKERS[1]}{after}", encoding="utf-8")
+    text = f"{before}{MARKERS[0]}\n{tables(records, every_layer=False)}\n{what}\n{MARKERS[1]}{after}"
+    path.write_text(text, encoding="utf-8")

@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "window": {"locality_schedule": "quintic", "block_partition": "window"},
 }
 
+#: The seven configurations of the paper.
+PAPER_VARIANTS = tuple(name for name in VARIANTS if name != "window")
 #: The variant that the others are compared with.
 BASELINE_VARIANT = "distributed"
 

@@ -29,7 +29,7 @@ def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, capsys) -> None:
     folder, cards, readme = tmp_path / "family", tmp_path / "cards", tmp_path / "README.md"
     readme.write_text("before\n<!-- family -->\nold\n<!-- /family -->\nafter\n")
-    flags = ["--output-dir", str(folder), "--base-steps", "2", "--steps", "2", "--processes", "1"]
+    flags = ["--output-dir", str(folder), "--base-steps", "2", "--steps", "2"]
     main(["family", *flags, "--variants", "distributed", "quintic", "--model-cards", str(cards)])
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "quintic")
@@ -56,7 +56,8 @@ def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, ca
     assert (folder / "quintic" / "model.safetensors").stat().st_mtime_ns == weights
     assert RunRecord.load(folder / "localist").variant == "localist"
     text = readme.read_text()
-    assert text.startswith("before\n<!-- family -->\n| configuration")
+    assert text.startswith("before\n<!-- family -->\nOn the blocks that each model finds itself:\n\n| configuration")
+    assert "On the blocks that the base finds:" in text
     assert text.endswith("<!-- /family -->\nafter\n")
     assert "old" not in text
     assert "2 steps of 8 sequences" in text
@@ -67,11 +68,11 @@ def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, ca
 
 
 @pytest.mark.usefixtures("few_topics")
-def test_several_seeds_are_trained_in_several_processes(tmp_path: Path, capsys) -> None:
+def test_several_seeds_are_trained_from_one_base(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "family"
-    flags = ["--base-steps", "1", "--steps", "2", "--processes", "2", "--seeds", "3", "4"]
+    flags = ["--base-steps", "1", "--steps", "2", "--seeds", "3", "4"]
     main(["family", "--output-dir", str(folder), "--variants", "distributed", *flags])
-    assert "2 of 2  distributed, seed" in capsys.readouterr().out
+    assert "[4/5] distributed, seed 4: 2 steps from the base" in capsys.readouterr().out
     first, second = (RunRecord.load(folder / name) for name in ("distributed", "distributed-seed4"))
     assert (first.seed, second.seed) == (3, 4)
     assert first.metrics["perplexity"] != second.metrics["perplexity"]
@@ -86,7 +87,6 @@ def test_several_seeds_are_trained_in_several_processes(tmp_path: Path, capsys) 
         (["--variants", "sextic"], "sextic"),
         (["--variants", "distributed", "distributed"], "each may be named once"),
         (["--seeds", "1", "1"], "`seeds` are 1, 1; each may be named once"),
-        (["--processes", "0"], "`processes` is 0"),
         (["--readme", "missing.md"], "`readme` is 'missing.md'"),
     ],
 )

@@ -14,13 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli.family import train_tokenizer
-from localist_hf.configuration import VARIANTS, variant_config
+from localist_hf.configuration import PAPER_VARIANTS, variant_config
 from localist_hf.hub import write_card
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
 TOKEN, OTHER_TOKEN = "hf_test_token", "hf_other_test_token"
-SEVEN = [name for name in VARIANTS if name != "window"]
 CARD = {"dataset": "book of sentences", "evaluation_split": "held-out", "language": "en", "license": "apache-2.0"}
 
 
@@ -79,7 +78,7 @@ def family(train_run: Callable[..., LocalistTrainer], tmp_path_factory: pytest.T
     """A base, the seven variants of it, one of them from two seeds, and an adapter. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp("runs") / "family"
     train_run(folder / "base", "distributed", name="base", locality_weight=0.0)
-    for variant in SEVEN:
+    for variant in PAPER_VARIANTS:
         train_run(folder / variant, variant, folder / "base")
     train_run(folder / "quintic-seed1", "quintic", folder / "base", seed=1)
     train_run(folder / "quintic-lora", "quintic", folder / "base", lora=True)
