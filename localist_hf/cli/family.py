@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from ..configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config
 from ..evaluation import comparison_table, measure, plot_attention_map, plot_fidelity_over_depth
-from ..hub import RunRecord, write_card
+from ..hub import RECORD_FILE, RunRecord, write_card
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
-from ..modeling.companion_files import RECORD_FILE
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
 from .train import run_training

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..hub import PublishError, prepare, publish
-from ..modeling.companion_files import CARD_FILE
+from ..hub import CARD_FILE, PublishError, prepare, publish
 
 
 def build_parser() -> argparse.ArgumentParser:

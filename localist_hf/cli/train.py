@@ -15,8 +15,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import VARIANTS, variant_config
 from ..evaluation import layer_table
+from ..hub import RECORD_FILE
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
-from ..modeling.companion_files import RECORD_FILE
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import load_text, train_and_validation
 

@@ -1,18 +1,21 @@
 """Records of runs, model cards, publishing, and export to plain GPT-2."""
 
 from .export import export_gpt2
-from .model_card import card_files, write_card
-from .publish import PublishError, prepare, publish, repository_files, upload
-from .run_record import RunRecord
+from .model_card import CARD_FILE, card_files, write_card
+from .publish import PublishError, prepare, publish, push_to_hub, repository_files, upload
+from .run_record import RECORD_FILE, RunRecord
 
 
 __all__ = [
+    "CARD_FILE",
+    "RECORD_FILE",
     "PublishError",
     "RunRecord",
     "card_files",
     "export_gpt2",
     "prepare",
     "publish",
+    "push_to_hub",
     "repository_files",
     "upload",
     "write_card",

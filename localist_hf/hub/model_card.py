@@ -13,12 +13,14 @@ from jinja2 import Environment, StrictUndefined
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import comparison_table, plot_fidelity_over_depth, spread
-from ..modeling.companion_files import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE
 from .run_record import RunRecord, load_siblings
 
 
 #: Stands for the namespace where it is not known yet.
 PLACEHOLDER_NAMESPACE = "org"
+CARD_FILE = "README.md"
+PICTURE_FILE = "fidelity_over_depth.png"
+EVAL_RESULTS_FILE = ".eval_results/localist-hf.yaml"
 
 _METRICS = {"perplexity": "Perplexity", "fidelity": "Fidelity", "entropy": "Attention entropy (bits)"}
 _PARTITIONS = {
@@ -349,7 +351,7 @@ def _size_limit(record: RunRecord) -> str:
         return "It was trained on the text named above only."
     tokens = data["training_sequences"] * data["sequence_length"]
     return (
-        f"It has seen {tokens:,} tokens of one kind of text in this training, so its perplexity says how it does on "
+        f"It was trained on {tokens:,} tokens of one kind of text, so its perplexity says how it does on "
         "such text and nothing about language in general."
     )
 

@@ -1,6 +1,7 @@
 """Publishing runs: one repository for each, and all of its files in one commit."""
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -8,18 +9,32 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 from .. import modeling
 from ..modeling import LocalistGPT2Config
-from ..modeling.companion_files import EVAL_RESULTS_FILE, RECORD_FILE, tokenizer_files
-from .model_card import card_files, repository_name
-from .run_record import RunRecord
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files, repository_name
+from .run_record import RECORD_FILE, RunRecord, weight_hashes
 
 
+logger = logging.get_logger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+# What transformers notes about the machine that saved a tokenizer.
+_MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
 _CODE_ENTRY = "modeling_localist_gpt2.py"
 # Files of an earlier publication that must not outlive it: a model with two sets of weights loads the wrong one.
 _OURS = ("*.safetensors", "*.safetensors.index.json", "*.py", "adapter_config.json", EVAL_RESULTS_FILE)
@@ -73,13 +88,7 @@ def repository_files(
     ]:
         raise ValueError(f"{str(folder)!r} is no complete run: {missing[0]} is missing.")
     files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
-    tokenizer = tokenizer_files(folder)
-    if "tokenizer_config.json" not in tokenizer:
-        raise ValueError(
-            f"{str(folder)!r} holds no tokenizer, without which the model cannot be used; give the trainer one as "
-            "`processing_class`, or save it there."
-        )
-    files |= tokenizer
+    files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
     files |= card_files(folder, repo_id, base_model)
     _check_private(files, folder)
@@ -104,6 +113,18 @@ def _adapter_files(folder: Path, record: RunRecord, base_model: str | None) -> d
     config = LocalistGPT2Config(**record.config)
     config.architectures = ["LocalistGPT2LMHeadModel"]
     return {path.name: _json(adapter), "config.json": config.to_json_string(use_diff=False).encode()}
+
+
+def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
+    files: dict[str, Path | bytes] = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    if "tokenizer_config.json" not in files:
+        raise ValueError(
+            f"{str(folder)!r} holds no tokenizer, without which the model cannot be used; give the trainer one as "
+            "`processing_class`, or save it there."
+        )
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    files["tokenizer_config.json"] = _json({key: value for key, value in settings.items() if key not in _MACHINE_KEYS})
+    return files
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -226,7 +247,7 @@ def upload(
     head: str | None = None,
     commit_message: str = "Publish with localist-hf",
     revision: str | None = None,
-    run_as_future: bool = False,
+    **options: Any,
 ) -> CommitInfo | Future[CommitInfo]:
     """
     Makes a repository hold these files, in one commit.
@@ -245,7 +266,7 @@ def upload(
             Whether a new repository is private; by default what the namespace prescribes.
         head (`str`, *optional*):
             Commit that the repository is known to be at; it is refused if that has changed.
-        commit_message (`str`, *optional*), revision (`str`, *optional*), run_as_future (`bool`, *optional*):
+        commit_message (`str`, *optional*), revision (`str`, *optional*), options:
             As in [`~huggingface_hub.HfApi.create_commit`].
 
     Raises:
@@ -270,8 +291,54 @@ def upload(
             commit_message=commit_message,
             revision=revision,
             parent_commit=head or info.sha,
-            run_as_future=run_as_future,
+            **options,
         )
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """
+    `model.push_to_hub`: what [`publish`] uploads, where the model is that of a run's folder, which it was loaded from
+    or which its trainer saved it to. For other weights there are no numbers, so that they get transformers' draft of a
+    card, and a warning says so.
+
+    Args:
+        model ([`LocalistGPT2LMHeadModel`]):
+            The model.
+        repo_id (`str`), commit_message (`str`, *optional*), private (`bool`, *optional*), token (`str`, *optional*), \
+        revision (`str`, *optional*), kwargs:
+            As in [`~transformers.PreTrainedModel.push_to_hub`].
+    """
+    folder = Path(model.name_or_path)
+    if (folder / RECORD_FILE).is_file():
+        with tempfile.TemporaryDirectory() as saved:
+            model.save_pretrained(saved)
+            is_measured = weight_hashes(saved) == RunRecord.load(folder).weights
+        if is_measured:
+            api = HfApi(token=token)
+            if "/" not in repo_id:
+                repo_id = f"{api.whoami()['name']}/{repo_id}"
+            files = repository_files(folder, repo_id)
+            if tags := kwargs.pop("tags", None):
+                card = ModelCard(files[CARD_FILE].decode())
+                card.data.tags = list(dict.fromkeys([*card.data.tags, *tags]))
+                files[CARD_FILE] = str(card).encode()
+            kwargs.pop("max_shard_size", None)  # the shards are those of the folder
+            message = commit_message or "Upload model"
+            return upload(api, repo_id, files, private, commit_message=message, revision=revision, **kwargs)
+        logger.warning(
+            f"The weights are not those that {folder / RECORD_FILE} was measured on, so they are pushed without its "
+            "model card and its tokenizer."
+        )
+    options = {"commit_message": commit_message, "private": private, "token": token, "revision": revision, **kwargs}
+    return PreTrainedModel.push_to_hub(model, repo_id, **options)
 
 
 def _head(api: HfApi, repo_id: str, private: bool) -> str | None:

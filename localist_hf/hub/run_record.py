@@ -17,7 +17,6 @@ from peft import PeftModel
 
 from ..configuration import variant_name
 from ..modeling import LocalistGPT2Config
-from ..modeling.companion_files import RECORD_FILE
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from ..trainers import LocalistTrainer
 
 
+#: The record's file in a run's folder.
+RECORD_FILE = "run.json"
 _LOCALITY_FIELDS = tuple(LocalistGPT2Config.__annotations__)
 _LOCALITY_ARGUMENTS = ("target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps")
 

@@ -1,13 +1,10 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """LocalistGPT2: GPT-2 that can say how much of each query's attention stays in its own block of the text."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
 from torch import nn
 from transformers import Cache, DynamicCache, GPT2LMHeadModel, GPT2Model
 from transformers.modeling_outputs import (
@@ -17,7 +14,6 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .block_partition import delimiter_block_starts, document_starts
-from .companion_files import companion_files, same_weights
 from .configuration_localist_gpt2 import LocalistGPT2Config, check_share
 from .localist_attention import Locality, build_locality
 
@@ -284,29 +280,6 @@ class LocalistGPT2LMHeadModel(_DialMixin, GPT2LMHeadModel):
                 config.max_block_length,
             )
         return inputs
-
-    def push_to_hub(self, repo_id: str, **kwargs) -> object:
-        """
-        As [`~transformers.PreTrainedModel.push_to_hub`], with the same arguments. Where these are the weights of the
-        local folder that the model was loaded from, or that a trainer saved it to, what stands there about them goes
-        along in the same commit: tokenizer, card, picture and record.
-        """
-        folder = Path(self.name_or_path)
-        with tempfile.TemporaryDirectory() as saved:
-            self.save_pretrained(saved, max_shard_size=kwargs.get("max_shard_size", "50GB"))
-            if not same_weights(Path(saved), folder):
-                return super().push_to_hub(repo_id, **kwargs)  # nothing in that folder is about these weights
-            api = HfApi(token=kwargs.get("token"))
-            repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
-            files = {path.name: path for path in Path(saved).iterdir()} | companion_files(folder, repo_id)
-            return api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
-                commit_message=kwargs.get("commit_message") or "Upload model",
-                commit_description=kwargs.get("commit_description"),
-                revision=kwargs.get("revision"),
-                create_pr=kwargs.get("create_pr", False),
-            )
 
 
 LocalistGPT2Model.register_for_auto_class("AutoModel")

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from localist_hf import modeling
+from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.hub import PublishError, publish, repository_files
 from localist_hf.hub.run_record import weight_hashes
 
 
+TOKEN = "hf_test_token"
 CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
 TEXTS = {
     "README.md", "config.json", "fidelity_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
@@ -42,7 +44,7 @@ def titles(hub: HubServer, name: str) -> list[str]:
 
 
 def repositories(hub: HubServer) -> set[str]:
-    return {model.id for model in HfApi(endpoint=hub.endpoint, token="hf_test_token").list_models(author="org")}
+    return {model.id for model in HfApi(endpoint=hub.endpoint, token=TOKEN).list_models(author="org")}
 
 
 def change_weights(folder: Path) -> None:
@@ -82,7 +84,7 @@ def test_nothing_of_this_machine_and_no_training_state_is_published(hub: HubServ
     publish(runs, "org", api=api, report=str)
     for name in ("base", "distributed", "quintic", "quintic-lora"):
         for path, content in files_of(hub, name).items():
-            for secret in (str(runs.parent), f"{Path.home()}/", "hf_test_token", "secret"):
+            for secret in (str(runs.parent), f"{Path.home()}/", TOKEN, "secret"):
                 assert secret.encode() not in content, path
             if path in {"README.md", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json"}:
                 assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", content.decode()), path
@@ -266,3 +268,46 @@ def test_a_lost_answer_is_no_second_commit(hub: HubServer, api: HfApi, runs: Pat
     publish(runs / "quintic", "org", api=api, report=said.append)
     assert said == [f"{hub.endpoint}/org/localist-gpt2-quintic: unchanged"]
     assert len(titles(hub, "quintic")) == 2
+
+
+# A model's own method
+
+
+@pytest.fixture
+def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_model_pushes_what_publish_publishes(hub: HubServer, api: HfApi, runs: Path) -> None:
+    publish(runs / "quintic", "org", api=api, report=str)
+    head = hub.repo("org/localist-gpt2-quintic").head
+    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
+    assert model.push_to_hub("org/localist-gpt2-quintic").oid == head  # nothing to add
+    model.push_to_hub("mine", private=True, tags=["extra"], commit_message="Mine")
+    repository = hub.repo("alice/mine")
+    assert repository.private
+    assert [commit.title for commit in repository.commits].count("Mine") == 1
+    files = {path: content for path, content in repository.files().items() if path != ".gitattributes"}
+    card = ModelCard(files.pop("README.md").decode())
+    assert "extra" in card.data.tags
+    assert 'repo_id = "alice/mine"' in card.text
+    assert files == {path: content for path, content in files_of(hub, "quintic").items() if path != "README.md"}
+
+
+@pytest.mark.usefixtures("environment")
+def test_other_weights_get_none_of_the_numbers(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, transformers_warnings: pytest.LogCaptureFixture
+) -> None:
+    pushed = []
+    monkeypatch.setattr(PreTrainedModel, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
+    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
+    model.transformer.ln_f.bias.data += 1e-3
+    model.push_to_hub("org/changed", private=True)
+    assert "are not those that" in transformers_warnings.text
+    ((args, kwargs),) = pushed
+    assert args == (model, "org/changed")
+    assert kwargs["private"] is True
