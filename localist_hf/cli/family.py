@@ -337,7 +337,7 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
     if len(seeds) > 1:
         how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
     what = (
-        f"{record.data['evaluation_sequences']} held-out sequences of {record.data['sequence_length']} tokens of the "
+        f"{record.data['evaluation_sequences']} held-out sequences of {SEQUENCE_LENGTH} tokens of the "
         f"{record.data['name']}; {how}; {record.training['steps']} steps of {record.training['batch_size']} sequences "
         f"from a common base of {record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
     )

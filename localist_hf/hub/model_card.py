@@ -142,7 +142,7 @@ def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelC
 def _eval_result_entries(record: RunRecord) -> list[EvalResultEntry]:
     data = record.data
     part = " ".join(filter(None, (data["dataset_config"], data["evaluation_split"])))
-    notes = f"{part}: {data['evaluation_sequences']} sequences of {data['sequence_length']} tokens"
+    notes = f"{part}: {_evaluation_sequences(data)}"
     return [
         EvalResultEntry(
             dataset_id=data["dataset_id"], task_id=metric, value=round(record.metrics[metric], 4), notes=notes
@@ -195,7 +195,6 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
         if all(metrics for runs in on_base.values() for metrics in runs):
             base_blocks_comparison = comparison_table(on_base, baseline, labels, every_layer=False)
-    evaluated = f"{data['evaluation_sequences']} sequences of {data['sequence_length']} tokens"
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
@@ -209,7 +208,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "localised": any(record.lambdas),
         "seeds": [run.seed for run in own],
         "seed": record.seed,
-        "evaluation": f"{evaluated} of {_text_name(data)} ({data['evaluation_split']})",
+        "evaluation": f"{_evaluation_sequences(data)} of {_text_name(data)} ({data['evaluation_split']})",
         "comparison": comparison,
         "base_blocks_comparison": base_blocks_comparison,
         "perplexity": spread([run.metrics["perplexity"] for run in own]),
@@ -224,7 +223,6 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "hardware": record.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "localist_version": record.versions["localist-hf"],
-        "size_limit": _size_limit(record),
         "family": _family(records, namespace),
     }
 
@@ -237,6 +235,12 @@ def _text_name(data: Mapping[str, Any]) -> str:
         link = f"[{name}](https://huggingface.co/datasets/{data['dataset_id']})"
         return f"{link} ({data['dataset_config']})" if data["dataset_config"] else link
     return f"the {name}" if not name.startswith("`") else name
+
+
+def _evaluation_sequences(data: Mapping[str, Any]) -> str:
+    least, greatest = data["evaluation_lengths"]
+    length = f"{greatest}" if least == greatest else f"{least} to {greatest}"
+    return f"{data['evaluation_sequences']} sequences of {length} tokens"
 
 
 def _shape(record: RunRecord) -> str:
@@ -325,13 +329,10 @@ def _configuration(record: RunRecord) -> str:
 
 
 def _training_data(data: Mapping[str, Any]) -> str:
-    length = data["sequence_length"]
-    if data["training_sequences"] is None:
-        amount = f"a stream, in sequences of {length} tokens"
-    else:
-        amount = f"{data['training_sequences']} sequences of {length} tokens"
+    number = data["training_sequences"]
+    amount = "a stream" if number is None else f"{number} sequences"
+    held_out = f"{_evaluation_sequences(data)} held out ({data['evaluation_split']})"
     details = f" {data['details']}" if data["details"] else ""
-    held_out = f"{data['evaluation_sequences']} held out ({data['evaluation_split']})"
     return f"{_text_name(data)}: {amount} to train on, {held_out}.{details}"
 
 
@@ -342,17 +343,6 @@ def _hyperparameters(record: RunRecord) -> str:
         f"{training['learning_rate']:g}, betas {training['betas'][0]:g} and {training['betas'][1]:g}, weight decay "
         f"{training['weight_decay']:g}, gradients clipped at {training['max_grad_norm']:g}, schedule "
         f"{training['schedule']} with warm-up {training['warmup_steps']:g}, {training['precision']}"
-    )
-
-
-def _size_limit(record: RunRecord) -> str:
-    data = record.data
-    if data["training_sequences"] is None:
-        return "It was trained on the text named above only."
-    tokens = data["training_sequences"] * data["sequence_length"]
-    return (
-        f"It was trained on {tokens:,} tokens of one kind of text, so its perplexity says how it does on "
-        "such text and nothing about language in general."
     )
 
 

@@ -1,11 +1,11 @@
 """Publishing runs: one repository for each, and all of its files in one commit."""
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,15 @@ _TOKENIZER_FILES = (
 # What transformers notes about the machine that saved a tokenizer.
 _MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
 _CODE_ENTRY = "modeling_localist_gpt2.py"
-# Files of an earlier publication that must not outlive it: a model with two sets of weights loads the wrong one.
-_OURS = ("*.safetensors", "*.safetensors.index.json", "*.py", "adapter_config.json", EVAL_RESULTS_FILE)
+# What must not outlive a new publication: of two sets of weights the wrong one is loaded, and a pickle never belongs
+# there. Everything else in a repository may be somebody's.
+_STALE = (
+    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors",
+    r"model\.safetensors\.index\.json",
+    r"adapter_config\.json",
+    r"(training_args|pytorch_model.*)\.bin",
+    re.escape(EVAL_RESULTS_FILE),
+)
 _TEXT_SUFFIXES = {".json", ".md", ".yaml", ".txt", ".py", ".jinja"}
 
 
@@ -133,7 +140,10 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
     """Refuses files that hold a path of this machine or the token."""
-    secrets = {str(folder.resolve()): "the run's folder", f"{Path.home()}/": "the home directory"}
+    secrets = {str(folder.resolve()): "the run's folder"}
+    home = Path("~").expanduser()
+    if len(home.parts) > 1:  # the home of some containers is the root
+        secrets[f"{home}/"] = "the home directory"
     if token := get_token():
         secrets[token] = "the access token"
     for name, content in files.items():
@@ -187,7 +197,8 @@ def publish(
         namespace (`str`):
             User or organisation.
         private (`bool`, *optional*, defaults to `False`):
-            Make new repositories private. A public one that exists already is refused then.
+            Make new repositories private, whatever the namespace prescribes. A public one that exists already is
+            refused then.
         collection (`str`, *optional*):
             Title of a collection in the namespace, made where there is none, that gets all of them.
         base_model (`str`, *optional*):
@@ -206,7 +217,7 @@ def publish(
     repositories = prepare(folder, namespace, base_model)
     with _explained(f"the account of {api.endpoint}"):
         account = api.whoami()
-    allowed = [account["name"], *(org["name"] for org in account["orgs"])]
+    allowed = [account["name"], *(org["name"] for org in account.get("orgs", ()))]
     if namespace not in allowed:
         raise PublishError(
             f"`namespace` is {namespace!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
@@ -214,7 +225,7 @@ def publish(
     heads = {repo_id: _head(api, repo_id, private) for repo_id in repositories}
     commits = []
     for repo_id, files in repositories.items():
-        commits.append(upload(api, repo_id, files, private=private, head=heads[repo_id]))
+        commits.append(upload(api, repo_id, files, private=private or None, head=heads[repo_id]))
         state = "unchanged" if commits[-1].oid == heads[repo_id] else f"commit {commits[-1].oid[:12]}"
         report(f"{api.endpoint}/{repo_id}: {state}")
     if collection is not None:
@@ -228,15 +239,15 @@ def publish(
 
 def prepare(folder: str | Path, namespace: str, base_model: str | None = None) -> dict[str, dict[str, Path | bytes]]:
     """The repositories that [`publish`] makes of a folder, by id; see [`repository_files`]. Nothing is uploaded."""
-    repositories = {}
-    names = {}
-    for path in find_runs(folder):
-        record = RunRecord.load(path)
-        repo_id = names[record.name] = f"{namespace}/{repository_name(record)}"
+    runs = {path: RunRecord.load(path) for path in find_runs(folder)}
+    names = {record.name: f"{namespace}/{repository_name(record)}" for record in runs.values()}
+    for repo_id in names.values():
         validate_repo_id(repo_id)
-        # An adapter on a run that is published with it loads its base from there.
-        repositories[repo_id] = repository_files(path, repo_id, base_model or names.get(record.base_run))
-    return repositories
+    # A run whose base is published with it names that repository as its base.
+    return {
+        names[record.name]: repository_files(path, names[record.name], base_model or names.get(record.base_run))
+        for path, record in runs.items()
+    }
 
 
 def upload(
@@ -252,8 +263,7 @@ def upload(
     """
     Makes a repository hold these files, in one commit.
 
-    Weights, code and adapter files of an earlier publication that are not among them are removed in the same commit;
-    other files of the repository stay.
+    Weights of an earlier publication and pickles are removed in the same commit; other files of the repository stay.
 
     Args:
         api ([`~huggingface_hub.HfApi`]):
@@ -281,7 +291,7 @@ def upload(
         stale = [
             sibling.rfilename
             for sibling in info.siblings or ()
-            if sibling.rfilename not in files and any(fnmatch(sibling.rfilename, pattern) for pattern in _OURS)
+            if sibling.rfilename not in files and re.fullmatch("|".join(_STALE), sibling.rfilename)
         ]
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in stale]

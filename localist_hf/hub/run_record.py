@@ -248,7 +248,7 @@ class RunRecord:
                 "evaluation_split": evaluation_split,
                 "training_sequences": _length(trainer.train_dataset),
                 "evaluation_sequences": _length(trainer.eval_dataset),
-                "sequence_length": _sequence_length(trainer.eval_dataset),
+                "evaluation_lengths": _lengths(trainer.eval_dataset),
             },
             training=_hyperparameters(trainer),
             metrics=_last_evaluation(state.log_history, state.global_step),
@@ -315,8 +315,15 @@ def _length(dataset: Any) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def _sequence_length(dataset: Any) -> int:
-    return len(next(iter(dataset))["input_ids"])
+def _lengths(dataset: Any) -> list[int]:
+    """Tokens of the shortest and of the longest sequence."""
+    try:
+        lengths = [len(row["input_ids"]) for row in dataset]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            "`eval_dataset` must be a data set with a column `input_ids`, for the card to say what was measured on."
+        ) from error
+    return [min(lengths), max(lengths)]
 
 
 def _hyperparameters(trainer: "LocalistTrainer") -> dict[str, Any]:

@@ -172,4 +172,7 @@ def test_trainer_arguments_reach_the_card(make_trainer: Callable, tmp_path: Path
     found = ModelCard((tmp_path / "run" / "README.md").read_text())
     assert (found.data.language, found.data.license, found.data.base_model) == ("de", "mit", "some/base")
     assert found.data.model_name == "org/localist-gpt2-mine"
-    assert "ein Buch: 4 sequences of 40 tokens to train on, 2 held out (last chapter). Es ist kurz." in found.text
+    assert (
+        "ein Buch: 4 sequences to train on, 2 sequences of 40 tokens held out (last chapter). Es ist kurz."
+        in found.text
+    )

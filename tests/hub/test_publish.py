@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
-from localist_hf.hub import PublishError, publish, repository_files
+from localist_hf.hub import PublishError, prepare, publish, repository_files
 from localist_hf.hub.run_record import weight_hashes
 
 
@@ -105,6 +105,18 @@ def test_content_that_names_this_machine_is_refused(runs: Path, monkeypatch: pyt
         repository_files(runs / "quintic")
 
 
+def test_a_home_that_is_the_root_is_no_secret(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/")  # as in many containers; every address would hold it
+    assert set(repository_files(runs / "quintic")) == MODEL
+
+
+def test_an_adapter_on_a_variant_loads_that_variant(runs: Path) -> None:
+    record = json.loads((runs / "quintic-lora" / "run.json").read_text())
+    (runs / "quintic-lora" / "run.json").write_text(json.dumps(record | {"base_run": "quintic", "name": "again"}))
+    files = prepare(runs, "org")["org/localist-gpt2-again"]  # before `quintic` in the alphabet
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/localist-gpt2-quintic"
+
+
 def test_an_adapter_names_a_base_that_others_can_load(hub: HubServer, api: HfApi, runs: Path, family: Path) -> None:
     publish(runs, "org", api=api, report=str)
     adapter = json.loads(files_of(hub, "quintic-lora")["adapter_config.json"])
@@ -128,7 +140,8 @@ def test_publishing_again_changes_nothing_or_adds_one_clean_commit(hub: HubServe
     assert {name: hub.repo(f"org/localist-gpt2-{name}").head for name in heads} == heads
 
     # Files of an earlier publication that would be loaded by mistake go; what others have added stays.
-    api.upload_file(path_or_fileobj=b"x", path_in_repo="old_module.py", repo_id="org/localist-gpt2-quintic")
+    for name in ("handler.py", "gguf/model.safetensors", "training_args.bin"):
+        api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id="org/localist-gpt2-quintic")
     api.upload_file(path_or_fileobj=b"x", path_in_repo="model-00001-of-00002.safetensors",
                     repo_id="org/localist-gpt2-quintic")  # fmt: skip
     api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id="org/localist-gpt2-quintic")
@@ -136,7 +149,7 @@ def test_publishing_again_changes_nothing_or_adds_one_clean_commit(hub: HubServe
     before = len(titles(hub, "quintic"))
     publish(runs, "org", api=api, report=str)
     assert len(titles(hub, "quintic")) == before + 1
-    assert set(files_of(hub, "quintic")) == MODEL | {"notes.txt"}
+    assert set(files_of(hub, "quintic")) == MODEL | {"notes.txt", "handler.py", "gguf/model.safetensors"}
     assert b"123.45" in files_of(hub, "quintic")["README.md"]
     assert hub.repo("org/localist-gpt2-base").head == heads["base"]
     assert len(titles(hub, "distributed")) == 3  # its card has a row for quintic

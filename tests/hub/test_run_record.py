@@ -22,7 +22,7 @@ def test_a_record_says_what_was_trained_on_what(family: Path) -> None:
     assert record.lambdas == [0.0, (1 / 3) ** 3, (2 / 3) ** 3, 1.0]
     assert record.data["training_sequences"] == 4
     assert record.data["evaluation_sequences"] == 2
-    assert record.data["sequence_length"] == 40
+    assert record.data["evaluation_lengths"] == [40, 40]
     assert record.training["steps"] == 1
     assert record.training["batch_size"] == 8
     assert record.training["target_fidelity"] == 0.9
