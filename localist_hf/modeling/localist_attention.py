@@ -211,15 +211,17 @@ class Locality:
         self._bounded_layer(layer)  # which would not do here
         is_causal = attention_mask is None and query_length > 1
         output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
-        free_fidelity = local_fidelity(query, key, lse, *local_set).clamp(max=1)
-        free_fidelity = torch.where(is_counted, free_fidelity, 1.0)
         is_dialled = weight < 1 or floor > 0
         if is_dialled:
             local_output, local_lse = local_attention(query, key, value, *local_set)
+            free_fidelity = (local_lse - lse).exp()
+        else:
+            free_fidelity = local_fidelity(query, key, lse, *local_set)
+        free_fidelity = torch.where(is_counted, free_fidelity.clamp(max=1), 1.0)
+        fidelity = free_fidelity
+        if is_dialled:
             fidelity, share = dialled_fidelity(free_fidelity, weight, floor)
             output = (output + share[..., None] * (local_output - output)).to(output.dtype)
-        else:
-            fidelity = free_fidelity
         if layer in self.measured:
             self.fidelities[layer] = fidelity
         if needs_entropy:
