@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -29,7 +30,7 @@ from .block_partition import (
 )
 from .configuration_localist_gpt2 import LocalistGPT2Config, check_share
 from .fused_attention import attention_with_lse
-from .local_cache import LocalCacheLayer
+from .local_cache import BlockCacheLayer, LocalCacheLayer
 
 
 _BOUNDED_CACHE = (
@@ -111,15 +112,22 @@ class Locality:
         return (documents >= 0) & (starts - documents > self.config.num_sink_tokens)
 
     def use_cache(self, cache: Cache) -> None:
-        """Takes note of the cache, and makes an empty one hold no more than layers that attend to their blocks need."""
+        """
+        Takes note of the cache, and prepares an empty one: layers that attend to their blocks hold no more than they
+        need, and those in whose values blocks are found remember where the search stands.
+        """
         self.cache = cache
         config = self.config
         if self.seen or not isinstance(cache, DynamicCache):
             return
+        cache.layers += [DynamicLayer() for _ in range(len(cache.layers), config.num_hidden_layers)]
         length = config.window_length if config.block_partition == "window" else config.max_block_length
-        for layer in self.only_local:
-            window = config.semantic_window if layer <= self.semantic_layer else 0
-            cache.layers[layer] = LocalCacheLayer(length, window, config.num_sink_tokens)
+        for layer in range(config.num_hidden_layers):
+            if layer in self.only_local:
+                window = config.semantic_window if layer <= self.semantic_layer else 0
+                cache.layers[layer] = LocalCacheLayer(length, window, config.num_sink_tokens)
+            elif self._defines_blocks(layer):
+                cache.layers[layer] = BlockCacheLayer()
 
     def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
         """The layer's cache, where it is bounded."""
@@ -130,30 +138,40 @@ class Locality:
             raise ValueError(_BOUNDED_CACHE)
         return cached
 
+    def _defines_blocks(self, layer: int) -> bool:
+        """Whether blocks are to be found in the values of this layer."""
+        if self.fixed_block_starts is not None:
+            return False
+        defines_own = layer < self.semantic_layer and layer in self.layers
+        return defines_own or (layer == self.semantic_layer and any(other >= layer for other in self.layers))
+
     def find_blocks(self, layer: int, value: torch.Tensor) -> None:
         """Finds blocks in the values `(batch_size, num_heads, key_length, head_dim)` of a layer that defines some."""
-        defines_own = layer < self.semantic_layer and layer in self.layers
-        defines_shared = layer == self.semantic_layer and any(other >= layer for other in self.layers)
         # Gradient checkpointing comes here again in the backward pass, with the blocks known.
-        if self.fixed_block_starts is not None or layer in self._semantic_block_starts:
+        if layer in self._semantic_block_starts or not self._defines_blocks(layer):
             return
-        if defines_own or defines_shared:
-            config, documents = self.config, self.documents
-            settings = (
-                config.semantic_window,
-                config.semantic_threshold,
-                config.min_block_length,
-                config.max_block_length,
-            )
-            cached = self._bounded_layer(layer)
-            if cached is None:
-                starts = semantic_block_starts(value.detach(), documents, *settings)
-            else:
-                kept, num_new = documents[:, -value.shape[2] :], documents.shape[1] - self.seen
-                starts, cached.block_state = continue_semantic_blocks(
-                    value, kept, *settings, num_new, self.seen, cached.block_state
-                )
-            self._semantic_block_starts[layer] = starts
+        config, documents = self.config, self.documents
+        settings = (
+            config.semantic_window,
+            config.semantic_threshold,
+            config.min_block_length,
+            config.max_block_length,
+        )
+        self._bounded_layer(layer)  # which would not do for a layer that sees everything
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        if not isinstance(cached, LocalCacheLayer | BlockCacheLayer):
+            self._semantic_block_starts[layer] = semantic_block_starts(value.detach(), documents, *settings)
+            return
+        num_new, seen = documents.shape[1] - self.seen, self.seen
+        if isinstance(cached, BlockCacheLayer):
+            if cached.searched != seen:  # filled while nobody asked for blocks
+                cached.forget_search()
+                num_new, seen = documents.shape[1], 0
+            value = value[:, :, -(num_new + config.semantic_window) :]
+        kept = documents[:, -value.shape[2] :]
+        starts, cached.block_state = continue_semantic_blocks(value, kept, *settings, num_new, seen, cached.block_state)
+        cached.searched = documents.shape[1]
+        self._semantic_block_starts[layer] = starts
 
     def attend(
         self,

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.modeling import localist_attention
 from localist_hf.modeling.block_attention import local_attention
-from localist_hf.modeling.block_partition import document_starts, place_block_starts
+from localist_hf.modeling.block_partition import continue_semantic_blocks, document_starts, place_block_starts
 from localist_hf.modeling.localist_attention import Locality, dialled_fidelity
 
 
@@ -304,3 +305,48 @@ def test_an_argument_of_zero_turns_off_what_the_configuration_sets(make_model, m
     assert torch.equal(turned_off, free)
     assert torch.equal(model.lm_head(hidden), free)
     assert not torch.allclose(set_by_configuration, free)
+
+
+@pytest.mark.parametrize("dial", [0.5, 1.0])
+def test_a_cache_made_without_a_configuration_will_do(make_model, make_text, dial: float) -> None:
+    model, tokens, cache = make_model(), make_text(2, 60), DynamicCache()
+    with torch.no_grad(), model.set_locality_dial(dial):
+        steps = [model(part, past_key_values=cache).logits for part in tokens.split(20, dim=1)]
+        assert_close(torch.cat(steps, dim=1), model(tokens, use_cache=False).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["rows are repeated", "tokens are removed", "tokens came at dial 0"])
+def test_the_search_for_blocks_goes_on_rightly(make_model, make_text, change: str) -> None:
+    model, tokens = make_model(locality_schedule="localist"), make_text(2, 90)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(tokens[:, :60], past_key_values=cache, locality_dial=0.5)
+        if change == "rows are repeated":
+            cache.batch_repeat_interleave(2)
+            cache.batch_select_indices(torch.tensor([3, 0]))
+            tokens = torch.stack((tokens[1], tokens[0]))
+        elif change == "tokens are removed":
+            cache.crop(-25)
+        else:
+            model(tokens[:, 60:75], past_key_values=cache, locality_dial=0.0)
+        at = cache.get_seq_length()
+        last = model(tokens[:, at:], past_key_values=cache, locality_dial=0.5, output_fidelity=True)
+        # The layers above see keys that dial 0 has made, so that only the first layer equals a run at one dial.
+        whole = model(tokens, locality_dial=0.5, output_fidelity=True)
+    assert_close(last.fidelity[0], whole.fidelity[0][:, :, at:], rtol=0, atol=1e-5)
+    assert torch.equal(last.block_starts[0], whole.block_starts[0][:, at:])
+    if change != "tokens came at dial 0":
+        assert_close(last.logits, whole.logits[:, at:], rtol=0, atol=1e-5)
+
+
+def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkeypatch) -> None:
+    searched = []
+
+    def search(values: torch.Tensor, *args):
+        searched.append(values.shape[2])
+        return continue_semantic_blocks(values, *args)
+
+    monkeypatch.setattr(localist_attention, "continue_semantic_blocks", search)
+    model = make_model(locality_schedule="localist")  # layers 0 to 2 of 4 find blocks, in windows of 4 tokens
+    model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
+    assert searched == [80] * 3 + [5] * 6
