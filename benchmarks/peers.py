@@ -295,12 +295,12 @@ _dial_tasks(0.5)
 _dial_tasks(1.0)
 
 
-def _generation(model: GPT2LMHeadModel, shape: Shape) -> Task:
+def _generation(model: GPT2LMHeadModel, shape: Shape, **dial: float) -> Task:
     """Greedy, with the cache."""
     input_ids = _input_ids(shape, shape.prompt_length)
     settings = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "max_new_tokens": shape.new_tokens}
     mask = torch.ones_like(input_ids)
-    return _without_grad(model, lambda: model.generate(input_ids, attention_mask=mask, **settings))
+    return _without_grad(model, lambda: model.generate(input_ids, attention_mask=mask, **settings, **dial))
 
 
 @_task("plain generation")
@@ -311,6 +311,13 @@ def _(shape: Shape) -> Task:
 @_task("our generation")
 def _(shape: Shape) -> Task:
     return _generation(our_model(shape), shape)
+
+
+for _dial in (0.5, 1.0):
+
+    @_task(f"our generation at dial {_dial:g}")
+    def _(shape: Shape, dial: float = _dial) -> Task:
+        return _generation(our_model(shape), shape, locality_dial=dial)
 
 
 # Do they compute the same?

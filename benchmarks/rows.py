@@ -184,6 +184,11 @@ def _dial_forward(dial: float) -> Row:
     return Row(f"dial-forward-{dial:g}", title, **tasks)
 
 
+def _dial_generation(dial: float) -> Row:
+    title = f"greedy generation at dial {dial:g}, prompt of 900, 64 new tokens, batch 1: ours / plain GPT-2"
+    return Row(f"dial-generation-{dial:g}", title, {f"our generation at dial {dial:g}": 1}, {"plain generation": 1})
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     _steps(Shape(2048), quintic=True, seconds=60),
     _steps(Shape(4096), quintic=False, seconds=60),
@@ -247,7 +252,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             ),
         ),
         Shape(1024),
-        seconds=40,
+        seconds=150,
     ),
     Experiment(
         (
@@ -262,6 +267,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         Shape(1024),
         seconds=30,
     ),
+    Experiment((_dial_generation(0.5), _dial_generation(1)), Shape(1024, prompt_length=900), seconds=30),
     Experiment((_dial_forward(0.5), _dial_forward(1)), Shape(2048), seconds=20),
     Experiment(
         (
