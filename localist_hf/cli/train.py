@@ -242,7 +242,7 @@ def run_training(trainer: LocalistTrainer, overwrite: bool = False, **card: Any)
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
-def _card(run: RunArguments) -> dict[str, Any]:
+def card_of(run: RunArguments) -> dict[str, Any]:
     """What the model card says about the text."""
     if run.text_file is not None:
         data = {"dataset": f"`{Path(run.text_file).name}`"}
@@ -260,7 +260,7 @@ def main(arguments: list[str]) -> None:
         trainer = prepare_trainer(run, args)
     except (ValueError, OSError, StrictDataclassError) as error:
         raise SystemExit(f"localist-hf train: error: {error}") from error
-    metrics = run_training(trainer, run.overwrite_output_dir, **_card(run))
+    metrics = run_training(trainer, run.overwrite_output_dir, **card_of(run))
     print(f"\n{run.variant}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
     print(layer_table(metrics, trainer.model.config.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

@@ -9,7 +9,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli.main import main
-from localist_hf.cli.train import parse
+from localist_hf.cli.train import card_of, parse
+from localist_hf.hub import RunRecord
+from localist_hf.trainers import LocalistTrainer
 
 
 @pytest.fixture
@@ -52,6 +54,11 @@ def test_a_run_leaves_a_model_that_loads_and_its_results(flags, tmp_path: Path, 
     assert model.config.max_block_length == 9
     assert AutoTokenizer.from_pretrained(folder)("Sentence")["input_ids"]
     results = json.loads((folder / "eval_results.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert "`book.txt`: " in card
+    assert f"perplexity is {results['eval_perplexity']:.2f}" in card
+    assert "fine-tuned from gpt2 on" in card  # the folder's name, and not its path
+    assert str(tmp_path) not in card
     printed = capsys.readouterr().out
     assert f"cubic: perplexity {results['eval_perplexity']:.2f}" in printed
     assert f"    3   1.000  {results['eval_fidelity_layer_3']:8.3f}" in printed
@@ -83,6 +90,30 @@ def test_an_occupied_folder_is_refused_and_left_alone(flags, tmp_path: Path) -> 
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
     train(*flags, "--overwrite_output_dir", "--seed", "7")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != weights
+    assert RunRecord.load(tmp_path / "run").seed == 7
+
+
+def test_a_run_that_breaks_leaves_no_record_of_the_one_before(flags, tmp_path: Path, monkeypatch) -> None:
+    train(*flags)
+    assert (tmp_path / "run" / "run.json").exists()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(LocalistTrainer, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(*flags, "--overwrite_output_dir")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_hub_data_set_is_named_on_the_card(flags) -> None:
+    run, _ = parse(
+        [*flags, "--dataset", "Salesforce/wikitext", "--dataset-config", "wikitext-2-raw-v1", "--language", "en"]
+    )
+    run.text_file = None
+    card = card_of(run)
+    assert card["dataset_tags"] == card["dataset"] == "Salesforce/wikitext"
+    assert (card["dataset_args"], card["language"], card["license"]) == ("wikitext-2-raw-v1", "en", None)
 
 
 def test_a_lora_run_leaves_an_adapter_that_loads(flags, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import pytest
 
 from localist_hf import LocalistGPT2Config
-from localist_hf.configuration import BASELINE_VARIANT, VARIANTS, variant_config
+from localist_hf.configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config, variant_name
 
 
 def test_the_seven_of_the_paper_and_the_window_baseline() -> None:
     assert list(VARIANTS) == [
         "distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist", "window",
     ]  # fmt: skip
+    assert [*PAPER_VARIANTS, "window"] == list(VARIANTS)
     assert BASELINE_VARIANT in VARIANTS
 
 
@@ -23,6 +24,12 @@ def test_every_variant_is_a_valid_configuration(variant: str) -> None:
         assert config.locality_lambdas[-1] == 1
         assert config.locality_lambdas == sorted(config.locality_lambdas)
     assert config.block_partition == ("window" if variant == "window" else "semantic")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_configuration_tells_its_variant(variant: str) -> None:
+    assert variant_name(LocalistGPT2Config(num_sink_tokens=4, **variant_config(variant))) == variant
+    assert variant_name(LocalistGPT2Config(n_layer=2, locality_schedule=[0.0, 1.0])) is None
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -24,3 +24,11 @@ def test_bad_values_are_refused_by_name(tmp_path, name: str, value: float, allow
 def test_the_ends_of_the_ranges_are_allowed(tmp_path) -> None:
     args = LocalistTrainingArguments(output_dir=str(tmp_path), target_fidelity=1.0, locality_weight=0)
     assert (args.target_fidelity, args.locality_weight) == (1.0, 0)
+
+
+def test_nothing_is_pushed_before_the_end(tmp_path) -> None:
+    args = LocalistTrainingArguments(output_dir=str(tmp_path), push_to_hub=True)
+    assert args.hub_strategy == "end"
+    for strategy in ("every_save", "checkpoint", "all_checkpoints"):
+        with pytest.raises(ValueError, match=f"`hub_strategy` is '{strategy}'; it must be 'end'"):
+            LocalistTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, hub_strategy=strategy)
