@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .. import modeling
 from ..modeling import LocalistGPT2Config
-from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files, repository_name
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, PLACEHOLDER_NAMESPACE, card_files, repository_name
 from .run_record import RECORD_FILE, RunRecord, weight_hashes
 
 
@@ -82,9 +82,10 @@ def repository_files(
     folder = Path(folder)
     record = RunRecord.load(folder)
     record.check_weights(folder)
+    repo_id = repo_id or f"{PLACEHOLDER_NAMESPACE}/{repository_name(record)}"
     files: dict[str, Path | bytes] = {name: folder / name for name in sorted(record.weights)}
     if record.adapter:
-        files |= _adapter_files(folder, record, base_model)
+        files |= _adapter_files(folder, record, repo_id, base_model)
         code = Path(modeling.__file__).with_name(_CODE_ENTRY)
     else:
         files |= {path.name: path for path in sorted(folder.glob("*.safetensors.index.json"))}
@@ -102,7 +103,7 @@ def repository_files(
     return files
 
 
-def _adapter_files(folder: Path, record: RunRecord, base_model: str | None) -> dict[str, bytes]:
+def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: str | None) -> dict[str, bytes]:
     """The adapter's configuration, with a base that others can load, and the model's, which holds the schedule."""
     base_model = base_model or record.base_model
     if base_model is None:
@@ -117,9 +118,11 @@ def _adapter_files(folder: Path, record: RunRecord, base_model: str | None) -> d
     adapter = json.loads(path.read_text(encoding="utf-8"))
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
-    config = LocalistGPT2Config(**record.config)
-    config.architectures = ["LocalistGPT2LMHeadModel"]
-    return {path.name: _json(adapter), "config.json": config.to_json_string(use_diff=False).encode()}
+    config = LocalistGPT2Config(**record.config, architectures=["LocalistGPT2LMHeadModel"]).to_dict()
+    # With the repository's name, since the configuration is used with the base's weights, whose repository may hold no
+    # code.
+    config["auto_map"] = {name: f"{repo_id}--{reference}" for name, reference in config["auto_map"].items()}
+    return {path.name: _json(adapter), "config.json": _json(config)}
 
 
 def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:

@@ -124,6 +124,7 @@ def test_an_adapter_names_a_base_that_others_can_load(hub: HubServer, api: HfApi
     config = json.loads(files_of(hub, "quintic-lora")["config.json"])
     assert (config["locality_schedule"], config["model_type"]) == ("quintic", "localist-gpt2")
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    assert all(reference.startswith("org/localist-gpt2-quintic-lora--") for reference in config["auto_map"].values())
     with pytest.raises(ValueError, match=r"local folder 'base', which nobody else can load.*--base-model"):
         repository_files(runs / "quintic-lora")
     files = repository_files(runs / "quintic-lora", base_model="me/base")

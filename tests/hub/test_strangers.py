@@ -4,6 +4,7 @@ that they know through `HF_ENDPOINT` only.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,14 @@ def test_strangers_load_it_then_again_without_a_network(
         assert loaded["fidelity"].shape == (2, 4, 19)
 
 
+def test_the_code_on_the_cards_runs_as_it_stands(hub: HubServer, published: str, tmp_path: Path) -> None:
+    for name in ("quintic", "quintic-lora"):
+        card = hub.repo(f"org/localist-gpt2-{name}").files()["README.md"].decode()
+        load, use = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        done = "assert outputs.fidelity[-1].shape == (1, 4, inputs['input_ids'].shape[1])\nprint('done')"
+        assert stranger(hub, tmp_path / "home", f"{load}\n{use}\n{done}") == "done\n"
+
+
 def test_without_trust_remote_code_it_is_refused(hub: HubServer, published: str, tmp_path: Path) -> None:
     code = """
 from transformers import AutoModelForCausalLM
@@ -166,10 +175,12 @@ for name, revision in (("pinned", "{first}"), ("main", "main")):
 PUSH = """
 import sys
 from datasets import Dataset
+from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.hub import export_gpt2
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 base, folder = sys.argv[1:]
@@ -196,7 +207,10 @@ adapted = get_peft_model(LocalistGPT2LMHeadModel.from_pretrained(base, locality_
 ))
 adapter = trainer("adapter", adapted, hub_model_id="org/pushed-adapter")
 adapter.train()
-adapter.push_to_hub(finetuned_from="org/localist-gpt2-base", dataset="sentences", language="en", license="mit")
+export_gpt2(base, f"{folder}/plain")
+HfApi().create_repo("org/plain")
+HfApi().upload_folder(repo_id="org/plain", folder_path=f"{folder}/plain")
+adapter.push_to_hub(finetuned_from="org/plain", dataset="sentences", language="en", license="mit")
 
 pushed.model.push_to_hub("org/from-model")
 LocalistGPT2LMHeadModel.from_pretrained(f"{folder}/cubic").push_to_hub("alice/localist-gpt2-cubic")
@@ -229,24 +243,36 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("org/pushed", trust_remote_code=True)
-adapter = AutoPeftModelForCausalLM.from_pretrained("org/pushed-adapter", trust_remote_code=True)
-config = AutoConfig.from_pretrained("org/pushed-adapter", trust_remote_code=True)
-base = AutoModelForCausalLM.from_pretrained("org/localist-gpt2-base", config=config, trust_remote_code=True)
-local = PeftModel.from_pretrained(base, "org/pushed-adapter")
-assert local.config.locality_schedule == "cubic"
 with torch.no_grad():
-    outputs = local(tokens, output_fidelity=True)
-    torch.save([model(tokens).logits, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1]], "loaded.pt")
+    loaded = {"model": model(tokens).logits}
+    # An adapter on plain GPT-2, whose repository holds no code, and one on a model of the family.
+    for name, repo_id, base_id in (
+        ("pushed", "org/pushed-adapter", "org/plain"),
+        ("published", "org/localist-gpt2-quintic-lora", "org/localist-gpt2-base"),
+    ):
+        adapter = AutoPeftModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True)
+        config = AutoConfig.from_pretrained(repo_id, trust_remote_code=True)
+        base = AutoModelForCausalLM.from_pretrained(base_id, config=config, trust_remote_code=True)
+        local = PeftModel.from_pretrained(base, repo_id)
+        outputs = local(tokens, output_fidelity=True)
+        loaded[name] = [config.locality_schedule, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1]]
+torch.save(loaded, "loaded.pt")
 """
     stranger(hub, tmp_path / "home", loaded)
-    logits, *of_adapter, fidelity = torch.load(tmp_path / "home" / "loaded.pt")
-    assert torch.equal(logits, local_logits(tmp_path / "runs" / "cubic"))
-    with torch.no_grad():
-        base = LocalistGPT2LMHeadModel.from_pretrained(runs / "base", locality_schedule="cubic")
-        outputs = PeftModel.from_pretrained(base, tmp_path / "runs" / "adapter")(TOKENS, output_fidelity=True)
-    assert torch.equal(of_adapter[0], outputs.logits)
-    assert torch.equal(of_adapter[1], outputs.logits)
-    assert torch.equal(fidelity, outputs.fidelity[-1])
+    loaded = torch.load(tmp_path / "home" / "loaded.pt")
+    assert torch.equal(loaded["model"], local_logits(tmp_path / "runs" / "cubic"))
+    for name, folder, variant in (
+        ("pushed", tmp_path / "runs" / "adapter", "cubic"),
+        ("published", runs / "quintic-lora", "quintic"),
+    ):
+        schedule, in_one_line, logits, fidelity = loaded[name]
+        base = LocalistGPT2LMHeadModel.from_pretrained(runs / "base", locality_schedule=variant)
+        with torch.no_grad():
+            outputs = PeftModel.from_pretrained(base, folder)(TOKENS, output_fidelity=True)
+        assert schedule == variant
+        assert torch.equal(in_one_line, outputs.logits)
+        assert torch.equal(logits, outputs.logits)
+        assert torch.equal(fidelity, outputs.fidelity[-1])
 
 
 def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, capsys) -> None:
