@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> None:
         "--seeds", type=int, nargs="+", default=[0], help="random seeds: each variant is trained from each, the base "
         "from the first"
     )  # fmt: skip
-    parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write each variant's card to DIR/NAME")
+    parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help=f"also write the table to FILE, between {' and '.join(MARKERS)}"
     )
@@ -298,11 +298,16 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     print(f"Pictures: {args.output_dir / 'fidelity_over_depth.png'}, {args.output_dir / 'attention_map.png'}")
 
     # Again, now that every sibling is there to be compared with.
-    for folder in (args.output_dir / "base", *(run.folder for run in runs)):
+    folders = [args.output_dir / "base", *(run.folder for run in runs)]
+    for folder in folders:
         write_card(folder)
     if args.model_cards is not None:
+        # With the records, so that the cards can be written anew and checked without the models.
+        for folder in folders:
+            (args.model_cards / folder.name).mkdir(parents=True, exist_ok=True)
+            RunRecord.load(folder).save(args.model_cards / folder.name)
         for variant in args.variants:
-            print(f"Model card: {write_card(args.output_dir / variant, destination=args.model_cards / variant)}")
+            print(f"Model card: {write_card(args.model_cards / variant)}")
     if args.readme is not None:
         write_readme(args.readme, records)
         print(f"Table: {args.readme}")

@@ -67,19 +67,18 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
     return files
 
 
-def write_card(folder: str | Path, repo_id: str | None = None, destination: str | Path | None = None) -> Path:
+def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """
-    Writes the files of [`card_files`] to the run's folder, or to another.
+    Writes the files of [`card_files`] to the run's folder.
 
     Returns:
         `Path`: the card.
     """
-    destination = Path(folder if destination is None else destination)
     for name, content in card_files(folder, repo_id).items():
-        path = destination / name
+        path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return destination / CARD_FILE
+    return Path(folder) / CARD_FILE
 
 
 def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | None = None) -> ModelCard:

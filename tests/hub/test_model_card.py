@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
+from localist_hf.configuration import PAPER_VARIANTS
 from localist_hf.hub import RunRecord, card_files, write_card
 from localist_hf.hub.run_record import load_siblings
 
@@ -146,15 +147,25 @@ def test_the_same_records_give_the_same_bytes(family: Path) -> None:
     assert card_files(family / "quintic") == card_files(family / "quintic")
 
 
-def test_a_card_is_written_where_it_is_wanted(family: Path, tmp_path: Path) -> None:
-    path = write_card(family / "quintic", destination=tmp_path / "cards")
-    assert path == tmp_path / "cards" / "README.md"
+def test_the_card_is_written_with_its_picture(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family, tmp_path / "family") / "quintic"
+    (folder / "README.md").unlink()
+    path = write_card(folder)
+    assert path == folder / "README.md"
     assert path.read_bytes() == card_files(family / "quintic")["README.md"]
-    with Image.open(tmp_path / "cards" / "fidelity_over_depth.png") as picture:
+    with Image.open(folder / "fidelity_over_depth.png") as picture:
         colours = picture.convert("RGB").getcolors(maxcolors=1 << 20)
         assert {(214, 96, 77), (140, 140, 140)} <= {colour for _, colour in colours}  # quintic's and distributed's
-    assert (tmp_path / "cards" / "fidelity_over_depth.png").stat().st_size < 200_000
+    assert (folder / "fidelity_over_depth.png").stat().st_size < 200_000
     assert "](fidelity_over_depth.png)" in path.read_text()
+
+
+@pytest.mark.parametrize("variant", PAPER_VARIANTS)
+def test_the_cards_of_this_repository_are_those_of_their_records(variant: str) -> None:
+    folder = Path(__file__).parents[2] / "model_cards" / variant
+    assert (folder / "README.md").read_bytes() == card_files(folder)["README.md"], "write it anew with `make family`"
+    assert (folder / "fidelity_over_depth.png").stat().st_size < 200_000
+    assert {run.seed for run in load_siblings(folder) if run.name == variant} == {0, 1}
 
 
 def test_trainer_arguments_reach_the_card(make_trainer: Callable, tmp_path: Path) -> None:
