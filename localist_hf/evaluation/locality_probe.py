@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..modeling import LocalistModelOutput
 from ..modeling.block_partition import document_starts
+from ..modeling.localist_attention import check_attention_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +87,7 @@ def locality_probe(
             raise ValueError("`batches` hold `block_starts` and a `block_model` is given too; only one can tell.")
         for texts in _texts(batch):
             if block_decoder is not None:
-                last_layer = block_decoder.config.num_hidden_layers - 1
-                found = block_decoder(**_on(block_decoder, texts), use_cache=False, output_fidelity=[last_layer])
-                texts["block_starts"] = found.block_starts[0]
+                texts["block_starts"] = last_block_starts(block_decoder, texts)
             outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
             sums = _sums(outputs)
             totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
@@ -106,6 +105,12 @@ def locality_probe(
     )
 
 
+def last_block_starts(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The blocks that a transformer's last layer has on these inputs."""
+    last_layer = decoder.config.num_hidden_layers - 1
+    return decoder(**_on(decoder, texts), use_cache=False, output_fidelity=[last_layer]).block_starts[0]
+
+
 def _on(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.to(decoder.device) for name, tensor in texts.items()}
 
@@ -117,6 +122,8 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
     """
     input_ids = batch["input_ids"]
     position_ids = batch.get("position_ids")
+    if batch.get("attention_mask") is not None:
+        check_attention_mask(batch["attention_mask"], *input_ids.shape)
     documents = document_starts(*input_ids.shape, batch.get("attention_mask"), position_ids, device=input_ids.device)
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -126,10 +133,6 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
     for row, row_documents in enumerate(documents):
         firsts, lengths = row_documents[row_documents >= 0].unique_consecutive(return_counts=True)
         for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
-            if (row_documents[first : first + length] != first).any():
-                raise ValueError(
-                    "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
-                )
             places[length].append((row, first))
     for length, texts in places.items():
         rows, firsts = torch.tensor(texts, device=input_ids.device).T[:, :, None]

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..trainers import LocalityMeter, causal_lm_collator
+from .locality_probe import last_block_starts
 
 
 @torch.no_grad()
@@ -36,9 +37,8 @@ def measure(
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         if block_model is not None:
-            last_layer = block_model.config.num_hidden_layers - 1
-            found = block_model.eval().get_decoder()(input_ids=batch["input_ids"], output_fidelity=[last_layer])
-            batch["block_starts"] = found.block_starts[0]
+            decoder = block_model.eval().get_decoder()
+            batch["block_starts"] = last_block_starts(decoder, {"input_ids": batch["input_ids"]})
         outputs = model(**batch, output_fidelity=True, output_entropy=True, use_cache=False)
         meter.update(outputs, batch["labels"])
     return meter.compute()

@@ -342,7 +342,7 @@ def build_locality(
     cached = past_key_values.get_seq_length() if past_key_values is not None else 0
     length = cached + query_length
     if attention_mask is not None:
-        _check_attention_mask(attention_mask, batch_size, length)
+        check_attention_mask(attention_mask, batch_size, length)
     # As in transformers, packed documents are told apart only where there is no cache, filled or not.
     packed = position_ids if past_key_values is None else None
     documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
@@ -369,7 +369,7 @@ def build_locality(
     )
 
 
-def _check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
+def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
     if attention_mask.shape != (batch_size, length):
         raise ValueError(
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
