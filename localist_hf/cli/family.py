@@ -41,10 +41,8 @@ class Run(NamedTuple):
     @property
     def record(self) -> RunRecord | None:
         """The run's record; `None` before it is finished."""
-        if not (self.folder / RECORD_FILE).is_file():
-            return None
-        record = RunRecord.load(self.folder)
-        return record if record.metrics_on_base_blocks else None
+        record = RunRecord.find(self.folder)
+        return record if record is not None and record.metrics_on_base_blocks else None
 
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
@@ -231,13 +229,12 @@ def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> 
     """Refuses to go on with a folder whose finished runs were trained otherwise."""
     wanted = [(base, base_steps, runs[0].seed), *((run.folder, steps, run.seed) for run in runs)]
     for folder, num_steps, seed in wanted:
-        if (folder / RECORD_FILE).is_file():
-            record = RunRecord.load(folder)
-            if (record.training["steps"], record.seed) != (num_steps, seed):
-                raise ValueError(
-                    f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
-                    f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
-                )
+        record = RunRecord.find(folder)
+        if record is not None and (record.training["steps"], record.seed) != (num_steps, seed):
+            raise ValueError(
+                f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
+                f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
+            )
 
 
 def run_family(args: argparse.Namespace, runs: list[Run]) -> None:

@@ -236,9 +236,10 @@ def run_training(trainer: LocalistTrainer, overwrite: bool = False, **card: Any)
     trainer.save_metrics("train", result.metrics)
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
-    trainer.create_model_card(**card)
     if args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub(**card)  # which makes the card too
+    else:
+        trainer.create_model_card(**card)
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 

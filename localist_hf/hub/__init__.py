@@ -2,8 +2,8 @@
 
 from .export import export_gpt2
 from .model_card import CARD_FILE, card_files, write_card
-from .publish import PublishError, prepare, publish, push_to_hub, repository_files, upload
-from .run_record import RECORD_FILE, RunRecord
+from .publish import PublishError, full_repository_id, prepare, publish, push_to_hub, repository_files, upload
+from .run_record import RECORD_FILE, RunRecord, last_evaluation
 
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "RunRecord",
     "card_files",
     "export_gpt2",
+    "full_repository_id",
+    "last_evaluation",
     "prepare",
     "publish",
     "push_to_hub",

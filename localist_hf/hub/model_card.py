@@ -31,9 +31,9 @@ _PARTITIONS = {
 }
 
 
-def repository_name(record: RunRecord) -> str:
-    """The name of a run's repository, without its namespace."""
-    return f"localist-gpt2-{record.name}"
+def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
+    """The repository of the run of this name."""
+    return f"{namespace}/localist-gpt2-{run}"
 
 
 def card_files(folder: str | Path, repo_id: str | None = None, base_model: str | None = None) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
     """
     records = load_siblings(folder)
     record = records[0]
-    repo_id = repo_id or f"{PLACEHOLDER_NAMESPACE}/{repository_name(record)}"
+    repo_id = repo_id or repository_id(record.name)
     files = {
         CARD_FILE: str(model_card(records, repo_id, base_model)).encode(),
         PICTURE_FILE: _picture(records),
@@ -97,7 +97,7 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
     namespace = repo_id.rpartition("/")[0] or PLACEHOLDER_NAMESPACE
     base_model = base_model or record.base_model
     if base_model is None and any(other.name == record.base_run for other in records[1:]):
-        base_model = f"{namespace}/localist-gpt2-{record.base_run}"
+        base_model = repository_id(record.base_run, namespace)
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -153,12 +153,26 @@ def _eval_result_entries(record: RunRecord) -> list[EvalResultEntry]:
 def _groups(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """The comparable runs by name, in the order of the variants, each name's by seed."""
     comparable = [other for other in records if other.is_comparable(records[0])]
-    order = list(VARIANTS)
-    comparable.sort(key=lambda run: (order.index(run.variant) if run.variant else len(order), run.name, run.seed))
+    comparable.sort(key=_order)
     groups: dict[str, list[RunRecord]] = {}
     for run in comparable:
         groups.setdefault(run.name, []).append(run)
     return groups
+
+
+def _order(run: RunRecord) -> tuple[int, str, int]:
+    """The variants in their order, then what has no name; each by seed."""
+    order = list(VARIANTS)
+    return order.index(run.variant) if run.variant else len(order), run.name, run.seed
+
+
+def _link(repo_id: str) -> str:
+    return f"[{repo_id}](https://huggingface.co/{repo_id})"
+
+
+def _base(record: RunRecord, base_model: str | None) -> str:
+    """What the run started from, with a link where it has a repository."""
+    return _link(base_model) if base_model else str(record.base_run)
 
 
 def _baseline(groups: Mapping[str, Sequence[RunRecord]]) -> str | None:
@@ -264,10 +278,10 @@ def _summary(
         what = f"GPT-2 ({_shape(record)}) trained from random weights on {_text_name(record.data)}, "
         what += f"the base of models fine-tuned by {paper}."
     else:
-        base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else record.base_run
-        kind = f"A LoRA adapter of rank {record.adapter['rank']} for" if record.adapter else "GPT-2"
-        what = f"{kind} {base}" if record.adapter else f"{kind} ({_shape(record)}), fine-tuned from {base}"
-        what += f" on {_text_name(record.data)} under the {_variant(record)} configuration of {paper}."
+        rank = record.adapter and record.adapter["rank"]
+        what = f"A LoRA adapter of rank {rank} for" if rank else f"GPT-2 ({_shape(record)}), fine-tuned from"
+        what += f" {_base(record, base_model)} on {_text_name(record.data)}"
+        what += f" under the {_variant(record)} configuration of {paper}."
     if any(record.lambdas):
         how = (
             "Its attention is held inside blocks of the text to a degree that the layer's place in the schedule sets "
@@ -316,7 +330,7 @@ def _started_from(record: RunRecord, base_model: str | None) -> str:
             f"; a LoRA adapter of rank {record.adapter['rank']} and alpha {record.adapter['alpha']} on {modules} was "
             f"trained, {record.adapter['parameters']:,} parameters"
         )
-    return (f"[{base_model}](https://huggingface.co/{base_model})" if base_model else str(record.base_run)) + adapter
+    return _base(record, base_model) + adapter
 
 
 def _configuration(record: RunRecord) -> str:
@@ -348,17 +362,11 @@ def _hyperparameters(record: RunRecord) -> str:
 def _family(records: Sequence[RunRecord], namespace: str) -> list[str]:
     """A line with a link for each other model of the family, the base first."""
     record = records[0]
-    order = list(VARIANTS)
     others = {other.name: other for other in records[1:] if other.name != record.name}
-    ordered = sorted(
-        others.values(),
-        key=lambda run: (not run.from_scratch, order.index(run.variant) if run.variant else len(order), run.name),
-    )
     lines = []
-    for other in ordered:
-        repo_id = f"{namespace}/{repository_name(other)}"
+    for other in sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run))):
         role = "the common base" if other.name == record.base_run else ""
         role = role or ("free attention, the baseline" if other.variant == BASELINE_VARIANT else "")
         lambdas = "lambda = " + ", ".join(f"{value:.2f}" for value in other.lambdas)
-        lines.append(f"[{repo_id}](https://huggingface.co/{repo_id}): {role or lambdas}")
+        lines.append(f"{_link(repository_id(other.name, namespace))}: {role or lambdas}")
     return lines

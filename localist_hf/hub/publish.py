@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelInfo,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
@@ -18,7 +26,7 @@ from transformers.utils import logging
 
 from .. import modeling
 from ..modeling import LocalistGPT2Config
-from .model_card import CARD_FILE, EVAL_RESULTS_FILE, PLACEHOLDER_NAMESPACE, card_files, repository_name
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files, repository_id
 from .run_record import RECORD_FILE, RunRecord, weight_hashes
 
 
@@ -82,7 +90,7 @@ def repository_files(
     folder = Path(folder)
     record = RunRecord.load(folder)
     record.check_weights(folder)
-    repo_id = repo_id or f"{PLACEHOLDER_NAMESPACE}/{repository_name(record)}"
+    repo_id = repo_id or repository_id(record.name)
     files: dict[str, Path | bytes] = {name: folder / name for name in sorted(record.weights)}
     if record.adapter:
         files |= _adapter_files(folder, record, repo_id, base_model)
@@ -157,11 +165,11 @@ def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
                     raise ValueError(f"{name} of {str(folder)!r} names {what}, which must not be published.")
 
 
-def find_runs(folder: str | Path) -> list[Path]:
+def find_runs(folder: str | Path) -> dict[Path, RunRecord]:
     """
-    The folders to publish: the folder itself where it is a run, else those of the runs in it, the base first. Of
-    several runs of one name it is that in the folder of this name, or else of the lowest seed (the others are part of
-    its card's statistics).
+    The folders to publish and their records: the folder itself where it is a run, else those of the runs in it, the
+    base first. Of several runs of one name it is that in the folder of this name, or else of the lowest seed (the
+    others are part of its card's statistics).
 
     Raises:
         ValueError: where there is no finished run.
@@ -169,16 +177,16 @@ def find_runs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`run` is {str(folder)!r}; there is no such folder.")
-    if (folder / RECORD_FILE).is_file():
-        return [folder]
+    if (own := RunRecord.find(folder)) is not None:
+        return {folder: own}
     runs = [(RunRecord.load(path.parent), path.parent) for path in sorted(folder.glob(f"*/{RECORD_FILE}"))]
     if not runs:
         RunRecord.load(folder)  # says what is missing
     runs.sort(key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed))
-    first: dict[str, Path] = {}
+    first: dict[str, tuple[Path, RunRecord]] = {}
     for record, path in runs:
-        first.setdefault(record.name, path)
-    return list(first.values())
+        first.setdefault(record.name, (path, record))
+    return dict(first.values())
 
 
 def publish(
@@ -225,12 +233,13 @@ def publish(
         raise PublishError(
             f"`namespace` is {namespace!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
         )
-    heads = {repo_id: _head(api, repo_id, private) for repo_id in repositories}
+    found = {repo_id: _existing(api, repo_id, private) for repo_id in repositories}
     commits = []
     for repo_id, files in repositories.items():
-        commits.append(upload(api, repo_id, files, private=private or None, head=heads[repo_id]))
-        state = "unchanged" if commits[-1].oid == heads[repo_id] else f"commit {commits[-1].oid[:12]}"
-        report(f"{api.endpoint}/{repo_id}: {state}")
+        info = found[repo_id]
+        commits.append(upload(api, repo_id, files, private=private or None, info=info))
+        is_unchanged = info is not None and commits[-1].oid == info.sha
+        report(f"{api.endpoint}/{repo_id}: {'unchanged' if is_unchanged else f'commit {commits[-1].oid[:12]}'}")
     if collection is not None:
         with _explained(f"the collection {collection!r}"):
             slug = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True).slug
@@ -242,8 +251,8 @@ def publish(
 
 def prepare(folder: str | Path, namespace: str, base_model: str | None = None) -> dict[str, dict[str, Path | bytes]]:
     """The repositories that [`publish`] makes of a folder, by id; see [`repository_files`]. Nothing is uploaded."""
-    runs = {path: RunRecord.load(path) for path in find_runs(folder)}
-    names = {record.name: f"{namespace}/{repository_name(record)}" for record in runs.values()}
+    runs = find_runs(folder)
+    names = {record.name: repository_id(record.name, namespace) for record in runs.values()}
     for repo_id in names.values():
         validate_repo_id(repo_id)
     # A run whose base is published with it names that repository as its base.
@@ -258,7 +267,7 @@ def upload(
     repo_id: str,
     files: Mapping[str, Path | bytes],
     private: bool | None = None,
-    head: str | None = None,
+    info: ModelInfo | None = None,
     commit_message: str = "Publish with localist-hf",
     revision: str | None = None,
     **options: Any,
@@ -277,8 +286,8 @@ def upload(
             See [`repository_files`].
         private (`bool`, *optional*):
             Whether a new repository is private; by default what the namespace prescribes.
-        head (`str`, *optional*):
-            Commit that the repository is known to be at; it is refused if that has changed.
+        info ([`~huggingface_hub.ModelInfo`], *optional*):
+            What the repository was found to be; the upload is refused if it has changed since.
         commit_message (`str`, *optional*), revision (`str`, *optional*), options:
             As in [`~huggingface_hub.HfApi.create_commit`].
 
@@ -286,11 +295,12 @@ def upload(
         PublishError: see [`publish`].
     """
     with _explained(repo_id):
-        try:
-            info = api.model_info(repo_id, revision=revision)
-        except RepositoryNotFoundError:
-            api.create_repo(repo_id, private=private)
-            info = api.model_info(repo_id, revision=revision)
+        if info is None:
+            try:
+                info = api.model_info(repo_id, revision=revision)
+            except RepositoryNotFoundError:
+                api.create_repo(repo_id, private=private)
+                info = api.model_info(repo_id, revision=revision)
         stale = [
             sibling.rfilename
             for sibling in info.siblings or ()
@@ -303,7 +313,7 @@ def upload(
             operations,
             commit_message=commit_message,
             revision=revision,
-            parent_commit=head or info.sha,
+            parent_commit=info.sha,
             **options,
         )
 
@@ -330,14 +340,13 @@ def push_to_hub(
             As in [`~transformers.PreTrainedModel.push_to_hub`].
     """
     folder = Path(model.name_or_path)
-    if (folder / RECORD_FILE).is_file():
+    if (record := RunRecord.find(folder)) is not None:
         with tempfile.TemporaryDirectory() as saved:
             model.save_pretrained(saved)
-            is_measured = weight_hashes(saved) == RunRecord.load(folder).weights
+            is_measured = weight_hashes(saved) == record.weights
         if is_measured:
             api = HfApi(token=token)
-            if "/" not in repo_id:
-                repo_id = f"{api.whoami()['name']}/{repo_id}"
+            repo_id = full_repository_id(api, repo_id)
             files = repository_files(folder, repo_id)
             if tags := kwargs.pop("tags", None):
                 card = ModelCard(files[CARD_FILE].decode())
@@ -354,8 +363,16 @@ def push_to_hub(
     return PreTrainedModel.push_to_hub(model, repo_id, **options)
 
 
-def _head(api: HfApi, repo_id: str, private: bool) -> str | None:
-    """The commit that a repository is at; `None` where there is no such repository."""
+def full_repository_id(api: HfApi, repo_id: str) -> str:
+    """A repository's id, under the account's own name where it has no namespace."""
+    if "/" in repo_id:
+        return repo_id
+    with _explained(f"the account of {api.endpoint}"):
+        return f"{api.whoami()['name']}/{repo_id}"
+
+
+def _existing(api: HfApi, repo_id: str, private: bool) -> ModelInfo | None:
+    """What the Hub says of a repository; `None` where there is none."""
     with _explained(repo_id):
         try:
             info = api.model_info(repo_id)
@@ -363,7 +380,7 @@ def _head(api: HfApi, repo_id: str, private: bool) -> str | None:
             return None
     if private and not info.private:
         raise PublishError(f"`private` was asked for, and {repo_id} exists and is public; nothing has been uploaded.")
-    return info.sha
+    return info
 
 
 @contextmanager

@@ -158,6 +158,11 @@ class RunRecord:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
 
+    @classmethod
+    def find(cls, folder: str | Path) -> "RunRecord | None":
+        """The record of a folder, read as by `load`; `None` where there is none."""
+        return cls.load(folder) if (Path(folder) / RECORD_FILE).is_file() else None
+
     def check_weights(self, folder: str | Path) -> None:
         """
         Checks that the weights in a folder are those that were measured.
@@ -208,7 +213,7 @@ class RunRecord:
         Raises:
             ValueError: without an evaluation of the trainer's present weights, or without saved weights.
         """
-        model, args, state = trainer.model, trainer.args, trainer.state
+        model, args = trainer.model, trainer.args
         folder = Path(args.output_dir)
         config = model.config
         adapter, num_parameters = None, model.num_parameters()
@@ -227,6 +232,12 @@ class RunRecord:
             source = Path(trainer.started_from)
             base_model, base_run = (None, _run_name(source)) if source.is_dir() else (trainer.started_from, None)
         variant = variant_name(config)
+        metrics = last_evaluation(trainer)
+        if metrics is None:
+            raise ValueError(
+                f"The weights of step {trainer.state.global_step} have not been evaluated, so there is no number for "
+                "the card; call `trainer.evaluate()` on them first."
+            )
         weights = weight_hashes(folder)
         if not weights:
             raise ValueError(f"`output_dir` {args.output_dir!r} holds no weights; call `save_model()` first.")
@@ -251,7 +262,7 @@ class RunRecord:
                 "evaluation_lengths": _lengths(trainer.eval_dataset),
             },
             training=_hyperparameters(trainer),
-            metrics=_last_evaluation(state.log_history, state.global_step),
+            metrics=metrics,
             metrics_on_base_blocks=None,
             versions={
                 "Python": platform.python_version(),
@@ -265,6 +276,16 @@ class RunRecord:
             license=license,
             language=language,
         )
+
+
+def last_evaluation(trainer: "LocalistTrainer") -> dict[str, float] | None:
+    """What the evaluation of the trainer's present weights measured; `None` where there was none."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
+            metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
+            kinds = ("loss", "perplexity", "fidelity", "entropy")
+            return {name: value for name, value in metrics.items() if name.split("_")[0] in kinds}
+    return None
 
 
 def weight_hashes(folder: str | Path) -> dict[str, str]:
@@ -307,7 +328,8 @@ def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _run_name(folder: Path) -> str:
     """The name of the run in a folder; the folder's own name where it holds no record."""
-    return RunRecord.load(folder).name if (folder / RECORD_FILE).is_file() else folder.resolve().name
+    record = RunRecord.find(folder)
+    return folder.resolve().name if record is None else record.name
 
 
 def _length(dataset: Any) -> int | None:
@@ -341,20 +363,6 @@ def _hyperparameters(trainer: "LocalistTrainer") -> dict[str, Any]:
         "max_grad_norm": args.max_grad_norm,
         "precision": precision,
     } | {name: getattr(args, name) for name in _LOCALITY_ARGUMENTS}
-
-
-def _last_evaluation(log_history: list[dict[str, float]], step: int) -> dict[str, float]:
-    for entry in reversed(log_history):
-        if "eval_perplexity" in entry and entry["step"] == step:
-            return {
-                name.removeprefix("eval_"): value
-                for name, value in entry.items()
-                if name.removeprefix("eval_").split("_")[0] in ("loss", "perplexity", "fidelity", "entropy")
-            }
-    raise ValueError(
-        f"The weights of step {step} have not been evaluated, so there is no number for the card; call "
-        "`trainer.evaluate()` on them first."
-    )
 
 
 def _hardware(device: torch.device, world_size: int) -> str:

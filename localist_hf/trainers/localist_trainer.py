@@ -1,6 +1,7 @@
 """Trainer with the scheduled locality loss."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,25 +257,24 @@ class LocalistTrainer(Trainer):
         Raises:
             ValueError, PublishError: see [`localist_hf.hub.publish`].
         """
-        from ..hub import repository_files, upload
+        from ..hub import full_repository_id, last_evaluation, repository_files, upload
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if not any("eval_perplexity" in entry and entry["step"] == self.state.global_step
-                   for entry in self.state.log_history):  # fmt: skip
+        if last_evaluation(self) is None:
             self.evaluate()
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        token = self.args.hub_token if token is None else token
+        api = HfApi(token=self.args.hub_token if token is None else token)
         if self.hub_model_id is None:
-            repository_files(self.args.output_dir)  # what cannot be published is refused before a repository is made
-            self.init_hf_repo(token=token, private=private)
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            self.hub_model_id = full_repository_id(api, name)
         return upload(
-            HfApi(token=token),
+            api,
             self.hub_model_id,
             repository_files(self.args.output_dir, self.hub_model_id),
-            private=private,
+            private=self.args.hub_private_repo if private is None else private,
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,

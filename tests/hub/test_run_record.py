@@ -28,8 +28,7 @@ def test_a_record_says_what_was_trained_on_what(family: Path) -> None:
     assert record.training["target_fidelity"] == 0.9
     weights = load_file(family / "cubic" / "model.safetensors")
     assert record.num_parameters == sum(tensor.numel() for tensor in weights.values())
-    entry = record.metrics
-    assert entry["perplexity"] == pytest.approx(math.exp(entry["loss"]))
+    assert record.metrics["perplexity"] == pytest.approx(math.exp(record.metrics["loss"]))
 
 
 def test_an_adapter_and_a_base_say_what_they_are(family: Path) -> None:
