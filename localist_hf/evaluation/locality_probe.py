@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..modeling import LocalistModelOutput
 from ..modeling.block_partition import document_starts
-from ..modeling.localist_attention import check_attention_mask
+from ..modeling.locality import check_attention_mask
 
 
 @dataclass(frozen=True, eq=False)

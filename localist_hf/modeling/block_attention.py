@@ -9,7 +9,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .fused_attention import attention_with_lse
+from .fused_attention import attention_with_lse, matmul_rounds_float32
 from .opaque_ops import opaque_without_gradient
 
 
@@ -49,9 +49,10 @@ def local_fidelity(
             Any floating dtype; the queries are those of the last `query_length` keys.
         lse (`torch.Tensor` of shape `(batch_size, num_heads, query_length)`):
             Log-sum-exp of each query's scores over all keys that it sees, float32.
-        block_starts (`torch.LongTensor` of shape `(batch_size, query_length)`), documents (`torch.LongTensor` of shape
-            `(batch_size, query_length)`):
-            First key of each query's block and of its document; -1 on padding.
+        block_starts (`torch.LongTensor` of shape `(batch_size, query_length)`):
+            First key of each query's block; -1 on padding.
+        documents (`torch.LongTensor` of shape `(batch_size, 1 or query_length)`):
+            First key of each row's document, or, in packed rows, of each query's.
         max_block_length (`int`):
             No block is longer.
         num_sink_tokens (`int`):
@@ -66,11 +67,15 @@ def local_fidelity(
     with torch.autocast(query.device.type, enabled=False):
         # Padding may see nothing, and the log of nothing is no number to go on with.
         lse = torch.where(block_starts[:, None] < 0, 0.0, lse).contiguous()
+        if matmul_rounds_float32(query.device.type):
+            # The same kernel for both log-sum-exps: products of the band would be rounded as the kernel's are not.
+            local_set = (block_starts, documents, max_block_length, num_sink_tokens, scale)
+            _, local_lse = local_attention(query, key, key, *local_set)
+            return torch.where(block_starts[:, None] < 0, 0.0, (local_lse - lse).exp())
         fidelity = _BlockFidelity.apply(query, key, lse, block_starts, max_block_length, scale)
-        for sink in range(num_sink_tokens):
-            keys, is_outside = _sink(key, sink, block_starts, documents)
-            scores = (_wide(query) * _wide(keys)).sum(-1) * scale - lse
-            fidelity = fidelity + scores.masked_fill(is_outside, float("-inf")).exp()
+        if num_sink_tokens:
+            scores = _sink_scores(query, *_sinks(num_sink_tokens, block_starts, documents, key), scale)
+            fidelity = fidelity + (scores - lse[..., None]).exp().sum(-1)
     return fidelity
 
 
@@ -118,14 +123,15 @@ def local_attention(
         lses.append(tiling.untile(lse.transpose(0, 1)[None]))
     # One row is often all there is, and then a view that needs no copy.
     output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
-    for sink in range(num_sink_tokens):
-        (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
+    if num_sink_tokens:
+        is_outside, keys, values = _sinks(num_sink_tokens, block_starts, documents, key, value)
         if sink_keys is not None:
-            keys, values = sink_keys[:, :, sink, None], sink_values[:, :, sink, None]
-        score = ((_wide(query) * _wide(keys)).sum(-1) * scale).masked_fill(is_outside, float("-inf"))
-        total = torch.logaddexp(lse, score)
-        output = output * (lse - total).exp()[..., None] + values * (score - total).exp()[..., None]
-        lse = total
+            keys, values = sink_keys, sink_values
+        scores = _sink_scores(query, is_outside, keys, scale)
+        total = torch.cat((lse[..., None], scores), dim=-1).logsumexp(-1)
+        weights = (scores - total[..., None]).exp()
+        of_sinks = weights @ _wide(values) if values.ndim == 4 else (weights[..., None] * values).sum(-2)
+        output, lse = output * (lse - total).exp()[..., None] + of_sinks, total
     return output.to(query.dtype), lse
 
 
@@ -133,15 +139,31 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _sink(
-    tensor: torch.Tensor, sink: int, block_starts: torch.Tensor, documents: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sink's row of a `(batch_size, num_heads, key_length, head_dim)` tensor for each query, and where it is none."""
-    _, num_heads, key_length, head_dim = tensor.shape
-    position = documents + sink
-    is_outside = (block_starts < 0) | (position >= block_starts)  # padding, or counted with the block already
-    index = position.clamp(0, key_length - 1)[:, None, :, None].expand(-1, num_heads, -1, head_dim)
-    return tensor.gather(2, index), is_outside[:, None]
+def _sinks(
+    num_sink_tokens: int, block_starts: torch.Tensor, documents: torch.Tensor, *tensors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """
+    Where the sinks are none for a query, `(batch_size, 1, query_length, num_sink_tokens)`, and their rows of
+    `(batch_size, num_heads, key_length, head_dim)` tensors: `(batch_size, num_heads, num_sink_tokens, head_dim)`, or,
+    in packed rows, `(batch_size, num_heads, query_length, num_sink_tokens, head_dim)`.
+    """
+    key_length = tensors[0].shape[2]
+    num_sink_tokens = min(num_sink_tokens, key_length)
+    position = documents[..., None] + torch.arange(num_sink_tokens, device=documents.device)
+    # Padding, or counted with the block already.
+    is_outside = (block_starts[..., None] < 0) | (position >= block_starts[..., None])
+    index = position.clamp(0, key_length - 1).flatten(1)[:, None, :, None]
+    rows = [tensor.gather(2, index.expand(*tensor.shape[:2], -1, tensor.shape[-1])) for tensor in tensors]
+    if documents.shape[1] > 1:
+        rows = [tensor.unflatten(2, position.shape[1:]) for tensor in rows]
+    return is_outside[:, None], *rows
+
+
+def _sink_scores(query: torch.Tensor, is_outside: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
+    """`(batch_size, num_heads, query_length, num_sink_tokens)`, -inf where a sink is none for a query."""
+    query, keys = _wide(query), _wide(keys)
+    scores = query @ keys.transpose(-1, -2) if keys.ndim == 4 else (query[..., None, :] * keys).sum(-1)
+    return (scores * scale).masked_fill(is_outside, float("-inf"))
 
 
 class _Tiling:
@@ -151,7 +173,8 @@ class _Tiling:
     """
 
     def __init__(self, block_starts: torch.Tensor, query_length: int, key_length: int, max_block_length: int) -> None:
-        self.reach = -(-(max_block_length - 1) // _TILE)  # tiles before its own that a block can reach
+        # Tiles before its own that a block can reach.
+        self.reach = -(-(min(max_block_length, key_length) - 1) // _TILE)
         self.width = (self.reach + 1) * _TILE
         offset = key_length - query_length  # keys of a cache, before the first query
         self.first_key = max(0, offset // _TILE - self.reach) * _TILE

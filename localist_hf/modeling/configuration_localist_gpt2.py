@@ -2,26 +2,25 @@
 """LocalistGPT2 configuration: GPT-2's, and how local each layer's attention is."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config
 from transformers.utils import logging
 
+from .locality_dial import check_share
 from .locality_schedule import schedule_lambdas
 
+
+if TYPE_CHECKING:
+    # transformers copies, beside a saved configuration, this file and those that it names in this form. So no folder
+    # holds an `auto_map` to files that are not there, whichever class writes it.
+    from .modeling_localist_gpt2 import LocalistGPT2LMHeadModel  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
 #: How the text is cut into blocks; explicit block starts can be passed to the model's `forward` instead.
 BLOCK_PARTITIONS = ("semantic", "delimiter", "window")
-
-
-def check_share(name: str, value: float) -> float:
-    """The value of an argument that must lie in [0, 1]; a `ValueError` that names it if it does not."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
-    return value
 
 
 @strict
@@ -93,11 +92,6 @@ class LocalistGPT2Config(GPT2Config):
     num_sink_tokens: int = 0
     locality_dial: float | int = 0.0
     min_fidelity: float | int = 0.0
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        # The attention that can report its locality; without a request for it, it is transformers' `sdpa`.
-        kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "localist"
-        super().__post_init__(**kwargs)
 
     @property
     def locality_lambdas(self) -> list[float]:

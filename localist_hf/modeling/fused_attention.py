@@ -17,6 +17,7 @@ _KERNELS = {
     "cpu": ("_scaled_dot_product_flash_attention_for_cpu",),
     "cuda": ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
 }
+_MATMULS = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
 
 # Queries per step of the attention without a fused kernel.
 _CHUNK = 256
@@ -82,14 +83,37 @@ def _choose_kernel(query: torch.Tensor, attention_mask: torch.Tensor | None, dro
         return None
     if device == "cpu":
         return "cpu"
-    if query.shape[-1] % 8:
+    head_dim, has_mask = query.shape[-1], attention_mask is not None
+    fits = head_dim % 8 == 0  # what they ask of their callers
+    kernel = _cuda_kernel(query.device, query.dtype, head_dim, has_mask, query.requires_grad) if fits else None
+    if kernel is None:
         logger.warning_once(
-            f"The head size is {query.shape[-1]}; the fused attention kernels for CUDA need a multiple of 8. Locality "
-            "is measured by a slower path."
+            f"Torch has no fused attention kernel for {query.dtype} heads of size {head_dim} on "
+            f"{torch.cuda.get_device_name(query.device)}. Locality is measured by a slower path."
         )
-        return None
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return "cuda_flash" if half and attention_mask is None and query.shape[-1] <= 256 else "cuda_efficient"
+    return kernel
+
+
+@torch.compiler.assume_constant_result  # it depends on nothing that a compiled graph does not already assume
+def _cuda_kernel(
+    device: torch.device, dtype: torch.dtype, head_dim: int, has_mask: bool, requires_grad: bool
+) -> str | None:
+    """Which kernel torch may use here: that depends on the card, and on what the user has switched off."""
+    query = torch.empty(1, 1, 16, head_dim, dtype=dtype, device=device, requires_grad=requires_grad)
+    bias = torch.empty(1, 1, 16, 16, dtype=dtype, device=device) if has_mask else None
+    inputs = torch.backends.cuda.SDPAParams(query, query, query, bias, 0.0, not has_mask, False)
+    if not has_mask and torch.backends.cuda.can_use_flash_attention(inputs):
+        return "cuda_flash"
+    return "cuda_efficient" if torch.backends.cuda.can_use_efficient_attention(inputs) else None
+
+
+@torch.compiler.assume_constant_result
+def matmul_rounds_float32(device_type: str) -> bool:
+    """
+    Whether torch multiplies float32 matrices with less than their precision on this device (TF32, for one), as the
+    fused kernels do not: what is measured by a product and what by a kernel then disagree.
+    """
+    return device_type in _MATMULS and _MATMULS[device_type].fp32_precision in ("tf32", "bf16")
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -117,9 +141,11 @@ class _FusedAttention(torch.autograd.Function):
             output, lse, *rest = _aten._scaled_dot_product_efficient_attention(
                 query, key, value, bias, True, 0.0, is_causal, scale=scale
             )
-        tensors = [entry for entry in rest if isinstance(entry, torch.Tensor)]
+        # What else the kernel returns: tensors, numbers, and None where it has nothing to say.
+        ctx.is_tensor = [isinstance(entry, torch.Tensor) for entry in rest]
+        ctx.others = [None if is_tensor else entry for entry, is_tensor in zip(rest, ctx.is_tensor, strict=True)]
+        tensors = [entry for entry, is_tensor in zip(rest, ctx.is_tensor, strict=True) if is_tensor]
         ctx.save_for_backward(query, key, value, bias, output, lse, *tensors)
-        ctx.rest = [None if isinstance(entry, torch.Tensor) else entry for entry in rest]
         ctx.is_causal, ctx.scale, ctx.kernel = is_causal, scale, kernel
         # The memory-efficient kernel pads its log-sum-exp to a multiple of 32 queries.
         return output, lse[..., : query.shape[2]].to(torch.promote_types(query.dtype, torch.float32))
@@ -128,7 +154,8 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx, grad_output, grad_lse):
         query, key, value, bias, output, lse, *tensors = ctx.saved_tensors
         tensors = iter(tensors)
-        rest = [next(tensors) if entry is None else entry for entry in ctx.rest]
+        entries = zip(ctx.is_tensor, ctx.others, strict=True)
+        rest = [next(tensors) if is_tensor else other for is_tensor, other in entries]
         grad_output, output = _with_lse_gradient(grad_output, output, grad_lse)
         if ctx.kernel == "cpu":
             grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -185,7 +212,8 @@ def _chunked_attention(query, key, value, attention_mask, is_causal, scale, drop
     """What no kernel does: explicit scores for a few queries at a time, computed again in the backward pass."""
 
     def attend(query, key, value, visible):
-        scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scale
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         weights = F.dropout(scores.softmax(-1) * visible, dropout).to(value.dtype)
         return weights @ value, scores.logsumexp(-1)

@@ -185,5 +185,7 @@ def test_a_gpt2_configuration_without_dropout_gives_no_warning(tmp_path: Path, t
 
 
 def test_the_attention_of_choice_is_kept_and_localist_is_the_default():
-    assert LocalistGPT2Config()._attn_implementation == "localist"
-    assert LocalistGPT2Config(attn_implementation="eager")._attn_implementation == "eager"
+    for choice, used in ((None, "localist"), ("eager", "eager"), ("sdpa", "sdpa")):
+        config = LocalistGPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9, attn_implementation=choice)
+        for model_class in (LocalistGPT2Model, LocalistGPT2LMHeadModel):
+            assert model_class(config).config._attn_implementation == used

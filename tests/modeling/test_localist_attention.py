@@ -6,7 +6,8 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from localist_hf.modeling.localist_attention import Locality, build_locality, localist_attention_forward
+from localist_hf.modeling.localist_attention import localist_attention_forward
+from localist_hf.modeling.locality import REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
 
 
 LENGTH = 50
@@ -14,17 +15,11 @@ LENGTH = 50
 
 def build(config, **arguments) -> Locality | None:
     """`build_locality` for two rows of 50 tokens, with some arguments replaced."""
-    defaults = {
-        "output_fidelity": True,
-        "output_entropy": False,
-        "input_ids": torch.arange(2 * LENGTH).view(2, LENGTH) % 90,
-        "inputs_embeds": None,
-        "attention_mask": None,
-        "position_ids": None,
-        "past_key_values": None,
-        "block_starts": None,
-    }
-    return build_locality(config, **{**defaults, **arguments})
+    defaults = {"output_fidelity": True, "input_ids": torch.arange(2 * LENGTH).view(2, LENGTH) % 90}
+    config._attn_implementation = config._attn_implementation or "localist"  # as a model sets it
+    arguments = defaults | arguments
+    request = {name: arguments.pop(name) for name in REQUEST_ARGUMENTS if name in arguments}
+    return build_locality(config, LocalityRequest(**request), **arguments)
 
 
 def filled_cache(length: int) -> DynamicCache:
@@ -179,12 +174,12 @@ def test_no_gradient_flows_into_the_values_that_define_the_blocks(make_config):
 # --- what a forward pass is asked for
 
 
-@pytest.mark.parametrize("output_fidelity", [None, False])
+@pytest.mark.parametrize("output_fidelity", [None, False, [], ()])
 def test_without_a_request_there_is_nothing_to_measure(make_config, output_fidelity):
     assert build(make_config(), output_fidelity=output_fidelity) is None
 
 
-@pytest.mark.parametrize(("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3}), ([], {})])
+@pytest.mark.parametrize(("output_fidelity", "layers"), [(True, {0, 1, 2, 3}), ([2, 0], {0, 2}), ((3,), {3})])
 def test_a_request_names_its_layers(make_config, output_fidelity, layers):
     assert build(make_config(), output_fidelity=output_fidelity).layers == frozenset(layers)
 

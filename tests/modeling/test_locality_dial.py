@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.modeling import localist_attention
+from localist_hf.modeling import locality as locality_module
 from localist_hf.modeling.block_attention import local_attention
 from localist_hf.modeling.block_partition import continue_semantic_blocks, document_starts, place_block_starts
-from localist_hf.modeling.localist_attention import Locality, dialled_fidelity
+from localist_hf.modeling.locality import Locality, dialled_fidelity
 
 
 LENGTH, HEADS, HEAD_DIM, SCALE = 75, 3, 16, 0.4
@@ -55,7 +55,8 @@ def dialled_reference(inputs, documents, starts, sinks: int, weight: float, floo
 def attend(make_config, inputs, documents, starts, sinks: int, dial: float, floor: float, query_length: int = LENGTH):
     """What the package says, as layer 3 with lambda = 1."""
     config = make_config(locality_schedule="localist", num_sink_tokens=sinks)
-    locality = Locality(config, frozenset([3]), True, dial, floor, documents, starts, 20)
+    is_packed = bool((documents.amax(1, keepdim=True) != documents)[documents >= 0].any())
+    locality = Locality(config, frozenset([3]), True, dial, floor, documents, starts, 20, is_packed=is_packed)
     query, key, value = inputs
     query = query[:, :, -query_length:]
     is_causal = bool((documents == 0).all()) and query_length == LENGTH
@@ -167,7 +168,12 @@ def test_setting_the_dial_for_good_and_for_a_while(make_model, make_text, tmp_pa
         raise RuntimeError
     assert torch.equal(model(ids).logits, plain)
 
-    model.set_locality_dial(0.7)
+    with model.set_locality_dial(0.3):
+        model.set_locality_dial(0.7)
+        assert torch.equal(model(ids).logits, dialled)
+    assert torch.equal(model(ids).logits, plain)
+
+    model.config.locality_dial = 0.7
     assert torch.equal(model(ids).logits, dialled)
     model.save_pretrained(tmp_path)
     assert torch.equal(LocalistGPT2LMHeadModel.from_pretrained(tmp_path)(ids).logits, dialled)
@@ -287,7 +293,7 @@ def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
 def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) -> None:
     model, ids = make_model(block_partition="delimiter"), make_text(1, 12)
     calls = []
-    monkeypatch.setattr("localist_hf.modeling.modeling_localist_gpt2.document_starts", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr("localist_hf.modeling.localist_model.document_starts", lambda *_, **__: calls.append(1))
     model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert not calls
 
@@ -346,7 +352,7 @@ def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkey
         searched.append(values.shape[2])
         return continue_semantic_blocks(values, *args)
 
-    monkeypatch.setattr(localist_attention, "continue_semantic_blocks", search)
+    monkeypatch.setattr(locality_module, "continue_semantic_blocks", search)
     model = make_model(locality_schedule="localist")  # layers 0 to 2 of 4 find blocks, in windows of 4 tokens
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
     assert searched == [80] * 3 + [5] * 6

@@ -25,7 +25,7 @@ from transformers import (
 
 import localist_hf.modeling
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
-from localist_hf.modeling import localist_attention
+from localist_hf.modeling import locality
 
 
 PARTITIONS = ("semantic", "delimiter", "window")
@@ -356,7 +356,7 @@ def test_without_a_request_no_block_is_computed(make_model, make_text, monkeypat
         raise AssertionError("a block was computed")
 
     for name in ("document_starts", "semantic_block_starts", "delimiter_block_starts", "window_block_starts"):
-        monkeypatch.setattr(localist_attention, name, refuse)
+        monkeypatch.setattr(locality, name, refuse)
     for partition in PARTITIONS:
         make_model(block_partition=partition)(make_text(1, 9), output_fidelity=False)
 

@@ -1,0 +1,291 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What localist models add to the native ones: the arguments of a call, the measurements in its output, the dial."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
+from transformers.utils import can_return_tuple
+
+from .block_partition import delimiter_block_starts, document_starts
+from .local_cache import BlockCacheLayer
+from .locality import REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
+from .locality_dial import LocalityDial, Setting, check_share, current_setting
+
+
+@dataclass
+class LocalistModelOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """
+    Output of a localist transformer: that of the native one, and, with `output_fidelity`, one tensor for each measured
+    layer.
+
+    Args:
+        fidelity (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            Share of each query's attention that stays in its local set, in [0, 1], float32, differentiable; 1 where
+            `fidelity_mask` is False.
+        fidelity_mask (`tuple(torch.BoolTensor)` of shape `(batch_size, sequence_length)`, *optional*):
+            True on tokens that see more than their local set, whose fidelity is not 1 by construction. Losses and
+            means count these only.
+        block_starts (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
+            Position at which each token's block starts; -1 on padding.
+        entropy (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            Entropy of each query's attention in bits, float32; 0 on padding. Only with `output_entropy=True`.
+    """
+
+    fidelity: tuple[torch.Tensor, ...] | None = None
+    fidelity_mask: tuple[torch.Tensor, ...] | None = None
+    block_starts: tuple[torch.Tensor, ...] | None = None
+    entropy: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class LocalistCausalLMOutput(CausalLMOutputWithCrossAttentions):
+    """Output of a localist language model: that of the native one, and the fields of [`LocalistModelOutput`]."""
+
+    fidelity: tuple[torch.Tensor, ...] | None = None
+    fidelity_mask: tuple[torch.Tensor, ...] | None = None
+    block_starts: tuple[torch.Tensor, ...] | None = None
+    entropy: tuple[torch.Tensor, ...] | None = None
+
+
+class LocalistMixin:
+    """
+    A model, with or without a language modeling head, that can measure its locality and has a dial. It stands before
+    the native class among the bases of a class that sets `output_class`.
+    """
+
+    #: What `forward` returns.
+    output_class: ClassVar[type[LocalistModelOutput] | type[LocalistCausalLMOutput]]
+    _native_arguments: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Gives `forward` the native arguments and ours by name: transformers reads there what a model takes."""
+        super().__init_subclass__(**kwargs)
+        if "output_class" not in cls.__dict__:
+            return
+        *native, rest = inspect.signature(super().forward).parameters.values()
+        own = inspect.signature(LocalistMixin.forward).parameters
+        cls._native_arguments = tuple(parameter.name for parameter in native if parameter.name != "self")
+
+        @can_return_tuple
+        def forward(self, *args: Any, **kwargs: Any) -> cls.output_class:
+            return LocalistMixin.forward(self, *args, **kwargs)
+
+        forward.__doc__ = LocalistMixin.forward.__doc__
+        forward.__signature__ = inspect.Signature(
+            [*native, *(own[name] for name in REQUEST_ARGUMENTS), rest], return_annotation=cls.output_class
+        )
+        cls.forward = forward
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For custom code transformers skips modules without parameters of their own, and with them GPT-2's scaled
+        # initialisation of the residual projections. Weights that are loaded carry their own mark and stay as they are.
+        super()._initialize_weights(module)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """As in transformers, with "localist" where nothing is requested."""
+        return super().get_correct_attn_implementation(requested_attention or "localist", is_init_check)
+
+    def forward(
+        self,
+        *args: Any,
+        output_fidelity: bool | Sequence[int] | None = None,
+        output_entropy: bool = False,
+        block_starts: torch.LongTensor | None = None,
+        locality_dial: float | None = None,
+        min_fidelity: float | None = None,
+        **kwargs: Any,
+    ) -> LocalistModelOutput | LocalistCausalLMOutput:
+        r"""
+        Every argument of the native model's `forward`, and:
+
+        Args:
+            output_fidelity (`bool` or `Sequence[int]`, *optional*):
+                Measure the fidelity of every layer, or of these layers only. Without it no block is computed and the
+                model is the native one. The `attention_mask` must then have padding at its ends only. Without a mask
+                and a cache, `position_ids` that start anew mark packed documents, which then attend and are measured
+                as if each stood alone (plain GPT-2 separates them only with `use_cache=False`).
+            output_entropy (`bool`, *optional*, defaults to `False`):
+                Measure the entropy of the same layers too.
+            block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                The position at which each token's block starts, in place of the partition of the configuration, for
+                all layers. With a filled cache it covers the cached tokens too.
+            locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
+                The dial and the guarantee of the configuration, for this call in place of what is set.
+
+        Raises:
+            ValueError: where locality is asked for and cannot be measured; the message names the argument.
+        """
+        kwargs.update(zip(self._native_arguments, args, strict=False))
+        if "locality" in kwargs:
+            locality = kwargs.pop("locality")  # the language model hands down its own; None where nothing is asked for
+        else:
+            request = LocalityRequest(output_fidelity, output_entropy, block_starts, locality_dial, min_fidelity)
+            inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
+            locality = build_locality(self.config, request, **inputs)
+            if locality is not None:
+                self._prepare_cache(locality, kwargs)
+        outputs = super().forward(**kwargs, return_dict=True, locality=locality)
+        tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        return self.output_class(**outputs, **_measurements(locality, tokens.shape[1]))
+
+    def _prepare_cache(self, locality: Locality, kwargs: dict[str, Any]) -> None:
+        """The cache that the native model would make, ready for what is asked."""
+        if locality.is_packed:
+            kwargs["use_cache"] = False  # transformers separates packed documents only where there is no cache
+        use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
+        if kwargs.get("past_key_values") is None and use_cache and not self.training:
+            locality.cache = kwargs["past_key_values"] = DynamicCache(config=self.config)
+        locality.prepare_cache()
+
+    def set_locality_dial(self, dial: float = 0.0, min_fidelity: float = 0.0) -> LocalityDial:
+        """
+        Sets the dial, and the guarantee, for the calls that this thread (or asyncio task) makes from now on; as a
+        context manager, for those inside. Other threads keep theirs, so that a server can give each request its own,
+        and nothing is saved with the model. What holds for all threads, and is saved, stands in the configuration:
+        `model.config.locality_dial` and `model.config.min_fidelity`.
+
+        Args:
+            dial (`float`, *optional*, defaults to 0.0):
+                d in [0, 1]: weights outside a query's local set are multiplied by `1 - d * lambda_l`.
+            min_fidelity (`float`, *optional*, defaults to 0.0):
+                In [0, 1]: fidelities of layer l are raised to `lambda_l * min_fidelity`.
+
+        Returns:
+            `LocalityDial`: restores the former setting on leaving a `with` block.
+
+        Raises:
+            ValueError: for a value outside [0, 1]; nothing is changed then.
+
+        Example:
+
+        ```python
+        >>> model.set_locality_dial(0.6)  # from now on
+        >>> with model.set_locality_dial(1.0):  # only inside
+        ...     tokens = model.generate(**inputs)
+        ```
+        """
+        check_share("dial", dial)
+        check_share("min_fidelity", min_fidelity)
+        return LocalityDial(Setting(self.config, dial, min_fidelity))
+
+
+class LocalistGenerationMixin(LocalistMixin):
+    """A [`LocalistMixin`] with a language modeling head: `generate` under the dial."""
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        locality_dial: float | None = None,
+        min_fidelity: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        As [`~transformers.GenerationMixin.generate`], under the dial: every forward pass of this model that the
+        generation makes, that of a guidance without the prompt too. An assistant model keeps its own dial.
+
+        Args:
+            inputs (`torch.Tensor`, *optional*), generation_config ([`~transformers.GenerationConfig`], *optional*), \
+            args, kwargs:
+                As in [`~transformers.GenerationMixin.generate`], and what `forward` takes.
+            locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
+                In place of what is set.
+
+        Raises:
+            ValueError: for a value outside [0, 1].
+        """
+        setting = current_setting(self.config)
+        dial = check_share("locality_dial", setting.dial if locality_dial is None else locality_dial)
+        floor = check_share("min_fidelity", setting.min_fidelity if min_fidelity is None else min_fidelity)
+        if dial or floor:
+            defaults = self.generation_config if generation_config is None else generation_config
+            names = ("prompt_lookup_num_tokens", "assistant_early_exit")
+            is_assisted = kwargs.get("assistant_model") is not None or any(
+                kwargs.get(name, getattr(defaults, name)) for name in names
+            )
+            if is_assisted and kwargs.get("past_key_values") is None:
+                # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
+                cache = DynamicCache(config=self.config)
+                cache.layers = [BlockCacheLayer() for _ in cache.layers]
+                kwargs["past_key_values"] = cache
+        is_changed = (dial, floor) != (setting.dial, setting.min_fidelity)
+        with self.set_locality_dial(dial, floor) if is_changed else nullcontext():
+            # Where the dial stands in a call, a compiled one need not look for it.
+            at_call = {"locality_dial": dial, "min_fidelity": floor} if is_changed else {}
+            return super().generate(inputs, generation_config, *args, **at_call, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; delimiter blocks are found here, where all tokens are at hand, not only the new ones."""
+        native = (next_sequence_length, past_key_values, attention_mask, inputs_embeds, is_first_iteration)
+        inputs = super().prepare_inputs_for_generation(input_ids, *native, **kwargs)
+        config, setting = self.config, current_setting(self.config)
+        asked = (setting.dial, setting.min_fidelity, inputs.get("output_fidelity"))
+        # Free when not asked: plain generation computes no block.
+        if any(asked) and config.block_partition == "delimiter" and inputs.get("block_starts") is None:
+            inputs["block_starts"] = delimiter_block_starts(
+                input_ids,
+                document_starts(*input_ids.shape, attention_mask, device=input_ids.device),
+                config.delimiter_token_ids,
+                config.min_block_length,
+                config.max_block_length,
+            )
+        return inputs
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As [`~transformers.GenerationMixin.init_continuous_batching`], at dial 0 only: its attention is `sdpa`."""
+        setting = current_setting(self.config)
+        if setting.dial or setting.min_fidelity:
+            raise ValueError(
+                f"`locality_dial` is {setting.dial} and `min_fidelity` {setting.min_fidelity}; continuous batching "
+                "allows 0 only. Use `generate`."
+            )
+        if self.config._attn_implementation == "localist":
+            self.set_attn_implementation("sdpa")
+        return super().init_continuous_batching(*args, **kwargs)
+
+    @contextmanager
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in transformers; the attention that the model had is set again at the end."""
+        attention = self.config._attn_implementation
+        try:
+            with super().continuous_batching_context_manager(*args, **kwargs) as manager:
+                yield manager
+        finally:
+            self.set_attn_implementation(attention)
+
+
+#: Arguments of the native models that say what can be measured.
+_READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+
+
+def _measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
+    """The fields that the outputs add to the native ones; a key-value cache's positions are left out."""
+    if locality is None or not locality.measured:
+        return {}
+    layers = sorted(locality.measured)
+    return {
+        "fidelity": tuple(locality.fidelities[layer] for layer in layers),
+        "fidelity_mask": tuple(locality.fidelity_mask(layer)[:, -query_length:] for layer in layers),
+        "block_starts": tuple(locality.block_starts(layer)[:, -query_length:] for layer in layers),
+        "entropy": tuple(locality.entropies[layer] for layer in layers) if locality.entropy else None,
+    }

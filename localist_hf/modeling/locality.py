@@ -1,0 +1,478 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+One forward pass: what is asked of it, the blocks as they are found, what is measured, and the dial.
+
+A [`LocalityRequest`] holds the arguments of a call. [`build_locality`] makes a [`Locality`] of it, anew for every
+forward pass, which is handed down to every attention with the keyword arguments; nothing is kept on modules.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
+
+from .block_attention import local_attention, local_fidelity
+from .block_partition import (
+    continue_semantic_blocks,
+    delimiter_block_starts,
+    document_starts,
+    semantic_block_starts,
+    window_block_starts,
+)
+from .configuration_localist_gpt2 import LocalistGPT2Config
+from .fused_attention import attention_with_lse
+from .local_cache import BlockCacheLayer, LocalCacheLayer
+from .locality_dial import check_share, current_setting
+
+
+logger = logging.get_logger(__name__)
+
+_BOUNDED_CACHE = (
+    "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
+    "it cannot go on at another dial. Start with a new cache."
+)
+
+
+@dataclass(frozen=True)
+class LocalityRequest:
+    """
+    The arguments that localist models add to those of the native ones, as [`LocalistGPT2LMHeadModel.forward`] says.
+    """
+
+    output_fidelity: bool | Sequence[int] | None = None
+    output_entropy: bool = False
+    block_starts: torch.LongTensor | None = None
+    locality_dial: float | None = None
+    min_fidelity: float | None = None
+
+
+#: The names of these arguments.
+REQUEST_ARGUMENTS = tuple(field.name for field in fields(LocalityRequest))
+
+
+@dataclass
+class Locality:
+    """
+    One forward pass's request, the blocks as they are found, and what is measured, by layer.
+
+    Args:
+        config ([`LocalistGPT2Config`]):
+            Says how local each layer is and how blocks are found.
+        measured (`frozenset[int]`):
+            Layers to measure.
+        entropy (`bool`):
+            Whether to measure the entropy too; it costs one more pass of the attention kernel.
+        dial (`float`):
+            d in [0, 1]: weights outside the local set are multiplied by `1 - d * lambda_l` and renormalised.
+        min_fidelity (`float`):
+            The fidelity of every query of layer l is raised to `lambda_l * min_fidelity` where it is below.
+        documents (`torch.LongTensor` of shape `(batch_size, key_length)`):
+            First position of each position's document, -1 on padding.
+        fixed_block_starts (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
+            The block starts, where they do not depend on the model's values.
+        max_block_length (`int`):
+            No block is longer.
+        cache ([`~transformers.DynamicCache`], *optional*):
+            The key-value cache; the queries follow its tokens.
+        is_packed (`bool`, *optional*, defaults to `False`):
+            Whether rows may hold several documents.
+    """
+
+    config: LocalistGPT2Config
+    measured: frozenset[int]
+    entropy: bool
+    dial: float
+    min_fidelity: float
+    documents: torch.Tensor
+    fixed_block_starts: torch.Tensor | None
+    max_block_length: int
+    cache: DynamicCache | None = None
+    is_packed: bool = False
+
+    def __post_init__(self) -> None:
+        lambdas = self.config.locality_lambdas
+        #: Factor of the weights outside the local set, and least fidelity, of each layer.
+        self.weights = [1 - self.dial * value for value in lambdas]
+        self.floors = [self.min_fidelity * value for value in lambdas]
+        dialled = {layer for layer in range(len(lambdas)) if self.weights[layer] < 1 or self.floors[layer] > 0}
+        #: Layers that attend to their blocks only.
+        self.only_local = {
+            layer for layer in range(len(lambdas)) if self.weights[layer] == 0 or self.floors[layer] == 1
+        }
+        #: Layers that need blocks; the others are plain attention.
+        self.layers = self.measured | dialled
+        layer = self.config.semantic_layer
+        self.seen = self.cache.get_seq_length() if self.cache is not None else 0
+        #: The layer whose values define the blocks of every layer above it.
+        self.semantic_layer = self.config.num_hidden_layers // 2 if layer is None else layer
+        self.fidelities: dict[int, torch.Tensor] = {}
+        self.entropies: dict[int, torch.Tensor] = {}
+        self._semantic_block_starts: dict[int, torch.Tensor] = {}
+        self._needs_grad = torch.is_grad_enabled()
+
+    def block_starts(self, layer: int) -> torch.Tensor:
+        """
+        The block start of each position at this layer: `torch.LongTensor` of shape `(batch_size, key_length)`, or of
+        the queries only where the cache does not keep all values.
+        """
+        if self.fixed_block_starts is not None:
+            return self.fixed_block_starts
+        return self._semantic_block_starts[min(layer, self.semantic_layer)]
+
+    def fidelity_mask(self, layer: int) -> torch.Tensor:
+        """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
+        starts = self.block_starts(layer)
+        documents = self.documents[:, -starts.shape[1] :].to(starts.device)
+        return (documents >= 0) & (starts - documents > self.config.num_sink_tokens)
+
+    def prepare_cache(self) -> None:
+        """
+        Prepares an empty cache: layers that attend to their blocks hold no more than they need, and those in whose
+        values blocks are found remember where the search stands.
+        """
+        config, cache = self.config, self.cache
+        if cache is None or self.seen:
+            return
+        cache.layers += [DynamicLayer() for _ in range(len(cache.layers), config.num_hidden_layers)]
+        length = config.window_length if config.block_partition == "window" else config.max_block_length
+        for layer in range(config.num_hidden_layers):
+            if isinstance(cache.layers[layer], BlockCacheLayer):
+                pass  # made so by a caller who wants to remove tokens again
+            elif layer in self.only_local:
+                window = config.semantic_window if layer <= self.semantic_layer else 0
+                cache.layers[layer] = LocalCacheLayer(length, window, config.num_sink_tokens)
+            elif self._defines_blocks(layer):
+                cache.layers[layer] = BlockCacheLayer()
+
+    def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
+        """The layer's cache, where it is bounded."""
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        return cached if isinstance(cached, LocalCacheLayer) else None
+
+    def _defines_blocks(self, layer: int) -> bool:
+        """Whether blocks are to be found in the values of this layer."""
+        if self.fixed_block_starts is not None:
+            return False
+        defines_own = layer < self.semantic_layer and layer in self.layers
+        return defines_own or (layer == self.semantic_layer and any(other >= layer for other in self.layers))
+
+    def find_blocks(self, layer: int, value: torch.Tensor) -> None:
+        """Finds blocks in the values `(batch_size, num_heads, key_length, head_dim)` of a layer that defines some."""
+        # Gradient checkpointing comes here again in the backward pass, with the blocks known.
+        if layer in self._semantic_block_starts or not self._defines_blocks(layer):
+            return
+        config, documents = self.config, self.documents.to(value.device)
+        settings = (
+            config.semantic_window,
+            config.semantic_threshold,
+            config.min_block_length,
+            config.max_block_length,
+        )
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        if not isinstance(cached, LocalCacheLayer | BlockCacheLayer):
+            self._semantic_block_starts[layer] = semantic_block_starts(value.detach(), documents, *settings)
+            return
+        num_new, seen = documents.shape[1] - self.seen, self.seen
+        if cached.searched != seen and isinstance(cached, LocalCacheLayer):
+            raise ValueError(
+                "`past_key_values` was filled at dial 1 with explicit `block_starts`, and does not hold what the "
+                "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
+            )
+        if isinstance(cached, BlockCacheLayer):
+            if cached.searched != seen:  # filled while nobody asked for blocks
+                cached.forget_search()
+                num_new, seen = documents.shape[1], 0
+            value = value[:, :, -(num_new + config.semantic_window) :]
+        kept = documents[:, -value.shape[2] :]
+        starts, cached.block_state = continue_semantic_blocks(value, kept, *settings, num_new, seen, cached.block_state)
+        cached.searched = documents.shape[1]
+        self._semantic_block_starts[layer] = starts
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scale: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        """
+        The attention output of one of `layers`, `(batch_size, num_heads, query_length, head_dim)`, under the dial;
+        measures the layer if that is asked for.
+        """
+        if self._needs_grad and not torch.is_grad_enabled():
+            raise ValueError(
+                "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
+                "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            )
+        query_length = query.shape[2]
+        device = query.device  # layers may be spread over several
+        starts, documents = self.block_starts(layer)[:, -query_length:].to(device), self.documents.to(device)
+        is_token = documents[:, None, -query_length:] >= 0
+        is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
+        documents = documents[:, -query_length:] if self.is_packed else documents.amax(dim=1, keepdim=True)
+        local_set = (starts, documents, self.max_block_length, self.config.num_sink_tokens, scale)
+        weight, floor = self.weights[layer], self.floors[layer]
+        needs_entropy = self.entropy and layer in self.measured
+
+        def mean_key(attention: Callable) -> torch.Tensor:
+            """The mean of the keys under an attention; float32, since the entropy is a difference of large numbers."""
+            with torch.autocast(query.device.type, enabled=False):
+                return attention(query.float(), key.float(), key.float())
+
+        def entropy(lse: torch.Tensor, mean_key: torch.Tensor) -> torch.Tensor:
+            """`LSE_i - scale * q_i . mean_key_i`, in nats."""
+            return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
+
+        if layer in self.only_local:
+            sinks, cached = (), self._bounded_layer(layer)
+            if cached is not None:
+                dropped = self.documents.shape[1] - key.shape[2]
+                local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
+                if cached.num_sink_tokens:
+                    cached.keep_sinks(documents[:, 0], key, value)
+                    sinks = cached.sinks
+            output, lse = local_attention(query, key, value, *local_set, *sinks)
+            if needs_entropy:
+                keys = tuple(sinks[0].float() for _ in sinks)
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set, *keys)[0])
+                self._record_entropy(layer, entropy(lse, local_mean), is_token)
+            if layer in self.measured:
+                self.fidelities[layer] = torch.ones_like(lse)
+            return output
+
+        is_causal = attention_mask is None and query_length > 1
+        output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
+        is_dialled = weight < 1 or floor > 0
+        if is_dialled:
+            local_output, local_lse = local_attention(query, key, value, *local_set)
+            # Where the fidelity is not counted it is 1, whatever the log-sum-exps of padding are.
+            free_fidelity = torch.where(is_counted, local_lse - lse, 0.0).exp()
+        else:
+            free_fidelity = local_fidelity(query, key, lse, *local_set)
+        free_fidelity = torch.where(is_counted, free_fidelity.clamp(max=1), 1.0)
+        fidelity = free_fidelity
+        if is_dialled:
+            fidelity, share = dialled_fidelity(free_fidelity, weight, floor)
+            output = (output + share[..., None] * (local_output - output)).to(output.dtype)
+        if layer in self.measured:
+            self.fidelities[layer] = fidelity
+        if needs_entropy:
+            mask = {"attn_mask": attention_mask, "is_causal": is_causal, "scale": scale}
+            total = entropy(lse, mean_key(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **mask)))
+            if is_dialled:
+                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set)[0])
+                local = entropy(local_lse, local_mean)
+                # Entropy of the choice between the local set and the rest, and of the choice within each; the dial
+                # changes the first only, and the rest's part shrinks by `1 - share`.
+                rest = total - _binary_entropy(free_fidelity) - free_fidelity * local
+                total = _binary_entropy(fidelity) + fidelity * local + (1 - share) * rest
+            self._record_entropy(layer, total, is_token)
+        return output
+
+    def _record_entropy(self, layer: int, nats: torch.Tensor, is_token: torch.Tensor) -> None:
+        self.entropies[layer] = torch.where(is_token, nats.clamp(min=0) / math.log(2), 0.0)
+
+
+def dialled_fidelity(fidelity: torch.Tensor, weight: float, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The fidelity under the dial, `phi' = phi / (phi + w * (1 - phi))`, raised to `floor` where it is below, and the
+    share of the local attention's output in the dialled one: `out' = out + share * (out_local - out)` with
+    `share = (phi' - phi) / (1 - phi)`.
+
+    Args:
+        fidelity (`torch.Tensor`):
+            phi, in [0, 1].
+        weight (`float`):
+            w in (0, 1], the factor of the weights outside the local set.
+        floor (`float`):
+            Least fidelity, in [0, 1).
+    """
+    dialled = fidelity / (fidelity + weight * (1 - fidelity))
+    share = (1 - weight) * dialled  # the same as above, and exact at phi = 1
+    # Where nothing is to be raised the quotient is not used; it must only stay finite, and so must its gradient.
+    raised = (floor - fidelity) / (1 - fidelity).clamp(min=torch.finfo(fidelity.dtype).eps)
+    is_below = dialled < floor
+    return torch.where(is_below, floor, dialled), torch.where(is_below, raised, share)
+
+
+def _binary_entropy(share: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of a choice with this probability."""
+    is_certain = (share <= 0) | (share >= 1)
+    share = torch.where(is_certain, 0.5, share)  # where the gradient of the formula is no number
+    return torch.where(is_certain, 0.0, -share * share.log() - (1 - share) * (1 - share).log())
+
+
+def build_locality(
+    config: LocalistGPT2Config,
+    request: LocalityRequest,
+    input_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+) -> Locality | None:
+    """
+    The [`Locality`] of a forward pass with these arguments, or None when nothing is measured and the dial changes
+    nothing.
+
+    Raises:
+        ValueError: for a request that cannot be met; the message names the argument.
+    """
+    dial, floor = request.locality_dial, request.min_fidelity
+    if dial is None or floor is None:
+        setting = current_setting(config)
+        dial = setting.dial if dial is None else dial
+        floor = setting.min_fidelity if floor is None else floor
+    check_share("locality_dial", dial)
+    check_share("min_fidelity", floor)
+    layers = _measured_layers(request, config.num_hidden_layers)
+    is_dialled = (dial > 0 or floor > 0) and any(config.locality_lambdas)
+    if (dial > 0 or floor > 0) and not is_dialled:
+        logger.warning_once(
+            f"`locality_dial` is {dial} and `min_fidelity` {floor}, which change nothing: no layer is local under the "
+            f"`locality_schedule` {config.locality_schedule!r}."
+        )
+    cache = past_key_values
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache  # attention to an encoder has no blocks
+    if not layers and not is_dialled:
+        check_cache(cache, only_local=())
+        return None
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None:
+        raise ValueError("`input_ids` and `inputs_embeds` are both None; one of them must be given.")
+    if config._attn_implementation != "localist":
+        raise ValueError(
+            f"`output_fidelity` and `locality_dial` need the attention implementation 'localist', the model uses "
+            f"{config._attn_implementation!r}. Call `model.set_attn_implementation('localist')`."
+        )
+    if torch.jit.is_tracing():
+        raise ValueError(
+            "`output_fidelity` and `locality_dial` do not work under `torch.jit.trace`, which would keep the blocks of "
+            "the example's length; use `torch.export` or `torch.compile`."
+        )
+    if cache is not None and not isinstance(cache, DynamicCache):
+        kind = "of fixed size" if cache.is_compileable else "of this kind"
+        raise ValueError(
+            f"`output_fidelity` and `locality_dial` do not work with a cache {kind} ({type(cache).__name__}); use a "
+            "`DynamicCache`."
+        )
+
+    batch_size, query_length = tokens.shape[:2]
+    cached = cache.get_seq_length() if cache is not None else 0
+    length = cached + query_length
+    if attention_mask is not None:
+        check_attention_mask(attention_mask, batch_size, length)
+    # As in transformers, packed documents are told apart only where there is no cache, filled or not.
+    packed = position_ids if cache is None and attention_mask is None else None
+    documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
+
+    block_starts, max_block_length = request.block_starts, config.max_block_length
+    if block_starts is not None:
+        block_starts = block_starts.to(tokens.device)
+        max_block_length = _check_block_starts(block_starts, documents, query_length, cache)
+        block_starts = torch.where(documents < 0, -1, block_starts)
+    elif config.block_partition == "window":
+        block_starts = window_block_starts(documents, config.window_length)
+        max_block_length = config.window_length
+    elif config.block_partition == "delimiter":
+        if input_ids is None or cached:
+            raise ValueError(
+                "`block_partition='delimiter'` needs `input_ids` from the first token on; with `inputs_embeds` or a "
+                "filled cache pass `block_starts` instead (see `delimiter_block_starts`)."
+            )
+        block_starts = delimiter_block_starts(
+            input_ids, documents, config.delimiter_token_ids, config.min_block_length, max_block_length
+        )
+    locality = Locality(
+        config,
+        layers,
+        request.output_entropy,
+        dial,
+        floor,
+        documents,
+        block_starts,
+        max_block_length,
+        cache,
+        is_packed=packed is not None,
+    )
+    check_cache(cache, locality.only_local)
+    return locality
+
+
+def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int]:
+    output_fidelity = request.output_fidelity
+    if output_fidelity is None or output_fidelity is False:
+        if request.output_entropy:
+            raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
+        return frozenset()
+    if isinstance(output_fidelity, int) and output_fidelity is not True:
+        raise ValueError(f"`output_fidelity` is {output_fidelity}; it must be a bool or a list of layers.")
+    layers = frozenset(range(num_layers) if output_fidelity is True else output_fidelity)
+    if not layers <= set(range(num_layers)):
+        raise ValueError(f"`output_fidelity` asks for layers {sorted(layers)}; the model has 0 to {num_layers - 1}.")
+    return layers
+
+
+def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
+    """Refuses a cache that was filled at dial 1 where a layer that kept only its blocks would see more."""
+    for layer, cached in enumerate(cache.layers if cache is not None else ()):
+        if isinstance(cached, LocalCacheLayer) and layer not in only_local:
+            raise ValueError(_BOUNDED_CACHE)
+
+
+def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
+    if attention_mask.shape != (batch_size, length):
+        raise ValueError(
+            f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
+            f"{(batch_size, length)}: one entry for each token, those in the cache included."
+        )
+    # Reading values back is no part of a compiled graph.
+    is_token = attention_mask.bool()
+    stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
+    if not torch.compiler.is_compiling() and stretches.max() > 1:
+        raise ValueError(
+            "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
+        )
+
+
+@torch.compiler.disable  # it reads values back, which is no part of a graph
+def _check_block_starts(
+    block_starts: torch.Tensor, documents: torch.Tensor, query_length: int, cache: Cache | None
+) -> int:
+    """The length of the longest block; an error where the starts are no partition or need keys that are gone."""
+    if block_starts.shape != documents.shape:
+        raise ValueError(
+            f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be {tuple(documents.shape)}: one "
+            "entry for each token, those in the cache included."
+        )
+    starts = block_starts
+    position = torch.arange(documents.shape[1], device=documents.device)
+    is_token = documents >= 0
+    own = starts.gather(1, starts.clamp(0, len(position) - 1))
+    falls = F.pad(starts.diff(dim=1) < 0, (1, 0)) & F.pad(documents.diff(dim=1) == 0, (1, 0))
+    wrong = is_token & ((starts < documents) | (starts > position) | (own != starts) | falls)
+    if wrong.any():
+        row, at = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"`block_starts[{row}, {at}]` is {starts[row, at]}; it must lie between the start of the text "
+            f"({documents[row, at]}) and the position itself, be the start of its own block, and not go back to an "
+            "earlier one."
+        )
+    # A bounded layer keeps one token less than its window.
+    windows = [layer.sliding_window for layer in getattr(cache, "layers", ()) if isinstance(layer, LocalCacheLayer)]
+    dropped = documents.shape[1] - query_length - min(windows) + 1 if windows else 0
+    if dropped > 0 and (is_token & (starts < dropped))[:, -query_length:].any():
+        raise ValueError(
+            "`block_starts` has a block longer than those of the configuration, which are all that the cache keeps at "
+            "dial 1; pass `use_cache=False`."
+        )
+    return int(torch.where(is_token, position - starts, 0).max()) + 1

@@ -1,0 +1,76 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The setting of the dial: the configuration's, or one that holds for the present thread or task only."""
+
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+
+class Setting(NamedTuple):
+    """The dial and the guarantee of the models that share a configuration."""
+
+    config: PreTrainedConfig
+    dial: float
+    min_fidelity: float
+
+
+_SETTINGS: ContextVar[tuple[Setting, ...]] = ContextVar("locality_dial", default=())
+# How many are in force anywhere: what a compiled graph can look at, as it can't at a `ContextVar`.
+_num_set = 0
+_count_lock = threading.Lock()
+
+
+def check_share(name: str, value: float) -> float:
+    """The value of an argument that must lie in [0, 1]; a `ValueError` that names it if it does not."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
+    return value
+
+
+def current_setting(config: PreTrainedConfig) -> Setting:
+    """The setting in force here: that of the thread or task, or else the configuration's own."""
+    if _num_set and (setting := _context_setting(config)) is not None:
+        return setting
+    return Setting(
+        config,
+        check_share("config.locality_dial", config.locality_dial),
+        check_share("config.min_fidelity", config.min_fidelity),
+    )
+
+
+@torch.compiler.disable
+def _context_setting(config: PreTrainedConfig) -> Setting | None:
+    return next((setting for setting in _SETTINGS.get() if setting.config is config), None)
+
+
+@dataclass
+class LocalityDial:
+    """
+    A setting of the dial, in force from its creation on, in the thread or task that made it; leaving a `with` block
+    restores what was in force before.
+    """
+
+    setting: Setting
+    before: tuple[Setting, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = _SETTINGS.get()
+        others = (setting for setting in self.before if setting.config is not self.setting.config)
+        _set((self.setting, *others))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        _set(self.before)
+
+
+def _set(settings: tuple[Setting, ...]) -> None:
+    global _num_set
+    with _count_lock:
+        _num_set += len(settings) - len(_SETTINGS.get())
+    _SETTINGS.set(settings)
