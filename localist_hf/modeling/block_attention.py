@@ -13,6 +13,8 @@ from .fused_attention import attention_with_lse, matmul_rounds_float32
 from .opaque_ops import opaque_without_gradient
 
 
+# A block start that no key reaches.
+_NOWHERE = 2**62
 # Queries of a tile. Small tiles waste fewer scores outside the blocks, large ones multiply faster.
 _TILE = 16
 # Scores held at a time: on CPU few enough to stay in the cache, elsewhere enough to fill the device.
@@ -183,8 +185,8 @@ class _Tiling:
 
         position = torch.arange(self.first_key, key_length + self.padding[1], device=block_starts.device)
         # No key is local to a dummy query or to padding.
-        starts = torch.where(block_starts < 0, key_length + _TILE, block_starts)
-        starts = F.pad(starts, self.padding, value=key_length + _TILE).unflatten(1, (-1, _TILE))[..., None]
+        starts = torch.where(block_starts < 0, _NOWHERE, block_starts)
+        starts = F.pad(starts, self.padding, value=_NOWHERE).unflatten(1, (-1, _TILE))[..., None]
         rows = position.view(-1, _TILE, 1)
         columns = rows[:, :1] + torch.arange(self.width, device=position.device) - self.reach * _TILE
         #: Which keys of its stretch are in a query's block: `(batch_size, num_tiles, _TILE, width)`.

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .block_partition import BlockState
@@ -86,16 +87,19 @@ class LocalCacheLayer(_SearchLayer, DynamicSlidingWindowLayer):
             key (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`), value (`torch.Tensor`):
                 Of the last `length` tokens, the new ones among them.
         """
-        if self.sinks is None:
-            shape = (*key.shape[:2], self.num_sink_tokens, key.shape[-1])
-            self.sinks = key.new_zeros(shape), value.new_zeros(shape)
+        kept = self.sinks or (key[:, :, :0], value[:, :, :0])
+        num_sinks = min(self.num_sink_tokens, self.cumulative_length)
         dropped = self.cumulative_length - key.shape[2]
-        position = first[:, None] + torch.arange(self.num_sink_tokens, device=first.device) - dropped
+        position = first[:, None] + torch.arange(num_sinks, device=first.device) - dropped
         is_here = ((position >= 0) & (position < key.shape[2]))[:, None, :, None]
-        index = position.clamp(0, key.shape[2] - 1)[:, None, :, None].expand_as(self.sinks[0])
+        index = position.clamp(0, key.shape[2] - 1)[:, None, :, None]
         self.sinks = tuple(
-            torch.where(is_here, tensor.gather(2, index), kept)
-            for tensor, kept in zip((key, value), self.sinks, strict=True)
+            torch.where(
+                is_here,
+                tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[3])),
+                F.pad(before, (0, 0, 0, num_sinks - before.shape[2])),
+            )
+            for tensor, before in zip((key, value), kept, strict=True)
         )
 
     def reset(self) -> None:

@@ -214,16 +214,17 @@ class LocalistGenerationMixin(LocalistMixin):
             is_assisted = kwargs.get("assistant_model") is not None or any(
                 kwargs.get(name, getattr(defaults, name)) for name in names
             )
-            if is_assisted and kwargs.get("past_key_values") is None:
+            if (is_assisted or defaults.is_assistant) and kwargs.get("past_key_values") is None:
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
                 cache = DynamicCache(config=self.config)
                 cache.layers = [BlockCacheLayer() for _ in cache.layers]
                 kwargs["past_key_values"] = cache
+            if not is_assisted:
+                # Where the dial stands in a call, a compiled one need not look for it. An assistant would be handed it.
+                kwargs |= {"locality_dial": dial, "min_fidelity": floor}
         is_changed = (dial, floor) != (setting.dial, setting.min_fidelity)
         with self.set_locality_dial(dial, floor) if is_changed else nullcontext():
-            # Where the dial stands in a call, a compiled one need not look for it.
-            at_call = {"locality_dial": dial, "min_fidelity": floor} if is_changed else {}
-            return super().generate(inputs, generation_config, *args, **at_call, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

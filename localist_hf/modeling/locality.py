@@ -359,6 +359,11 @@ def build_locality(
             "`output_fidelity` and `locality_dial` do not work under `torch.jit.trace`, which would keep the blocks of "
             "the example's length; use `torch.export` or `torch.compile`."
         )
+    if torch.compiler.is_exporting() and isinstance(tokens.shape[1], torch.SymInt):
+        raise ValueError(
+            "`output_fidelity` and `locality_dial` can be exported for texts of one length only: tiles of the band "
+            "depend on it. Leave the length out of `dynamic_shapes`, or export at dial 0."
+        )
     if cache is not None and not isinstance(cache, DynamicCache):
         kind = "of fixed size" if cache.is_compileable else "of this kind"
         raise ValueError(

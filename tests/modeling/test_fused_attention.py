@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import reference
@@ -469,3 +470,163 @@ def test_no_other_private_operator_is_in_use():
         for name in (forward, f"{forward}_backward")
     }  # fmt: skip
     assert used == set(SCHEMAS)
+
+
+# --- the CUDA branches, by stand-ins for torch's operators
+
+
+class CudaStandIn:
+    """
+    Torch's operators for CUDA, from the explicit matrix: the same arguments, and results laid out as those of the real
+    ones are (see the test below). Like those, the backward pass uses the output for `rowsum(dO * O)` alone.
+    """
+
+    @staticmethod
+    def scores(query, key, bias, is_causal: bool, scale: float) -> torch.Tensor:
+        scores = (query @ key.transpose(-1, -2)).float() * scale
+        if bias is not None:
+            scores = scores + bias
+        if is_causal:
+            scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), float("-inf"))
+        return scores
+
+    def _scaled_dot_product_flash_attention(
+        self, query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None
+    ):
+        scores = self.scores(query, key, None, is_causal, scale)
+        output = (scores.softmax(-1) @ value.float()).to(query.dtype)
+        seed, offset = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
+        mask = query.new_empty(0)
+        return output, scores.logsumexp(-1), None, None, query.shape[2], key.shape[2], seed, offset, mask
+
+    def _scaled_dot_product_efficient_attention(
+        self, query, key, value, attn_bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None
+    ):
+        assert compute_log_sumexp
+        assert attn_bias is None or attn_bias.stride(-2) % 16 == 0  # what the kernel can read
+        scores = self.scores(query, key, attn_bias, is_causal, scale)
+        lse = scores.logsumexp(-1)
+        output = (scores - lse.clamp(min=-1e30)[..., None]).exp() @ value.float()
+        padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
+        return output.to(query.dtype), padded, torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)
+
+    def gradients(self, grad, query, key, value, output, lse, bias, is_causal, scale):
+        grad, output = grad.float(), output.float()
+        weights = (self.scores(query, key, bias, is_causal, scale) - lse.clamp(min=-1e30)[..., None]).exp()
+        of_scores = weights * (grad @ value.float().transpose(-1, -2) - (grad * output).sum(-1, keepdim=True)) * scale
+        gradients = (
+            of_scores @ key.float(),
+            of_scores.transpose(-1, -2) @ query.float(),
+            weights.transpose(-1, -2) @ grad,
+        )
+        return [gradient.to(query.dtype) for gradient in gradients]
+
+    def _scaled_dot_product_flash_attention_backward(
+        self, grad, query, key, value, output, lse, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
+        philox_seed, philox_offset, *, scale=None,
+    ):  # fmt: skip
+        assert cum_seq_q is None and cum_seq_k is None and (max_q, max_k) == (query.shape[2], key.shape[2])
+        assert philox_seed.shape == (2,) and philox_offset.dtype == torch.uint64
+        return self.gradients(grad, query, key, value, output, lse, None, is_causal, scale)
+
+    def _scaled_dot_product_efficient_attention_backward(
+        self, grad, query, key, value, attn_bias, output, lse, philox_seed, philox_offset, dropout_p, grad_input_mask,
+        is_causal=False, *, scale=None,
+    ):  # fmt: skip
+        assert grad_input_mask == [True, True, True, False] and lse.shape[-1] % 32 == 0
+        assert philox_seed.dtype == philox_offset.dtype == torch.long
+        lse = lse[..., : query.shape[2]]
+        return *self.gradients(grad, query, key, value, output, lse, attn_bias, is_causal, scale), None
+
+
+CUDA_KERNELS = {
+    "cuda_flash": "_scaled_dot_product_flash_attention",
+    "cuda_efficient": "_scaled_dot_product_efficient_attention",
+}
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go to the stand-ins, as they go to torch's operators on a card that has both kernels."""
+    monkeypatch.setattr(fused_attention, "_aten", CudaStandIn())
+    monkeypatch.setattr(
+        fused_attention,
+        "_choose_kernel",
+        lambda query, mask, dropout: (
+            "cuda_flash" if mask is None and query.dtype != torch.float32 else "cuda_efficient"
+        ),
+    )
+
+
+@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+def test_the_stand_ins_give_what_torchs_operators_give(kernel: str):
+    query = torch.empty(2, 3, 40, 16, dtype=torch.float16, device="meta")
+    name, rest = CUDA_KERNELS[kernel], () if kernel == "cuda_flash" else (None, True)
+    real = getattr(torch.ops.aten, name)(query, query, query, *rest, 0.0, True, scale=0.3)
+    query = torch.randn(2, 3, 40, 16, dtype=torch.float16)
+    stand_in = getattr(CudaStandIn(), name)(query, query, query, *rest, 0.0, True, scale=0.3)
+    assert len(real) == len(stand_in)
+    for one, other in zip(real, stand_in, strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, torch.Tensor):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_on_cuda_it_equals_the_matrix(on_cuda, layout: str):
+    for length in (33, 100):
+        check(Case(length, layout, num_sink_tokens=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["plain", "left"])
+def test_on_cuda_half_precision_is_as_exact_as_its_rounding(on_cuda, dtype: torch.dtype, layout: str):
+    case = Case(100, layout, dtype=dtype)
+    actual, expected = case.measure(), case.expect()
+    assert (actual.fidelity.double() - expected.fidelity)[case.counted.expand_as(actual.lse)].abs().max() < 0.02
+    for grad, exact in zip(actual.gradients(), expected.gradients(), strict=True):
+        assert relative_error(grad, exact) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("flash", "efficient", "expected"),
+    [
+        (True, True, {"half": "cuda_flash", "half with a mask": "cuda_efficient", "float": "cuda_efficient"}),
+        (False, True, {"half": "cuda_efficient", "half with a mask": "cuda_efficient", "float": "cuda_efficient"}),
+        (False, False, {"half": None, "half with a mask": None, "float": None}),
+    ],
+    ids=["any card", "a card without the flash kernel", "no kernel"],
+)
+def test_torch_says_which_kernel_a_card_has(monkeypatch, transformers_warnings, flash, efficient, expected):
+    class Params:
+        def __init__(self, query, key, value, bias, dropout, is_causal, enable_gqa) -> None:
+            self.is_half, self.has_mask = query.dtype == torch.float16, bias is not None
+
+    monkeypatch.setattr(torch.backends.cuda, "SDPAParams", Params)
+    may_flash = lambda params: flash and params.is_half and not params.has_mask  # noqa: E731
+    monkeypatch.setattr(torch.backends.cuda, "can_use_flash_attention", may_flash)
+    monkeypatch.setattr(torch.backends.cuda, "can_use_efficient_attention", lambda params: efficient)
+    chosen = {
+        name: fused_attention._cuda_kernel(torch.device("cpu"), dtype, 64, has_mask, True)
+        for name, dtype, has_mask in (
+            ("half", torch.float16, False),
+            ("half with a mask", torch.float16, True),
+            ("float", torch.float32, False),
+        )
+    }
+    assert chosen == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_products_round_float32_band_and_kernel_still_agree(monkeypatch: pytest.MonkeyPatch, layout: str):
+    """TF32: the band is measured by the kernel then, as everything is, so that no share exceeds 1."""
+    monkeypatch.setitem(fused_attention._MATMULS, "cpu", SimpleNamespace(fp32_precision="tf32"))
+    assert fused_attention.matmul_rounds_float32("cpu")
+    monkeypatch.setattr(torch, "bmm", None)
+    check(Case(100, layout, num_sink_tokens=1))
+
+
+def test_float64_with_attention_dropout_stays_float64():
+    case = Case(50, dtype=torch.float64)
+    output, lse = attention_with_lse(*case.inputs, None, True, case.scale, dropout=0.1)
+    assert output.dtype == lse.dtype == torch.float64

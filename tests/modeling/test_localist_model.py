@@ -1,0 +1,365 @@
+"""What the localist classes add to the native ones must leave those whole: initialisation, arguments, generation."""
+
+import asyncio
+import pickle
+import threading
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
+from transformers.cache_utils import DynamicLayer
+
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf.modeling.local_cache import LocalCacheLayer
+
+
+LOCAL = {"locality_schedule": "localist"}
+
+
+# --- initialisation
+
+
+def native_config(config: LocalistGPT2Config) -> GPT2Config:
+    names = GPT2Config.__dataclass_fields__.keys() - {"model_type"}
+    return GPT2Config(**{name: getattr(config, name) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("native", "localist"), [(GPT2Model, LocalistGPT2Model), (GPT2LMHeadModel, LocalistGPT2LMHeadModel)]
+)
+def test_fresh_weights_are_those_of_gpt2_for_the_same_seed(make_config, native, localist) -> None:
+    config = make_config(initializer_range=0.02)
+    torch.manual_seed(7)
+    expected = native(native_config(config)).state_dict()
+    for make in (localist, localist._from_config):
+        torch.manual_seed(7)
+        actual = make(config).state_dict()
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_the_residual_projections_start_small(make_config) -> None:
+    model = AutoModelForCausalLM.from_config(make_config(n_embd=128, initializer_range=0.02))
+    for name, weight in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            assert weight.std().item() == pytest.approx(0.02 / (2 * 4) ** 0.5, rel=0.05)
+
+
+def test_weights_that_a_checkpoint_lacks_are_made_as_gpt2_makes_them(make_model, tmp_path) -> None:
+    make_model().save_pretrained(tmp_path)
+    loaded = LocalistGPT2LMHeadModel.from_pretrained(tmp_path, n_layer=6, initializer_range=0.02)
+    kept, made = (loaded.transformer.h[layer].attn.c_proj.weight.std().item() for layer in (0, 5))
+    assert kept == pytest.approx(0.3 / 8**0.5, rel=0.1)
+    assert made == pytest.approx(0.02 / 12**0.5, rel=0.1)
+
+
+def test_a_configuration_of_gpt2_is_refused_at_once(make_config) -> None:
+    for model_class in (LocalistGPT2Model, LocalistGPT2LMHeadModel):
+        with pytest.raises(ValueError, match="`config` is a GPT2Config; it must be a LocalistGPT2Config"):
+            model_class(native_config(make_config()))
+
+
+def test_a_plain_model_saved_with_our_configuration_has_the_code_that_its_auto_map_names(
+    make_config, make_text, tmp_path
+) -> None:
+    model = GPT2LMHeadModel(make_config())
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "modeling_localist_gpt2.py").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(loaded(make_text(1, 9)).logits, model.eval()(make_text(1, 9)).logits)
+
+
+def test_remote_models_are_one_class_and_can_be_pickled(make_model, make_text, tmp_path) -> None:
+    make_model().save_pretrained(tmp_path)
+    one, other = (AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True) for _ in range(2))
+    assert type(one) is type(other)
+    copy = pickle.loads(pickle.dumps(one))
+    assert torch.equal(copy(make_text(1, 9)).logits, one(make_text(1, 9)).logits)
+
+
+def test_a_subclass_may_have_its_own_forward(make_config, make_text) -> None:
+    class Doubled(LocalistGPT2LMHeadModel):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = 2 * outputs.logits
+            return outputs
+
+    model, ids = Doubled(make_config()).eval(), make_text(1, 30)
+    outputs = model(ids, output_fidelity=True)
+    assert len(outputs.fidelity) == 4
+    assert torch.equal(outputs.logits, 2 * LocalistGPT2LMHeadModel.forward(model, ids).logits)
+
+
+# --- arguments and caches
+
+
+@pytest.mark.parametrize("layers", [[], [0], [0, 1]])
+def test_a_bounded_cache_goes_on_at_no_other_dial_whatever_is_measured(make_model, make_text, layers) -> None:
+    model, ids = make_model(locality_schedule=[0.0, 0.0, 1.0, 1.0]), make_text(1, 60)
+    with torch.no_grad():
+        cache = model(ids[:, :50], locality_dial=1.0, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="`past_key_values` was filled at dial 1"):
+            model(ids[:, 50:], past_key_values=cache, output_fidelity=layers)
+
+
+@pytest.mark.parametrize("dial", [0.5, 1.0])
+def test_a_step_without_the_explicit_starts_of_the_prompt_is_right_or_refused(make_model, make_text, dial) -> None:
+    model, ids = make_model(**LOCAL), make_text(2, 41)
+    starts = (torch.arange(40) // 10 * 10).expand(2, -1)
+    with torch.no_grad():
+        cache = model(ids[:, :40], block_starts=starts, locality_dial=dial, use_cache=True).past_key_values
+        if dial == 1:
+            with pytest.raises(ValueError, match=r"filled at dial 1 with explicit `block_starts`.*Pass `block_starts`"):
+                model(ids[:, 40:], past_key_values=cache, locality_dial=dial)
+        else:
+            step = model(ids[:, 40:], past_key_values=cache, locality_dial=dial, output_fidelity=[0])
+            whole = model(ids, locality_dial=dial, output_fidelity=[0])
+            assert torch.equal(step.block_starts[0], whole.block_starts[0][:, 40:])
+            assert_close(step.fidelity[0], whole.fidelity[0][:, :, 40:])
+
+
+class OtherCache(Cache):
+    """Stands for a cache that gives back other values than it was given, as a quantised one does."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+
+
+def test_a_cache_that_may_change_the_values_is_refused_by_name(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    with pytest.raises(ValueError, match=r"do not work with a cache of this kind \(OtherCache\); use a `DynamicCache`"):
+        model(ids, past_key_values=OtherCache(), locality_dial=0.5)
+    assert model(ids, past_key_values=OtherCache()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.7}, {"min_fidelity": 0.8}, {"locality_dial": 1.0}, {}])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_gives_no_gradient_that_is_no_number(make_model, make_text, side, request_) -> None:
+    model, ids = make_model(**LOCAL, initializer_range=2.0), make_text(2, 40)  # scores of hundreds
+    mask = torch.ones_like(ids)
+    mask[0, :25] = 0
+    mask = mask.flip(1) if side == "right" else mask
+    outputs = model(ids, attention_mask=mask, output_fidelity=True, output_entropy=True, **request_)
+    total = (outputs.logits * mask[..., None]).sum() + sum(outputs.fidelity).mean() + sum(outputs.entropy).mean()
+    total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_block_length": 10**6}, {"block_partition": "window", "window_length": 10**6}, {"num_sink_tokens": 10**6}],
+    ids=str,
+)
+@torch.no_grad()
+def test_lengths_beyond_the_text_cost_no_more_than_its_own(make_model, make_text, fields) -> None:
+    ids = make_text(1, 70)
+    longest = {name: value if isinstance(value, str) else 300 for name, value in fields.items()}
+    for arguments in ({"output_fidelity": True}, {"locality_dial": 0.5}, {"locality_dial": 1.0}):
+        huge, long = (make_model(**LOCAL, **values)(ids, **arguments) for values in (fields, longest))
+        assert_close(huge.logits, long.logits)
+        if huge.fidelity is not None:
+            assert_close(huge.fidelity, long.fidelity)
+
+
+def test_a_dial_without_local_layers_says_that_it_changes_nothing(make_model, make_text, transformers_warnings) -> None:
+    make_model(locality_schedule="distributed")(make_text(1, 9), locality_dial=0.8)
+    assert "`locality_dial` is 0.8" in transformers_warnings.text
+    assert "no layer is local under the `locality_schedule` 'distributed'" in transformers_warnings.text
+
+
+class AtDial(torch.nn.Module):
+    """A module that takes tokens and gives logits, for tracing and exporting."""
+
+    def __init__(self, model: LocalistGPT2LMHeadModel, dial: float) -> None:
+        super().__init__()
+        self.model, self.dial = model, dial
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, locality_dial=self.dial, min_fidelity=0.0, use_cache=False).logits
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@torch.no_grad()
+def test_tracing_is_refused_above_dial_0_and_gpt2s_at_0(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    traced = torch.jit.trace(AtDial(model, 0.0), ids)
+    assert_close(traced(make_text(1, 33)), model(make_text(1, 33)).logits)
+    with pytest.raises(ValueError, match=r"do not work under `torch\.jit\.trace`"):
+        torch.jit.trace(AtDial(model, 0.5), ids)
+
+
+@torch.no_grad()
+def test_export_of_any_length_at_dial_0_and_of_one_length_above(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL, n_layer=2), make_text(1, 20)
+    any_length = {"ids": {1: torch.export.Dim("length", min=2, max=200)}}
+    exported = torch.export.export(AtDial(model, 0.0), (ids,), dynamic_shapes=any_length, strict=False)
+    assert_close(exported.module()(make_text(1, 33)), model(make_text(1, 33)).logits)
+    exported = torch.export.export(AtDial(model, 0.5), (ids,), strict=False)
+    assert_close(exported.module()(ids), model(ids, locality_dial=0.5).logits)
+    with pytest.raises(ValueError, match="can be exported for texts of one length only"):
+        torch.export.export(AtDial(model, 0.5), (ids,), dynamic_shapes=any_length, strict=False)
+
+
+# --- the setting of the dial
+
+
+def test_a_dial_set_in_one_thread_leaves_the_others_alone(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 30)
+    with torch.no_grad():
+        dials = [0.0, 0.4, 0.8, 1.0]
+        expected = [model(ids, locality_dial=dial).logits for dial in dials]
+        wrong, start = [], threading.Barrier(len(dials))
+
+        def serve(at: int) -> None:
+            start.wait()
+            with torch.no_grad(), model.set_locality_dial(dials[at]):
+                for _ in range(20):
+                    if not torch.equal(model(ids).logits, expected[at]):
+                        wrong.append(dials[at])
+
+        threads = [threading.Thread(target=serve, args=(at,)) for at in range(len(dials))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert torch.equal(model(ids).logits, expected[0])
+
+
+def test_a_dial_set_in_one_task_leaves_the_others_alone(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 30)
+
+    async def serve(dial: float) -> bool:
+        with torch.no_grad(), model.set_locality_dial(dial):
+            await asyncio.sleep(0)
+            return torch.equal(model(ids).logits, model(ids, locality_dial=dial).logits)
+
+    async def serve_all() -> list[bool]:
+        return await asyncio.gather(*map(serve, (0.0, 0.3, 0.9)))
+
+    assert asyncio.run(serve_all()) == [True] * 3
+
+
+def test_two_models_have_two_dials(make_model, make_text) -> None:
+    one, other, ids = make_model(0, **LOCAL), make_model(1, **LOCAL), make_text(1, 30)
+    with torch.no_grad(), one.set_locality_dial(0.5):
+        plain = other(ids).logits
+        with other.set_locality_dial(0.9):
+            assert torch.equal(one.transformer(ids)[0], one.transformer(ids, locality_dial=0.5)[0])
+            assert torch.equal(other(ids).logits, other(ids, locality_dial=0.9).logits)
+        assert torch.equal(other(ids).logits, plain)
+        assert torch.equal(one(ids).logits, one(ids, locality_dial=0.5).logits)
+
+
+def test_a_compiled_model_sees_the_dial_of_its_thread(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL, n_layer=2), make_text(1, 30)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        plain = compiled(ids, use_cache=False).logits
+        for dial in (0.5, 1.0):
+            with model.set_locality_dial(dial):
+                actual = compiled(ids, use_cache=False).logits
+            assert_close(actual, model(ids, locality_dial=dial).logits)
+        assert torch.equal(compiled(ids, use_cache=False).logits, plain)
+
+
+def test_a_bad_dial_in_the_configuration_is_refused_at_the_call(make_model, make_text) -> None:
+    model = make_model(**LOCAL)
+    model.config.locality_dial = 1.5
+    with pytest.raises(ValueError, match=r"`config.locality_dial` is 1.5; it must lie in \[0, 1\]"):
+        model(make_text(1, 9))
+
+
+# --- generation
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+def test_guidance_runs_both_branches_at_the_dial(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 40)
+    negative = make_text(1, 30, seed=5)
+    guided = {**GREEDY, "guidance_scale": 3.0, "negative_prompt_ids": negative}
+    actual = model.generate(ids, locality_dial=0.9, **guided, output_scores=True, return_dict_in_generate=True)
+    model.config.locality_dial = 0.9
+    expected = model.generate(ids, **guided, output_scores=True, return_dict_in_generate=True)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert all(map(torch.equal, actual.scores, expected.scores))
+    model.config.locality_dial = 0.0
+    with torch.no_grad():
+        one, other = (model(tokens, locality_dial=0.9).logits[:, -1].log_softmax(-1) for tokens in (ids, negative))
+    assert_close(actual.scores[0], other + 3.0 * (one - other), atol=1e-4, rtol=1e-4)
+
+
+def test_generation_from_embeddings_is_that_from_tokens(make_model, make_text, gpt2_twin) -> None:
+    model, ids = make_model(**LOCAL), make_text(2, 30)
+    embeddings = model.get_input_embeddings()(ids)
+    for setting in ({}, {"locality_dial": 0.7}, {"locality_dial": 1.0}):
+        expected = model.generate(ids, **GREEDY, **setting)[:, 30:]
+        assert torch.equal(model.generate(inputs_embeds=embeddings, **GREEDY, **setting), expected)
+    twin = gpt2_twin(model)
+    assert torch.equal(
+        model.generate(inputs_embeds=embeddings, **GREEDY), twin.generate(inputs_embeds=embeddings, **GREEDY)
+    )
+
+
+@pytest.mark.parametrize("dial", [0.6, 1.0])
+@pytest.mark.parametrize("how", ["prompt lookup", "assistant"])
+def test_speculative_decoding_gives_what_greedy_decoding_gives(make_model, make_text, dial, how) -> None:
+    model = make_model(**LOCAL)
+    ids = make_text(1, 10).repeat(1, 4)
+    speculation = (
+        {"prompt_lookup_num_tokens": 4} if how == "prompt lookup" else {"assistant_model": make_model(5, n_layer=1)}
+    )
+    expected = model.generate(ids, **GREEDY, locality_dial=dial)
+    assert torch.equal(model.generate(ids, **GREEDY, locality_dial=dial, **speculation), expected)
+
+
+def test_continuous_batching_is_gpt2s_and_leaves_the_attention_as_it_was(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(2, 20)
+    model.generation_config.update(**GREEDY)
+    results = model.generate_batch(ids.tolist(), warmup=False)
+    generated = [result.generated_tokens for result in results.values()]
+    assert generated == model.generate(ids, **GREEDY)[:, 20:].tolist()
+    assert model.config._attn_implementation == "localist"
+    model.config.locality_dial = 0.5
+    with pytest.raises(ValueError, match=r"`locality_dial` is 0\.5.*continuous batching allows 0 only"):
+        model.generate_batch(ids.tolist())
+    assert model.config._attn_implementation == "localist"
+
+
+@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
+def test_as_the_decoder_of_an_encoder_it_has_its_dial(make_model, make_text, gpt2_twin, dial) -> None:
+    decoder = make_model(**LOCAL, add_cross_attention=True, is_decoder=True)
+    encoder = gpt2_twin(make_model(3)).transformer
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    model = EncoderDecoderModel(encoder=encoder, decoder=decoder, config=config).eval()
+    source = make_text(2, 15)
+    settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    with decoder.set_locality_dial(dial):
+        texts = [model.generate(source, use_cache=use_cache, **settings) for use_cache in (True, False)]
+    assert torch.equal(*texts)
+    if dial == 0:
+        twin = gpt2_twin(decoder)
+        native = EncoderDecoderModel(encoder=encoder, decoder=twin, config=config).eval()
+        assert torch.equal(native.generate(source, **settings), texts[0])
+    if dial == 1:
+        cache = decoder(source, encoder_hidden_states=encoder(source)[0], locality_dial=1.0).past_key_values
+        assert all(isinstance(layer, LocalCacheLayer) for layer in cache.self_attention_cache.layers)
+
+
+def test_positional_arguments_are_gpt2s(make_model, make_text) -> None:
+    model, ids = make_model(), make_text(1, 12)
+    cache = DynamicCache()
+    model(ids[:, :8], cache)
+    assert_close(model(ids[:, 8:], cache).logits, model(ids).logits[:, 8:], atol=1e-5, rtol=0)
