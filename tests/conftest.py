@@ -35,7 +35,6 @@ TINY = {
     "initializer_range": 0.3,
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
-    "semantic_window": 4,
     "min_block_length": 3,
     "max_block_length": 12,
     "delimiter_token_ids": [2, 3, 4, 5, 6],

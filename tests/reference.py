@@ -21,16 +21,60 @@ def visible_keys(documents: torch.Tensor, query_length: int) -> torch.Tensor:
     return (causal & is_token[:, None, :] & same_document)[:, None, -query_length:]
 
 
+def local_starts(block_starts: torch.Tensor, documents: torch.Tensor, num_previous_blocks: int) -> torch.Tensor:
+    """The start of the block that lies so many blocks before each position's own, or as far as its document goes."""
+    starts = block_starts.clone()
+    for row in range(starts.shape[0]):
+        for i in range(starts.shape[1]):
+            for _ in range(num_previous_blocks):
+                if starts[row, i] > documents[row, i] >= 0:
+                    starts[row, i] = block_starts[row, starts[row, i] - 1]
+    return starts
+
+
 def local_set(
-    block_starts: torch.Tensor, documents: torch.Tensor, num_sink_tokens: int, query_length: int
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    num_sink_tokens: int,
+    query_length: int,
+    num_previous_blocks: int = 0,
 ) -> torch.Tensor:
-    """True where a key is local to a query: in `{b(i)..i}`, or one of the first tokens of the query's document."""
+    """
+    True where a key is local to a query: in `{b(i)..i}` or the blocks before it that count, or one of the first tokens
+    of the query's document.
+    """
     length = documents.shape[1]
     row, column = torch.arange(length)[:, None], torch.arange(length)
-    start, document = block_starts[:, :, None], documents[:, :, None]
+    start, document = local_starts(block_starts, documents, num_previous_blocks)[:, :, None], documents[:, :, None]
     in_block = (start <= column) & (column <= row)
     is_sink = (document <= column) & (column < document + num_sink_tokens) & (column <= row)
     return ((in_block | is_sink) & (document >= 0))[:, None, -query_length:]
+
+
+def shares(
+    weights: torch.Tensor,
+    local: torch.Tensor,
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    num_sink_tokens: int,
+) -> dict[str, torch.Tensor]:
+    """Where each query's attention goes: self, sinks outside its own block, the rest of its local set, outside."""
+    query_length, length = weights.shape[-2:]
+    row, column = torch.arange(length)[-query_length:, None], torch.arange(length)
+    start, document = (tensor[:, None, -query_length:, None] for tensor in (block_starts, documents))
+    is_token = document >= 0
+    is_self = (row == column) & is_token
+    is_sink = (document <= column) & (column < document + num_sink_tokens) & (column < start) & is_token
+    of = {"self": is_self, "sink": is_sink, "block": local & ~is_self & ~is_sink, "outside": ~local & is_token}
+    return {f"{name}_share": (weights * keys).sum(-1) for name, keys in of.items()}
+
+
+def has_context(
+    local: torch.Tensor, block_starts: torch.Tensor, documents: torch.Tensor, num_sink_tokens: int
+) -> torch.Tensor:
+    """True on tokens whose block share is of some key: `(batch, query_length)`."""
+    ones = torch.ones(local.shape)
+    return shares(ones, local, block_starts, documents, num_sink_tokens)["block_share"][:, 0] > 0
 
 
 def counted(visible: torch.Tensor, local: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
@@ -78,42 +122,31 @@ def place_block_starts(
     return starts
 
 
+def value_lengths(values: torch.Tensor) -> torch.Tensor:
+    """`nu_i`: the mean over heads of `log |v_i|`, for values `(batch, heads, length, head_dim)`."""
+    return values.double().norm(dim=-1).clamp(min=1e-6).log().mean(dim=1)
+
+
 def semantic_block_starts(
-    values: torch.Tensor,
-    documents: torch.Tensor,
-    window: int,
-    threshold: float,
-    min_block_length: int,
-    max_block_length: int,
+    lengths: torch.Tensor, documents: torch.Tensor, threshold: float, min_block_length: int, max_block_length: int
 ) -> tuple[torch.Tensor, float]:
-    """
-    The blocks of values `(batch, heads, length, head_dim)`, and how near a decision came to its threshold.
-    """
-    batch_size, _, length, _ = values.shape
-    starts = torch.full((batch_size, length), -1)
+    """The blocks for these `nu`, `(batch, length)`, and how near a decision came to its threshold."""
+    starts = torch.full(lengths.shape, -1)
     margin = math.inf
-    for row in range(batch_size):
-        vectors = values[row].transpose(0, 1).reshape(length, -1).double()
-        vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-        for i in range(length):
+    for row in range(lengths.shape[0]):
+        for i in range(lengths.shape[1]):
             document = int(documents[row, i])
             if document < 0:
                 continue
             if i == document:
-                start, similarities = i, []
-            else:
-                before = vectors[max(document, i - window) : i].mean(0)
-                r = vectors[i] @ before / before.norm()
-                similarities.append(r)
-                seen = torch.stack(similarities)
-                limit = seen.mean() - threshold * seen.std(correction=0)
-                if i - start >= max_block_length:
-                    start = i
-                elif i - start >= min_block_length:
-                    gap = float(limit - r)
-                    if abs(gap) > 1e-9:  # what is equal, as the second of two always is for k = 1, is not below
-                        margin = min(margin, abs(gap))
-                    if gap > 1e-9:
-                        start = i
+                start, separates = i, False
+            elif i - start >= max_block_length or (separates and i - start >= min_block_length):
+                start = i
             starts[row, i] = start
+            if i > document:
+                seen = lengths[row, document + 1 : i + 1].double()
+                gap = float(seen.mean() - threshold * seen.std(correction=0) - seen[-1])
+                if abs(gap) > 1e-9:  # what is equal, as the first of all always is, is not below
+                    margin = min(margin, abs(gap))
+                separates = gap > 1e-9
     return starts, margin

@@ -1,7 +1,10 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """
-What each query's own block contributes to its attention. Only a band of keys as wide as the longest block is touched:
-O(length * max_block_length) time.
+What the keys near a query contribute to its attention: its own token, its block, the sinks. Only a band of keys as wide
+as the longest local set is touched: O(length * max_local_length) time.
+
+A query's *local set* is the stretch of keys from its `local_starts` up to itself, and those sinks, the first tokens of
+its document, that stand before the stretch (see [`Locality.local_starts`]).
 """
 
 import math
@@ -13,15 +16,15 @@ from .fused_attention import attention_with_lse, matmul_rounds_float32
 from .opaque_ops import opaque_without_gradient
 
 
-# A block start that no key reaches.
+# A start that no key reaches.
 _NOWHERE = 2**62
-# Queries of a tile. Small tiles waste fewer scores outside the blocks, large ones multiply faster.
+# Queries of a tile. Small tiles waste fewer scores outside the local sets, large ones multiply faster.
 _TILE = 16
 # Scores held at a time: on CPU few enough to stay in the cache, elsewhere enough to fill the device.
 _MAX_SCORES = {"cpu": 2**18}
 _MAX_SCORES_ELSEWHERE = 2**27
 
-_LOCAL_SET = "Tensor block_starts, Tensor documents, SymInt max_block_length, SymInt num_sink_tokens, float scale"
+_LOCAL_SET = "Tensor local_starts, Tensor documents, SymInt max_local_length, SymInt num_sink_tokens, float scale"
 
 
 def _fake_lse(query: torch.Tensor) -> torch.Tensor:
@@ -29,56 +32,66 @@ def _fake_lse(query: torch.Tensor) -> torch.Tensor:
 
 
 @opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}) -> Tensor", lambda query, *_: _fake_lse(query)
+    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}, Tensor? sink_keys=None) -> (Tensor, Tensor, Tensor)",
+    lambda query, *_: tuple(_fake_lse(query) for _ in range(3)),
 )
-def local_fidelity(
+def local_shares(
     query: torch.Tensor,
     key: torch.Tensor,
     lse: torch.Tensor,
-    block_starts: torch.Tensor,
+    local_starts: torch.Tensor,
     documents: torch.Tensor,
-    max_block_length: int,
+    max_local_length: int,
     num_sink_tokens: int,
     scale: float,
-) -> torch.Tensor:
+    sink_keys: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The share of each query's attention on its local set: the keys from its block's start up to itself, and the first
-    `num_sink_tokens` of its document. `phi_i = exp(LSE_local,i - LSE_i)`, the sum of `exp(s_ij - LSE_i)` over the set.
+    The shares of each query's attention on its own token, on sinks, and on the rest of its local set: sums of
+    `a_ij = exp(s_ij - LSE_i)`. Their sum is the fidelity.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of shape
             `(batch_size, num_heads, key_length, head_dim)`):
             Any floating dtype; the queries are those of the last `query_length` keys.
         lse (`torch.Tensor` of shape `(batch_size, num_heads, query_length)`):
-            Log-sum-exp of each query's scores over all keys that it sees, float32.
-        block_starts (`torch.LongTensor` of shape `(batch_size, query_length)`):
-            First key of each query's block; -1 on padding.
+            Log-sum-exp of each query's scores over the keys that the shares are of: all that it sees, or its local set.
+        local_starts (`torch.LongTensor` of shape `(batch_size, query_length)`):
+            First key of the stretch that is local to each query; -1 on padding.
         documents (`torch.LongTensor` of shape `(batch_size, 1 or query_length)`):
             First key of each row's document, or, in packed rows, of each query's.
-        max_block_length (`int`):
-            No block is longer.
+        max_local_length (`int`):
+            No such stretch is longer.
         num_sink_tokens (`int`):
             Keys at the start of the document that are local to every query.
         scale (`float`):
             Factor of the scores.
+        sink_keys (`torch.Tensor` of shape `(batch_size, num_heads, num_sink_tokens, head_dim)`, *optional*):
+            Those of the sinks, where a cache has dropped keys; `local_starts` and `documents` are then counted from the
+            first key that is left.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_heads, query_length)`: float32, differentiable in query, key and lse;
-        0 on padding.
+        `tuple(torch.Tensor, torch.Tensor, torch.Tensor)`: self, sink and block, each `(batch_size, num_heads,
+        query_length)`, float32, differentiable in query, key and lse; 0 on padding.
     """
+    is_padding = local_starts[:, None] < 0
     with torch.autocast(query.device.type, enabled=False):
         # Padding may see nothing, and the log of nothing is no number to go on with.
-        lse = torch.where(block_starts[:, None] < 0, 0.0, lse).contiguous()
+        lse = torch.where(is_padding, 0.0, lse).contiguous()
+        own_scores = (_wide(query) * _wide(key[:, :, -query.shape[2] :])).sum(-1) * scale - lse
+        own = own_scores.masked_fill(is_padding, float("-inf")).exp()
+        sink = torch.zeros_like(own)
+        if num_sink_tokens:
+            is_outside, keys = _sinks(num_sink_tokens, local_starts, documents, key)
+            scores = _sink_scores(query, is_outside, keys if sink_keys is None else sink_keys, scale)
+            sink = (scores - lse[..., None]).exp().sum(-1)
         if matmul_rounds_float32(query.device.type):
             # The same kernel for both log-sum-exps: products of the band would be rounded as the kernel's are not.
-            local_set = (block_starts, documents, max_block_length, num_sink_tokens, scale)
-            _, local_lse = local_attention(query, key, key, *local_set)
-            return torch.where(block_starts[:, None] < 0, 0.0, (local_lse - lse).exp())
-        fidelity = _BlockFidelity.apply(query, key, lse, block_starts, max_block_length, scale)
-        if num_sink_tokens:
-            scores = _sink_scores(query, *_sinks(num_sink_tokens, block_starts, documents, key), scale)
-            fidelity = fidelity + (scores - lse[..., None]).exp().sum(-1)
-    return fidelity
+            local_set = (local_starts, documents, max_local_length, num_sink_tokens, scale)
+            _, local_lse = local_attention(query, key, key, *local_set, sink_keys, sink_keys)
+            fidelity = (local_lse - lse).masked_fill(is_padding, float("-inf")).exp()
+            return own, sink, (fidelity - own - sink).clamp(min=0)
+        return own, sink, _BandShare.apply(query, key, lse, local_starts, max_local_length, scale)
 
 
 @opaque_without_gradient(
@@ -90,26 +103,23 @@ def local_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    block_starts: torch.Tensor,
+    local_starts: torch.Tensor,
     documents: torch.Tensor,
-    max_block_length: int,
+    max_local_length: int,
     num_sink_tokens: int,
     scale: float,
     sink_keys: torch.Tensor | None = None,
     sink_values: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Softmax attention over each query's local set only (see `local_fidelity` for the arguments; `value` has the key's
-    shape).
-
-    Where a cache has dropped keys, `block_starts` and `documents` are counted from the first key that is left, and
-    `sink_keys` and `sink_values` are those of the sinks, each `(batch_size, num_heads, num_sink_tokens, head_dim)`.
+    Softmax attention over each query's local set only (see `local_shares` for the arguments; `value` has the key's
+    shape, and `sink_values` that of `sink_keys`).
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
         of the local scores, float32, of shape `(batch_size, num_heads, query_length)`; zeros on padding.
     """
-    tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
+    tiling = _Tiling(local_starts, query.shape[2], key.shape[2], max_local_length)
     outputs, lses = [], []
     # Row by row, so that the stretches of keys stay views; the tiles take the place of the batch.
     for row in range(len(query)):
@@ -126,7 +136,7 @@ def local_attention(
     # One row is often all there is, and then a view that needs no copy.
     output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
     if num_sink_tokens:
-        is_outside, keys, values = _sinks(num_sink_tokens, block_starts, documents, key, value)
+        is_outside, keys, values = _sinks(num_sink_tokens, local_starts, documents, key, value)
         if sink_keys is not None:
             keys, values = sink_keys, sink_values
         scores = _sink_scores(query, is_outside, keys, scale)
@@ -142,7 +152,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sinks(
-    num_sink_tokens: int, block_starts: torch.Tensor, documents: torch.Tensor, *tensors: torch.Tensor
+    num_sink_tokens: int, local_starts: torch.Tensor, documents: torch.Tensor, *tensors: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """
     Where the sinks are none for a query, `(batch_size, 1, query_length, num_sink_tokens)`, and their rows of
@@ -152,8 +162,8 @@ def _sinks(
     key_length = tensors[0].shape[2]
     num_sink_tokens = min(num_sink_tokens, key_length)
     position = documents[..., None] + torch.arange(num_sink_tokens, device=documents.device)
-    # Padding, or counted with the block already.
-    is_outside = (block_starts[..., None] < 0) | (position >= block_starts[..., None])
+    # Padding, or counted with the stretch already.
+    is_outside = (local_starts[..., None] < 0) | (position >= local_starts[..., None])
     index = position.clamp(0, key_length - 1).flatten(1)[:, None, :, None]
     rows = [tensor.gather(2, index.expand(*tensor.shape[:2], -1, tensor.shape[-1])) for tensor in tensors]
     if documents.shape[1] > 1:
@@ -170,30 +180,37 @@ def _sink_scores(query: torch.Tensor, is_outside: torch.Tensor, keys: torch.Tens
 
 class _Tiling:
     """
-    Queries in tiles of `_TILE`, each with the stretch of keys that its blocks can reach: its own and those of the tiles
-    before it. Dummy queries fill the first and the last tile.
+    Queries in tiles of `_TILE`, each with the keys that the local stretches of its queries can reach: its own and those
+    of the tiles before it. Dummy queries fill the first and the last tile.
     """
 
-    def __init__(self, block_starts: torch.Tensor, query_length: int, key_length: int, max_block_length: int) -> None:
-        # Tiles before its own that a block can reach.
-        self.reach = -(-(min(max_block_length, key_length) - 1) // _TILE)
+    def __init__(
+        self,
+        local_starts: torch.Tensor,
+        query_length: int,
+        key_length: int,
+        max_local_length: int,
+        with_own: bool = True,
+    ) -> None:
+        # Tiles before its own that a query's local stretch can reach.
+        self.reach = -(-(min(max_local_length, key_length) - 1) // _TILE)
         self.width = (self.reach + 1) * _TILE
         offset = key_length - query_length  # keys of a cache, before the first query
         self.first_key = max(0, offset // _TILE - self.reach) * _TILE
         self.padding = (offset - self.first_key, -(key_length - self.first_key) % _TILE)
         self.queries = slice(self.padding[0], self.padding[0] + query_length)
 
-        position = torch.arange(self.first_key, key_length + self.padding[1], device=block_starts.device)
+        position = torch.arange(self.first_key, key_length + self.padding[1], device=local_starts.device)
         # No key is local to a dummy query or to padding.
-        starts = torch.where(block_starts < 0, _NOWHERE, block_starts)
+        starts = torch.where(local_starts < 0, _NOWHERE, local_starts)
         starts = F.pad(starts, self.padding, value=_NOWHERE).unflatten(1, (-1, _TILE))[..., None]
         rows = position.view(-1, _TILE, 1)
         columns = rows[:, :1] + torch.arange(self.width, device=position.device) - self.reach * _TILE
-        #: Which keys of its stretch are in a query's block: `(batch_size, num_tiles, _TILE, width)`.
-        self.is_local = (columns >= starts.clamp(min=self.first_key)) & (columns <= rows)
+        #: Which keys are local to a query, with or without its own: `(batch_size, num_tiles, _TILE, width)`.
+        self.is_local = (columns >= starts.clamp(min=self.first_key)) & (columns < rows + with_own)
 
     def bias(self) -> torch.Tensor:
-        """0 on the keys in a query's block and -inf elsewhere."""
+        """0 on the keys that are local to a query and -inf elsewhere."""
         return torch.zeros(self.is_local.shape, device=self.is_local.device).masked_fill_(~self.is_local, float("-inf"))
 
     def tile(self, rows: torch.Tensor) -> torch.Tensor:
@@ -210,29 +227,30 @@ class _Tiling:
         return tiles.flatten(2, 3)[:, :, self.queries]
 
 
-class _BlockFidelity(torch.autograd.Function):
+class _BandShare(torch.autograd.Function):
     """
-    The sum of `a_ij = exp(s_ij - LSE_i)` over each query's block, without sinks. With g its gradient, that of `s_ij` is
-    `a_ij * g_i` and that of `LSE_i` is `-phi_i * g_i`. The band is gone over piece by piece, so that no more than a
-    piece of it is ever held, and computed again in the backward pass.
+    The sum of `a_ij = exp(s_ij - LSE_i)` over the stretch of keys from each query's local start up to the key before
+    its own. With g its gradient, that of `s_ij` is `a_ij * g_i` and that of `LSE_i` is `-g_i` times the sum. The band
+    is gone over piece by piece, so that no more than a piece of it is ever held, and computed again in the backward
+    pass.
     """
 
     @staticmethod
-    def forward(ctx, query, key, lse, block_starts, max_block_length, scale):
-        tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
-        bias, fidelity = tiling.bias(), torch.empty_like(lse)
+    def forward(ctx, query, key, lse, local_starts, max_local_length, scale):
+        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], max_local_length, with_own=False)
+        bias, share = tiling.bias(), torch.empty_like(lse)
         for piece in _pieces(query, tiling):
             _, _, weights = _band_weights(query[piece], key[piece], lse[piece], tiling, bias[piece[0]], scale)
             sums = weights.sum(-1).view(*query[piece].shape[:2], -1)
-            fidelity[piece] = sums[..., tiling.queries]
-        ctx.save_for_backward(query, key, lse, block_starts, fidelity)
-        ctx.max_block_length, ctx.scale = max_block_length, scale
-        return fidelity
+            share[piece] = sums[..., tiling.queries]
+        ctx.save_for_backward(query, key, lse, local_starts, share)
+        ctx.max_local_length, ctx.scale = max_local_length, scale
+        return share
 
     @staticmethod
     def backward(ctx, grad):
-        query, key, lse, block_starts, fidelity = ctx.saved_tensors
-        tiling = _Tiling(block_starts, query.shape[2], key.shape[2], ctx.max_block_length)
+        query, key, lse, local_starts, share = ctx.saved_tensors
+        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], ctx.max_local_length, with_own=False)
         bias, grad_query, grad_key = tiling.bias(), torch.empty_like(query), torch.zeros_like(key)
         with torch.autocast(query.device.type, enabled=False):
             for piece in _pieces(query, tiling):
@@ -252,7 +270,7 @@ class _BlockFidelity(torch.autograd.Function):
                     tiles[tile : tile + len(stretches)] += stretches[:, tile]
                 rows = tiles[tiling.reach :].view(*heads, -1, key.shape[-1])
                 grad_key[piece][:, :, tiling.first_key :] = rows[:, :, : key.shape[2] - tiling.first_key]
-        return grad_query, grad_key, -fidelity * grad, None, None, None
+        return grad_query, grad_key, -share * grad, None, None, None
 
 
 def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
@@ -276,11 +294,11 @@ def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
 def _band_weights(query, key, lse, tiling, bias, scale):
     """
     Queries times `scale * log2(e)`, `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside
-    the blocks, `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
+    the stretches, `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
 
     The tiles of all heads stand in one line, so that a tile's keys are one contiguous stretch and the stretches of all
     tiles one overlapping view that the matrix product reads without a copy. What a stretch shows of the head before its
-    own is outside the block.
+    own is not local.
     """
     head_dim = query.shape[-1]
     queries = tiling.tile(_wide(query) * (scale / math.log(2))).reshape(-1, _TILE, head_dim)

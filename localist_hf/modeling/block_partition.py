@@ -5,6 +5,9 @@ Where the text's blocks start.
 A partition gives each position `i` the start `b(i) <= i` of its block. All partitions here are *causal*: `b(i)` depends
 on the tokens up to `i` only, so training, scoring and step-by-step generation see the same blocks. They are tensors of
 shape `(batch_size, length)` and dtype `torch.long` with -1 on padding, and no function loops over positions.
+
+Semantic and delimiter blocks start after *separators*, tokens that end a thought: those whose value vectors are short,
+or those of given ids. What the search for blocks must remember of the tokens before is a [`BlockState`].
 """
 
 import math
@@ -16,11 +19,11 @@ from torch.nn import functional as F
 from .opaque_ops import opaque_without_gradient
 
 
-# Similarities closer to the threshold than this do not start a block, so that rounding cannot (a text that repeats one
-# token has r = 1 everywhere, and its standard deviation is rounding noise).
-_SIMILARITY_TOLERANCE = 1e-4
-# Positions whose windows are summed by one matrix product.
-_TILE = 16
+# A length closer to the threshold than this does not separate, so that rounding cannot (in a text that repeats one
+# token the standard deviation is rounding noise).
+_TOLERANCE = 1e-4
+# Value vectors are no shorter, for the logarithm.
+_SHORTEST = 1e-6
 
 
 def document_starts(
@@ -65,177 +68,233 @@ def window_block_starts(documents: torch.Tensor, window_length: int) -> torch.Te
     return torch.where(documents < 0, -1, position - (position - documents) % window_length)
 
 
-def delimiter_block_starts(
-    input_ids: torch.Tensor,
-    documents: torch.Tensor,
-    delimiter_token_ids: list[int],
-    min_block_length: int,
-    max_block_length: int,
-) -> torch.Tensor:
-    """
-    A new block after each delimiter token, within the length limits (see `place_block_starts`).
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(batch_size, length)`):
-            The tokens, from the first one on.
-        documents (`torch.LongTensor` of shape `(batch_size, length)`):
-            From `document_starts`.
-        delimiter_token_ids (`list[int]`):
-            Token ids that end a block.
-        min_block_length (`int`), max_block_length (`int`):
-            Length limits in tokens.
-    """
-    delimiters = torch.tensor(delimiter_token_ids, device=input_ids.device)
-    follows_delimiter = F.pad(torch.isin(input_ids, delimiters)[:, :-1], (1, 0))
-    return place_block_starts(follows_delimiter, documents, min_block_length, max_block_length)
-
-
 class BlockState(NamedTuple):
     """
-    Where the search for semantic blocks stands after the tokens seen so far, one number for each row: what a key-value
-    cache that drops old values must keep.
+    Where the search for blocks stands after the tokens seen so far, for each row: what a key-value cache keeps of it.
 
     Args:
         count, total, square (`torch.Tensor` of shape `(batch_size,)`):
-            Number of similarities so far, their sum and the sum of their squares; float64.
-        start (`torch.LongTensor` of shape `(batch_size,)`):
-            Start of the current block; -1 before the first token.
+            Number of the document's value lengths so far, their sum and the sum of their squares; float64, on the CPU
+            where the device has no such numbers.
+        separates (`torch.BoolTensor` of shape `(batch_size,)`):
+            Whether the last token is a separator.
+        starts (`torch.LongTensor` of shape `(batch_size, 1 + num_previous_blocks)`):
+            Start of the current block and, going back, of those before it, as far as the document goes; -1 before its
+            first token.
     """
 
     count: torch.Tensor
     total: torch.Tensor
     square: torch.Tensor
-    start: torch.Tensor
+    separates: torch.Tensor
+    starts: torch.Tensor
+
+    @classmethod
+    def at_first(cls, documents: torch.Tensor, num_previous_blocks: int) -> "BlockState":
+        """The state before the first token, for the rows and on the device of `documents`."""
+        nothing = torch.zeros(len(documents), dtype=torch.float64, device=_device_of_sums(documents.device))
+        starts = documents.new_full((len(documents), 1 + num_previous_blocks), -1)
+        return cls(nothing, nothing, nothing, starts[:, 0] >= 0, starts)
 
 
-def semantic_block_starts(
-    values: torch.Tensor,
+class Blocks(NamedTuple):
+    """
+    The blocks of some tokens.
+
+    Args:
+        starts (`torch.LongTensor` of shape `(batch_size, length)`):
+            Start of each token's block, -1 on padding.
+        local_starts (`torch.LongTensor` of shape `(batch_size, length)`):
+            Start of the earliest of the previous blocks that count as local with it, -1 on padding.
+    """
+
+    starts: torch.Tensor
+    local_starts: torch.Tensor
+
+
+def value_lengths(values: torch.Tensor) -> torch.Tensor:
+    """
+    `mean over heads of log |v_i|`: how much each token passes on. Tokens that end a thought pass on little: by the
+    length of their values a model's own separators are known.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, num_key_value_heads, length, head_dim)`):
+            Value vectors of one layer, any floating dtype; no gradient flows into them.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, length)`, float32 (float64 for float64 values).
+    """
+    wide = torch.promote_types(values.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(values.detach(), dim=-1, dtype=wide)
+    return lengths.clamp(min=_SHORTEST).log().mean(dim=1)
+
+
+@torch.no_grad()
+def semantic_blocks(
+    lengths: torch.Tensor,
     documents: torch.Tensor,
-    window: int,
     threshold: float,
     min_block_length: int,
     max_block_length: int,
-) -> torch.Tensor:
+    state: BlockState,
+    seen: int = 0,
+) -> tuple[Blocks, BlockState]:
     """
-    Blocks that the model finds in its own value vectors: a block starts where a token's values turn away from those
-    of the tokens before it.
-
-    `r_i` is the cosine between the unit value vector `v_i` and the mean of the `window` ones before it in its document;
-    position `i` is a candidate where `r_i < mean - threshold * std` of the `r` of its document so far.
+    Blocks that start after the model's own separators. Token `j` separates where `nu_j < mean - threshold * std` of the
+    `nu` of its document up to itself, without the first, which is a sink of its own kind.
 
     Args:
-        values (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`):
-            Value vectors of one layer, any floating dtype; no gradient flows into them.
+        lengths (`torch.Tensor` of shape `(batch_size, length)`):
+            nu of the new tokens: [`value_lengths`], or their mean over several layers.
         documents (`torch.LongTensor` of shape `(batch_size, length)`):
-            From `document_starts`.
-        window (`int`):
-            Number of preceding tokens to compare with; fewer at the start of a document.
+            From `document_starts`, of the same tokens.
         threshold (`float`):
             Standard deviations below the running mean.
         min_block_length (`int`), max_block_length (`int`):
             Length limits in tokens (see `place_block_starts`).
+        state ([`BlockState`]):
+            Where the search stood before the new tokens.
+        seen (`int`, *optional*, defaults to 0):
+            Number of tokens before the new ones.
+
+    Returns:
+        `tuple(Blocks, BlockState)`: the blocks of the new tokens, and where the search stands after them.
     """
-    settings = (window, threshold, min_block_length, max_block_length)
-    return continue_semantic_blocks(values, documents, *settings)[0]
+    sums_device = _device_of_sums(lengths.device)
+    separators, *sums = _find_separators(
+        lengths.to(sums_device), documents.to(sums_device), threshold, seen, *state[:3]
+    )
+    separators = separators.to(documents.device)
+    starts, local_starts, last = _blocks_after(
+        separators, documents, min_block_length, max_block_length, seen, state.separates, state.starts
+    )
+    return Blocks(starts, local_starts), BlockState(*sums, separators[:, -1], last)
 
 
 @torch.no_grad()
-def continue_semantic_blocks(
-    values: torch.Tensor,
+def delimiter_blocks(
+    input_ids: torch.Tensor,
     documents: torch.Tensor,
-    window: int,
-    threshold: float,
+    delimiter_token_ids: list[int],
     min_block_length: int,
     max_block_length: int,
-    num_new: int | None = None,
+    state: BlockState,
     seen: int = 0,
-    state: BlockState | None = None,
-) -> tuple[torch.Tensor, BlockState]:
+) -> tuple[Blocks, BlockState]:
     """
-    `semantic_block_starts` of new tokens that follow `seen` ones.
+    Blocks that start after given tokens.
 
     Args:
-        values (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`):
-            They end with those of the new tokens, and begin with those of the first token or of at least `window`
-            tokens before the new ones.
-        documents (`torch.LongTensor` of shape `(batch_size, length)`):
-            From `document_starts`, of the same tokens.
-        num_new (`int`, *optional*):
-            Number of new tokens; all by default.
-        seen (`int`, *optional*, defaults to 0):
-            Number of tokens before the new ones.
-        state ([`BlockState`], *optional*):
-            Where the search stood before the new tokens.
+        input_ids (`torch.LongTensor` of shape `(batch_size, length)`):
+            The new tokens.
+        delimiter_token_ids (`list[int]`):
+            Token ids that end a block.
+        documents, min_block_length, max_block_length, state, seen:
+            As in [`semantic_blocks`].
 
     Returns:
-        `tuple(torch.LongTensor, BlockState)`: the block starts of the new tokens, `(batch_size, num_new)`, and where
-        the search stands after them.
+        `tuple(Blocks, BlockState)`: the blocks of the new tokens, and where the search stands after them.
     """
-    batch_size, _, length, _ = values.shape
-    num_new = length if num_new is None else num_new
-    if state is None:
-        nothing = values.new_zeros(batch_size, dtype=torch.float64)
-        state = BlockState(nothing, nothing, nothing, documents.new_full((batch_size,), -1))
-    settings = (window, threshold, min_block_length, max_block_length)
-    starts, *state = _search(values, documents, *settings, num_new, seen, *state)
-    return starts, BlockState(*state)
+    separators = torch.isin(input_ids, torch.tensor(delimiter_token_ids, device=input_ids.device))
+    starts, local_starts, last = _blocks_after(
+        separators, documents, min_block_length, max_block_length, seen, state.separates, state.starts
+    )
+    return Blocks(starts, local_starts), state._replace(separates=separators[:, -1], starts=last)
 
 
-def _fake_search(
-    values: torch.Tensor,
-    documents: torch.Tensor,
-    window: int,
-    threshold: float,
-    min_block_length: int,
-    max_block_length: int,
-    num_new: int,
-    seen: int,
-    *state: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    return documents.new_empty(documents.shape[0], num_new), *(torch.empty_like(entry) for entry in state)
+def with_previous_blocks(starts: torch.Tensor, documents: torch.Tensor, num_previous_blocks: int) -> Blocks:
+    """
+    The blocks that begin at these `starts`, all of a text's.
+
+    Args:
+        starts (`torch.LongTensor` of shape `(batch_size, length)`), documents (`torch.LongTensor` of the same shape):
+            Block starts, and what `document_starts` gives.
+        num_previous_blocks (`int`):
+            Blocks before its own that are local to a token.
+    """
+    nothing = starts.new_full((len(starts), 1 + num_previous_blocks), -1)
+    return Blocks(starts, _going_back(starts, documents, nothing, seen=0)[0])
+
+
+def _device_of_sums(device: torch.device) -> torch.device:
+    """Where float64 sums are made: not every device has the dtype, and they are few numbers."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 @opaque_without_gradient(
-    "(Tensor values, Tensor documents, SymInt window, float threshold, SymInt min_block_length, "
-    "SymInt max_block_length, SymInt num_new, SymInt seen, Tensor count, Tensor total, Tensor square, Tensor start) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fake_search,
+    "(Tensor lengths, Tensor documents, float threshold, SymInt seen, Tensor count, Tensor total, Tensor square) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    lambda lengths, documents, threshold, seen, *sums: (
+        torch.empty_like(documents, dtype=torch.bool),
+        *(torch.empty_like(entry) for entry in sums),
+    ),
 )
-def _search(
-    values: torch.Tensor,
+def _find_separators(
+    lengths: torch.Tensor,
     documents: torch.Tensor,
-    window: int,
     threshold: float,
-    min_block_length: int,
-    max_block_length: int,
-    num_new: int,
     seen: int,
     count: torch.Tensor,
     total: torch.Tensor,
     square: torch.Tensor,
-    start: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    """`continue_semantic_blocks` with tensors for all of its results."""
-    similarity = _similarity_to_window(values, documents, window)[:, -num_new:]
-    documents = documents[:, -num_new:]
-    position = seen + torch.arange(num_new, device=values.device)
-    is_token, first = documents >= 0, documents.clamp(min=0)
-    defined = is_token & (position > first)  # the first token of a document has nothing before it
+    """Which tokens separate, `(batch_size, length)`, and the running sums after the last, `(batch_size,)` each."""
+    position = seen + torch.arange(documents.shape[1], device=documents.device)
+    counts = (documents >= 0) & (position > documents)
     # Float64 sums, so that a row's blocks do not depend on what stands before it.
-    similarity = torch.where(defined, similarity, 0.0).double()
+    lengths = torch.where(counts, lengths, 0.0).double()
+    first = documents.clamp(min=0)
     count, total, square = (
         _document_cumsum(quantity, (first - seen).clamp(min=0)) + torch.where(first < seen, so_far[:, None], 0.0)
-        for quantity, so_far in (
-            (defined.double(), count),
-            (similarity, total),
-            (similarity.square(), square),
-        )
+        for quantity, so_far in ((counts.double(), count), (lengths, total), (lengths.square(), square))
     )
     mean = total / count.clamp(min=1)
     std = (square / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-    candidates = defined & (similarity < mean - threshold * std - _SIMILARITY_TOLERANCE)
-    starts = place_block_starts(candidates, documents, min_block_length, max_block_length, start, seen)
-    return starts, count[:, -1], total[:, -1], square[:, -1], starts[:, -1]
+    separators = counts & (lengths < mean - threshold * std - _TOLERANCE)
+    return separators, count[:, -1], total[:, -1], square[:, -1]
+
+
+@opaque_without_gradient(
+    "(Tensor separators, Tensor documents, SymInt min_block_length, SymInt max_block_length, SymInt seen, "
+    "Tensor separated, Tensor before) -> (Tensor, Tensor, Tensor)",
+    lambda separators, documents, *_: (
+        *(torch.empty_like(documents, memory_format=torch.contiguous_format) for _ in range(2)),
+        torch.empty_like(_[-1], memory_format=torch.contiguous_format),
+    ),
+)
+def _blocks_after(
+    separators: torch.Tensor,
+    documents: torch.Tensor,
+    min_block_length: int,
+    max_block_length: int,
+    seen: int,
+    separated: torch.Tensor,
+    before: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The two fields of [`Blocks`] for blocks that start after separators, and those starts of a [`BlockState`]."""
+    follows = torch.cat((separated[:, None], separators[:, :-1]), dim=1)
+    starts = place_block_starts(follows, documents, min_block_length, max_block_length, before[:, 0], seen)
+    return starts, *_going_back(starts, documents, before, seen)
+
+
+def _going_back(
+    starts: torch.Tensor, documents: torch.Tensor, before: torch.Tensor, seen: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The start of the block that lies `n` blocks before each position's own, `(batch_size, length)`, and of the 0 to n
+    before the last position's, `(batch_size, n + 1)`, where `before` are those of the token before the first of these.
+    """
+    is_first = starts <= documents  # of its document, or padding
+    goes_on = (starts < seen) & ~is_first
+    # In the column before a block's first token stands what holds for the block before; column 0 is `before`.
+    column = (starts - seen).clamp(min=0)
+    chain, last = starts, [starts[:, -1]]
+    for back in range(1, before.shape[1]):
+        previous = torch.cat((before[:, back - 1, None], chain), dim=1).gather(1, column)
+        previous = torch.where(goes_on, before[:, back, None], previous)
+        chain = torch.where(is_first, starts, previous)
+        last.append(chain[:, -1])
+    return chain, torch.stack(last, dim=1)
 
 
 def place_block_starts(
@@ -277,7 +336,7 @@ def place_block_starts(
         """The column that follows a start at each of these; `length` means none."""
         candidate = next_candidate.gather(1, (start + min_block_length).clamp(0, length))
         document = next_document.gather(1, (start + 1).clamp(0, length))
-        return torch.minimum(torch.minimum(candidate, start + max_block_length), document).clamp(max=length)
+        return torch.minimum(torch.minimum(candidate, start + max_block_length), document).clamp(0, length)
 
     # The column `length` is its own successor.
     pointers = F.pad(successor(column), (0, 1), value=length)
@@ -307,36 +366,3 @@ def _document_cumsum(quantity: torch.Tensor, first: torch.Tensor) -> torch.Tenso
     """Sum of `(batch_size, length)` numbers from the start of each position's document up to the position."""
     prefix = F.pad(quantity.cumsum(dim=1), (1, 0))
     return prefix[:, 1:] - prefix.gather(1, first)
-
-
-def _similarity_to_window(values: torch.Tensor, documents: torch.Tensor, window: int) -> torch.Tensor:
-    """
-    Cosine between each position's values, all heads together, and the mean of the unit vectors of the `window`
-    positions before it, or of as many as its document has: `(batch_size, length)`, float32.
-
-    The sums over the windows are one product with a matrix of zeros and ones for each tile of `_TILE` positions, over
-    the stretch of vectors that the tile's windows reach; the stretches of all tiles are one overlapping view.
-    """
-    batch_size, num_heads, length, head_dim = values.shape
-    reach = -(-window // _TILE) * _TILE
-    num_tiles = -(-length // _TILE)
-    width = reach + _TILE
-    # Unit vectors, with room for the stretch of the first tile in front and for whole tiles behind.
-    vectors = values.new_zeros(batch_size, reach + num_tiles * _TILE, num_heads * head_dim, dtype=torch.float32)
-    unit = vectors[:, reach : reach + length]
-    unit.unflatten(2, (num_heads, head_dim)).copy_(values.transpose(1, 2))
-    unit.div_(unit.norm(dim=-1, keepdim=True).clamp_(min=1e-12))
-
-    position = torch.arange(num_tiles * _TILE, device=values.device).view(num_tiles, _TILE, 1)
-    column = position[:, :1] + torch.arange(width, device=values.device) - reach
-    # A document's positions have one number in `documents`; what is padding, or before the text, has none of theirs.
-    document = F.pad(documents, (reach, -length % _TILE), value=-1)
-    own, of_stretch = document[:, reach:].unflatten(1, (num_tiles, _TILE)), document.unfold(1, width, _TILE)
-    in_window = (own[..., None] == of_stretch[:, :, None]) & (column < position) & (column >= position - window)
-
-    stretches = vectors.unfold(1, width, _TILE).transpose(2, 3)
-    with torch.autocast(values.device.type, enabled=False):
-        sums = [torch.bmm(rows.to(vectors.dtype), keys) for rows, keys in zip(in_window, stretches, strict=True)]
-        sums = torch.stack(sums).flatten(1, 2)[:, :length]
-        # The cosine needs only the direction of the mean.
-        return torch.linalg.vecdot(unit, sums) / sums.norm(dim=-1).clamp(min=1e-12)

@@ -35,23 +35,25 @@ class LocalistGPT2Config(GPT2Config):
             How locality grows over depth: `"distributed"`, `"linear"`, `"quadratic"`, `"cubic"`, `"quartic"`,
             `"quintic"`, `"localist"`, or one number in [0, 1] for each layer.
         block_partition (`str`, *optional*, defaults to `"semantic"`):
-            How the text is cut into blocks. `"semantic"`: the model finds them in its own value vectors;
-            `"delimiter"`: a new block after each of `delimiter_token_ids`; `"window"`: every `window_length` tokens.
+            How the text is cut into blocks. `"semantic"`: after the model's own separators, tokens whose value vectors
+            are short; `"delimiter"`: after each of `delimiter_token_ids`; `"window"`: every `window_length` tokens.
         min_block_length (`int`, *optional*, defaults to 8):
             Fewest tokens of a block, for `"semantic"` and `"delimiter"`. The last block of a text may be shorter.
         max_block_length (`int`, *optional*, defaults to 64):
             Most tokens of a block, for `"semantic"` and `"delimiter"`.
         semantic_layer (`int`, *optional*):
-            The layer whose value vectors define the blocks of all layers above it; a layer below it finds its own
-            the same way. Defaults to `num_hidden_layers // 2`.
-        semantic_window (`int`, *optional*, defaults to 16):
-            Number of preceding tokens that a token's values are compared with.
-        semantic_threshold (`float`, *optional*, defaults to 1.0):
-            A block starts where the similarity falls this many standard deviations below its running mean.
+            The last of the layers whose value vectors define the blocks of all layers above; the first is at 3/8 of the
+            depth, or this one if it is lower. A layer below finds its own blocks in the values of those layers up to
+            itself, or in its own alone. Defaults to `num_hidden_layers // 2`.
+        semantic_threshold (`float`, *optional*, defaults to 1.25):
+            A block starts after a token whose values are this many standard deviations shorter, in the mean logarithm
+            of their lengths, than those of the text so far.
         delimiter_token_ids (`list[int]`, *optional*):
             Token ids that end a block; required by `"delimiter"`.
         window_length (`int`, *optional*, defaults to 16):
             Tokens of a block of the `"window"` partition.
+        num_previous_blocks (`int`, *optional*, defaults to 0):
+            Blocks before its own that are local to a token too. 0 is the setting of arXiv:2511.18375.
         num_sink_tokens (`int`, *optional*, defaults to 0):
             The first tokens of a text that count as local everywhere (attention sinks, arXiv:2309.17453). 0 is the
             setting of arXiv:2511.18375.
@@ -85,10 +87,10 @@ class LocalistGPT2Config(GPT2Config):
     min_block_length: int = 8
     max_block_length: int = 64
     semantic_layer: int | None = None
-    semantic_window: int = 16
-    semantic_threshold: float | int = 1.0
+    semantic_threshold: float | int = 1.25
     delimiter_token_ids: list[int] | None = None
     window_length: int = 16
+    num_previous_blocks: int = 0
     num_sink_tokens: int = 0
     locality_dial: float | int = 0.0
     min_fidelity: float | int = 0.0
@@ -97,6 +99,18 @@ class LocalistGPT2Config(GPT2Config):
     def locality_lambdas(self) -> list[float]:
         """`list[float]`: the locality `lambda_l` in [0, 1] of each layer, from `locality_schedule`."""
         return schedule_lambdas(self.locality_schedule, self.num_hidden_layers)
+
+    @property
+    def semantic_band(self) -> range:
+        """`range`: the layers whose value vectors define the semantic blocks of those above."""
+        last = self.num_hidden_layers // 2 if self.semantic_layer is None else self.semantic_layer
+        return range(min(3 * self.num_hidden_layers // 8, last), last + 1)
+
+    @property
+    def max_local_length(self) -> int:
+        """`int`: most tokens of a block and of the previous ones that are local with it."""
+        is_window = self.block_partition == "window"
+        return (1 + self.num_previous_blocks) * (self.window_length if is_window else self.max_block_length)
 
     def validate_locality_schedule(self) -> None:
         """The schedule must be known and fit the number of layers."""
@@ -110,8 +124,8 @@ class LocalistGPT2Config(GPT2Config):
         for name, least in (
             ("min_block_length", 1),
             ("max_block_length", 1),
-            ("semantic_window", 1),
             ("window_length", 1),
+            ("num_previous_blocks", 0),
             ("num_sink_tokens", 0),
             ("semantic_threshold", 0),
         ):
@@ -166,8 +180,17 @@ class LocalistGPT2Config(GPT2Config):
             raise ValueError(
                 f"The checkpoint's `model_type` is {model_type!r}; {cls.__name__} reads 'gpt2' and {cls.model_type!r}."
             )
-        # transformers would set the overrides one by one on a configuration already checked without them.
         fields = (cls.__dataclass_fields__.keys() | cls.attribute_map.keys()) - {"dtype"}
+        if "semantic_window" in config_dict:
+            config_dict = {name: value for name, value in config_dict.items() if name != "semantic_window"}
+            if config_dict.get("block_partition", "semantic") == "semantic" and "semantic_threshold" not in kwargs:
+                raise ValueError(
+                    "The checkpoint was saved by localist-hf 0.1, whose semantic blocks were found by another rule: "
+                    "this version would give it other blocks than those that it was trained on. Load it with its own "
+                    "code (`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` where localist_hf is "
+                    "not imported), or pass `semantic_threshold` to use the rule of this version."
+                )
+        # transformers would set the overrides one by one on a configuration already checked without them.
         overrides = {cls.attribute_map.get(name, name): kwargs.pop(name) for name in list(kwargs) if name in fields}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 

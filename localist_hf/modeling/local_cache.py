@@ -1,5 +1,5 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Key-value caches of layers that find blocks, and of layers that attend to their blocks only."""
+"""Key-value caches of layers that find blocks, and of layers that attend to their local set only."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from .block_partition import BlockState
 
 
-class _SearchLayer:
-    """Where the search for blocks in a layer's values stands, for a cache layer to keep with them."""
+class SearchLayer:
+    """Where the search for the blocks that a layer defines stands, for a cache layer to keep with its keys."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -32,7 +32,7 @@ class _SearchLayer:
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps these rows only."""
         super().batch_select_indices(indices)
-        self._map_rows(lambda tensor: tensor[indices])
+        self._map_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -48,7 +48,7 @@ class _SearchLayer:
             self.block_state = BlockState(*map(select, self.block_state))
 
 
-class BlockCacheLayer(_SearchLayer, DynamicLayer):
+class BlockCacheLayer(SearchLayer, DynamicLayer):
     """All keys and values, and where the search for blocks in them stands, so that a step looks at its tokens only."""
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -57,23 +57,20 @@ class BlockCacheLayer(_SearchLayer, DynamicLayer):
         self.forget_search()
 
 
-class LocalCacheLayer(_SearchLayer, DynamicSlidingWindowLayer):
+class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
     """
-    Keys and values that a fully localised layer can still need at dial 1: those of the longest block, and of the sinks.
-    Where the layer's own values define blocks, the few numbers with which the search for them goes on travel along.
+    Keys and values that a fully localised layer can still need at dial 1: those of the longest local set, and of the
+    sinks. Where the layer defines blocks, the few numbers with which the search for them goes on travel along.
 
     Args:
-        max_block_length (`int`):
-            No block is longer.
-        semantic_window (`int`):
-            Number of preceding tokens whose values the search for blocks needs.
+        max_local_length (`int`):
+            No block is longer, together with the previous blocks that are local with it.
         num_sink_tokens (`int`):
             Tokens at the start of the text that are kept.
     """
 
-    def __init__(self, max_block_length: int, semantic_window: int, num_sink_tokens: int) -> None:
-        # A sliding window of n keeps n - 1 tokens; the next token makes the n-th.
-        super().__init__(sliding_window=max(max_block_length, semantic_window + 1))
+    def __init__(self, max_local_length: int, num_sink_tokens: int) -> None:
+        super().__init__(sliding_window=max_local_length)
         self.num_sink_tokens = num_sink_tokens
         self.sinks: tuple[torch.Tensor, torch.Tensor] | None = None
 

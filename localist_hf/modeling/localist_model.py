@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
 )
 from transformers.utils import can_return_tuple
 
-from .block_partition import delimiter_block_starts, document_starts
 from .local_cache import BlockCacheLayer
 from .locality import REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
 from .locality_dial import LocalityDial, Setting, check_share, current_setting
@@ -35,6 +34,14 @@ class LocalistModelOutput(BaseModelOutputWithPastAndCrossAttentions):
         fidelity_mask (`tuple(torch.BoolTensor)` of shape `(batch_size, sequence_length)`, *optional*):
             True on tokens that see more than their local set, whose fidelity is not 1 by construction. Losses and
             means count these only.
+        context_mask (`tuple(torch.BoolTensor)` of shape `(batch_size, sequence_length)`, *optional*):
+            `fidelity_mask` without the tokens that have no other key in their local set but sinks, as a block's first
+            one. A loss on the context fidelity counts these only.
+        self_share, sink_share, block_share, outside_share (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, \
+        sequence_length)`, *optional*):
+            Where each query's attention goes: to its own token; to the first tokens of its text, if they are sinks and
+            not in its block; to the rest of its local set; outside of it. Float32, differentiable; they sum to 1, and
+            are 0 on padding.
         block_starts (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
             Position at which each token's block starts; -1 on padding.
         entropy (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
@@ -43,6 +50,11 @@ class LocalistModelOutput(BaseModelOutputWithPastAndCrossAttentions):
 
     fidelity: tuple[torch.Tensor, ...] | None = None
     fidelity_mask: tuple[torch.Tensor, ...] | None = None
+    context_mask: tuple[torch.Tensor, ...] | None = None
+    self_share: tuple[torch.Tensor, ...] | None = None
+    sink_share: tuple[torch.Tensor, ...] | None = None
+    block_share: tuple[torch.Tensor, ...] | None = None
+    outside_share: tuple[torch.Tensor, ...] | None = None
     block_starts: tuple[torch.Tensor, ...] | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
 
@@ -53,6 +65,11 @@ class LocalistCausalLMOutput(CausalLMOutputWithCrossAttentions):
 
     fidelity: tuple[torch.Tensor, ...] | None = None
     fidelity_mask: tuple[torch.Tensor, ...] | None = None
+    context_mask: tuple[torch.Tensor, ...] | None = None
+    self_share: tuple[torch.Tensor, ...] | None = None
+    sink_share: tuple[torch.Tensor, ...] | None = None
+    block_share: tuple[torch.Tensor, ...] | None = None
+    outside_share: tuple[torch.Tensor, ...] | None = None
     block_starts: tuple[torch.Tensor, ...] | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
 
@@ -226,32 +243,6 @@ class LocalistGenerationMixin(LocalistMixin):
         with self.set_locality_dial(dial, floor) if is_changed else nullcontext():
             return super().generate(inputs, generation_config, *args, **kwargs)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in transformers; delimiter blocks are found here, where all tokens are at hand, not only the new ones."""
-        native = (next_sequence_length, past_key_values, attention_mask, inputs_embeds, is_first_iteration)
-        inputs = super().prepare_inputs_for_generation(input_ids, *native, **kwargs)
-        config, setting = self.config, current_setting(self.config)
-        asked = (setting.dial, setting.min_fidelity, inputs.get("output_fidelity"))
-        # Free when not asked: plain generation computes no block.
-        if any(asked) and config.block_partition == "delimiter" and inputs.get("block_starts") is None:
-            inputs["block_starts"] = delimiter_block_starts(
-                input_ids,
-                document_starts(*input_ids.shape, attention_mask, device=input_ids.device),
-                config.delimiter_token_ids,
-                config.min_block_length,
-                config.max_block_length,
-            )
-        return inputs
-
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As [`~transformers.GenerationMixin.init_continuous_batching`], at dial 0 only: its attention is `sdpa`."""
         setting = current_setting(self.config)
@@ -275,6 +266,8 @@ class LocalistGenerationMixin(LocalistMixin):
             self.set_attn_implementation(attention)
 
 
+#: Where a query's attention goes: the outputs that sum to 1.
+SHARES = ("self_share", "sink_share", "block_share", "outside_share")
 #: Arguments of the native models that say what can be measured.
 _READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 
@@ -284,9 +277,11 @@ def _measurements(locality: Locality | None, query_length: int) -> dict[str, tup
     if locality is None or not locality.measured:
         return {}
     layers = sorted(locality.measured)
-    return {
+    shares = zip(*(locality.shares[layer] for layer in layers), strict=True)
+    return dict(zip(SHARES, shares, strict=True)) | {
         "fidelity": tuple(locality.fidelities[layer] for layer in layers),
         "fidelity_mask": tuple(locality.fidelity_mask(layer)[:, -query_length:] for layer in layers),
+        "context_mask": tuple(locality.context_mask(layer)[:, -query_length:] for layer in layers),
         "block_starts": tuple(locality.block_starts(layer)[:, -query_length:] for layer in layers),
         "entropy": tuple(locality.entropies[layer] for layer in layers) if locality.entropy else None,
     }

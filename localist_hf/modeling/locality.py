@@ -16,17 +16,20 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
-from .block_attention import local_attention, local_fidelity
+from .block_attention import local_attention, local_shares
 from .block_partition import (
-    continue_semantic_blocks,
-    delimiter_block_starts,
+    Blocks,
+    BlockState,
+    delimiter_blocks,
     document_starts,
-    semantic_block_starts,
+    semantic_blocks,
+    value_lengths,
     window_block_starts,
+    with_previous_blocks,
 )
 from .configuration_localist_gpt2 import LocalistGPT2Config
 from .fused_attention import attention_with_lse
-from .local_cache import BlockCacheLayer, LocalCacheLayer
+from .local_cache import BlockCacheLayer, LocalCacheLayer, SearchLayer
 from .locality_dial import check_share, current_setting
 
 
@@ -73,10 +76,10 @@ class Locality:
             The fidelity of every query of layer l is raised to `lambda_l * min_fidelity` where it is below.
         documents (`torch.LongTensor` of shape `(batch_size, key_length)`):
             First position of each position's document, -1 on padding.
-        fixed_block_starts (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
-            The block starts, where they do not depend on the model's values.
-        max_block_length (`int`):
-            No block is longer.
+        fixed_blocks ([`Blocks`], *optional*):
+            The blocks of all positions, or of the queries, where they do not depend on the model's values.
+        max_local_length (`int`):
+            No block is longer, together with the previous blocks that are local with it.
         cache ([`~transformers.DynamicCache`], *optional*):
             The key-value cache; the queries follow its tokens.
         is_packed (`bool`, *optional*, defaults to `False`):
@@ -89,8 +92,8 @@ class Locality:
     dial: float
     min_fidelity: float
     documents: torch.Tensor
-    fixed_block_starts: torch.Tensor | None
-    max_block_length: int
+    fixed_blocks: Blocks | None
+    max_local_length: int
     cache: DynamicCache | None = None
     is_packed: bool = False
 
@@ -100,98 +103,139 @@ class Locality:
         self.weights = [1 - self.dial * value for value in lambdas]
         self.floors = [self.min_fidelity * value for value in lambdas]
         dialled = {layer for layer in range(len(lambdas)) if self.weights[layer] < 1 or self.floors[layer] > 0}
-        #: Layers that attend to their blocks only.
+        #: Layers that attend to their local sets only.
         self.only_local = {
             layer for layer in range(len(lambdas)) if self.weights[layer] == 0 or self.floors[layer] == 1
         }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
-        layer = self.config.semantic_layer
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0
-        #: The layer whose values define the blocks of every layer above it.
-        self.semantic_layer = self.config.num_hidden_layers // 2 if layer is None else layer
+        #: The layers whose values define the blocks of every layer above them.
+        self.semantic_band = self.config.semantic_band
+        #: Layers that define blocks, their own or also those of the layers above.
+        self.defining = frozenset() if self.fixed_blocks is not None else frozenset(map(self._defined_by, self.layers))
+        #: Where the search for delimiter blocks stands after this pass.
+        self.delimiter_state: BlockState | None = None
         self.fidelities: dict[int, torch.Tensor] = {}
+        self.shares: dict[int, tuple[torch.Tensor, ...]] = {}
         self.entropies: dict[int, torch.Tensor] = {}
-        self._semantic_block_starts: dict[int, torch.Tensor] = {}
+        self._blocks: dict[int, Blocks] = {}
+        self._states = self._states_of_search()
+        self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
+
+    def _defined_by(self, layer: int) -> int:
+        """The layer at which this layer's blocks are found."""
+        return min(layer, self.semantic_band[-1])
+
+    # --- blocks
 
     def block_starts(self, layer: int) -> torch.Tensor:
         """
         The block start of each position at this layer: `torch.LongTensor` of shape `(batch_size, key_length)`, or of
-        the queries only where the cache does not keep all values.
+        the queries only.
         """
-        if self.fixed_block_starts is not None:
-            return self.fixed_block_starts
-        return self._semantic_block_starts[min(layer, self.semantic_layer)]
+        return self._blocks_of(layer).starts
+
+    def _blocks_of(self, layer: int) -> Blocks:
+        return self._blocks[self._defined_by(layer)] if self.fixed_blocks is None else self.fixed_blocks
+
+    def local_starts(self, layer: int) -> torch.Tensor:
+        """
+        First key of the stretch of keys that ends with each query and is local to it: that of the earliest previous
+        block that counts, or, if sinks stand there, the key after them, unless they are in the query's own block. Of
+        the block starts' shape.
+        """
+        starts, local_starts = self._blocks_of(layer)
+        if not self.config.num_sink_tokens:
+            return local_starts
+        after_sinks = torch.minimum(starts, self._documents_of(starts) + self.config.num_sink_tokens)
+        return torch.where(starts < 0, -1, torch.maximum(local_starts, after_sinks))
 
     def fidelity_mask(self, layer: int) -> torch.Tensor:
         """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
-        starts = self.block_starts(layer)
-        documents = self.documents[:, -starts.shape[1] :].to(starts.device)
-        return (documents >= 0) & (starts - documents > self.config.num_sink_tokens)
+        local_starts = self._blocks_of(layer).local_starts
+        documents = self._documents_of(local_starts)
+        return (documents >= 0) & (local_starts - documents > self.config.num_sink_tokens)
+
+    def context_mask(self, layer: int) -> torch.Tensor:
+        """`fidelity_mask` without the tokens whose local set holds no other key but sinks: a block's first token."""
+        local_starts = self.local_starts(layer)
+        end = self.documents.shape[1]
+        position = torch.arange(end - local_starts.shape[1], end, device=local_starts.device)
+        return self.fidelity_mask(layer) & (local_starts < position)
+
+    def _documents_of(self, starts: torch.Tensor) -> torch.Tensor:
+        return self.documents[:, -starts.shape[1] :].to(starts.device)
 
     def prepare_cache(self) -> None:
         """
-        Prepares an empty cache: layers that attend to their blocks hold no more than they need, and those in whose
-        values blocks are found remember where the search stands.
+        Prepares an empty cache: layers that attend to their local sets hold no more than those, and those that define
+        blocks remember where the search for them stands.
         """
-        config, cache = self.config, self.cache
-        if cache is None or self.seen:
+        cache = self.cache
+        if cache is None:
             return
-        cache.layers += [DynamicLayer() for _ in range(len(cache.layers), config.num_hidden_layers)]
-        length = config.window_length if config.block_partition == "window" else config.max_block_length
-        for layer in range(config.num_hidden_layers):
-            if isinstance(cache.layers[layer], BlockCacheLayer):
-                pass  # made so by a caller who wants to remove tokens again
-            elif layer in self.only_local:
-                window = config.semantic_window if layer <= self.semantic_layer else 0
-                cache.layers[layer] = LocalCacheLayer(length, window, config.num_sink_tokens)
-            elif self._defines_blocks(layer):
-                cache.layers[layer] = BlockCacheLayer()
+        if not self.seen:
+            num_layers = self.config.num_hidden_layers
+            cache.layers += [DynamicLayer() for _ in range(len(cache.layers), num_layers)]
+            searching = self.defining | ({0} if self.delimiter_state is not None else set())
+            for layer in range(num_layers):
+                if isinstance(cache.layers[layer], BlockCacheLayer):
+                    pass  # made so by a caller who wants to remove tokens again
+                elif layer in self.only_local:
+                    cache.layers[layer] = LocalCacheLayer(self.config.max_local_length, self.config.num_sink_tokens)
+                elif layer in searching:
+                    cache.layers[layer] = BlockCacheLayer()
+        if self.delimiter_state is not None:
+            self._keep_state(0, self.delimiter_state)
+
+    def _keep_state(self, layer: int, state: BlockState) -> None:
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        if isinstance(cached, SearchLayer):
+            cached.block_state, cached.searched = state, self.documents.shape[1]
+
+    def _states_of_search(self) -> dict[int, BlockState] | None:
+        """Where the searches of all defining layers stand after the cached tokens; None if one must start anew."""
+        layers = [(layer, self.cache.layers[layer]) for layer in self.defining] if self.seen else []
+        if not all(isinstance(cached, SearchLayer) and cached.searched == self.seen for _, cached in layers):
+            return None
+        return {layer: cached.block_state for layer, cached in layers}
 
     def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
         """The layer's cache, where it is bounded."""
         cached = self.cache.layers[layer] if self.cache is not None else None
         return cached if isinstance(cached, LocalCacheLayer) else None
 
-    def _defines_blocks(self, layer: int) -> bool:
-        """Whether blocks are to be found in the values of this layer."""
-        if self.fixed_block_starts is not None:
-            return False
-        defines_own = layer < self.semantic_layer and layer in self.layers
-        return defines_own or (layer == self.semantic_layer and any(other >= layer for other in self.layers))
-
     def find_blocks(self, layer: int, value: torch.Tensor) -> None:
-        """Finds blocks in the values `(batch_size, num_heads, key_length, head_dim)` of a layer that defines some."""
+        """
+        Finds blocks in the values `(batch_size, num_key_value_heads, key_length, head_dim)` of a layer, if it defines
+        some, alone or with those of the band below it.
+        """
+        in_band = layer >= self.semantic_band[0]
+        is_needed = layer in self.defining or (in_band and any(other > layer for other in self.defining))
         # Gradient checkpointing comes here again in the backward pass, with the blocks known.
-        if layer in self._semantic_block_starts or not self._defines_blocks(layer):
+        if not is_needed or layer in self._value_lengths:
             return
-        config, documents = self.config, self.documents.to(value.device)
-        settings = (
-            config.semantic_window,
-            config.semantic_threshold,
-            config.min_block_length,
-            config.max_block_length,
-        )
-        cached = self.cache.layers[layer] if self.cache is not None else None
-        if not isinstance(cached, LocalCacheLayer | BlockCacheLayer):
-            self._semantic_block_starts[layer] = semantic_block_starts(value.detach(), documents, *settings)
-            return
-        num_new, seen = documents.shape[1] - self.seen, self.seen
-        if cached.searched != seen and isinstance(cached, LocalCacheLayer):
+        config, states = self.config, self._states
+        if states is None and self._bounded_layer(layer) is not None:
             raise ValueError(
                 "`past_key_values` was filled at dial 1 with explicit `block_starts`, and does not hold what the "
                 "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
             )
-        if isinstance(cached, BlockCacheLayer):
-            if cached.searched != seen:  # filled while nobody asked for blocks
-                cached.forget_search()
-                num_new, seen = documents.shape[1], 0
-            value = value[:, :, -(num_new + config.semantic_window) :]
-        kept = documents[:, -value.shape[2] :]
-        starts, cached.block_state = continue_semantic_blocks(value, kept, *settings, num_new, seen, cached.block_state)
-        cached.searched = documents.shape[1]
-        self._semantic_block_starts[layer] = starts
+        seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
+        documents = self.documents[:, seen:].to(value.device)
+        self._value_lengths[layer] = value_lengths(value[:, :, -documents.shape[1] :])
+        if layer not in self.defining:
+            return
+        band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)
+        lengths = torch.stack([self._value_lengths[other].to(value.device) for other in band]).mean(dim=0)
+        state = (states or {}).get(layer) or BlockState.at_first(documents, config.num_previous_blocks)
+        settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
+        self._blocks[layer], state = semantic_blocks(lengths, documents, *settings, state, seen)
+        self._keep_state(layer, state)
+
+    # --- attention
 
     def attend(
         self,
@@ -214,71 +258,69 @@ class Locality:
             )
         query_length = query.shape[2]
         device = query.device  # layers may be spread over several
-        starts, documents = self.block_starts(layer)[:, -query_length:].to(device), self.documents.to(device)
+        starts, documents = self.local_starts(layer)[:, -query_length:].to(device), self.documents.to(device)
         is_token = documents[:, None, -query_length:] >= 0
         is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
         documents = documents[:, -query_length:] if self.is_packed else documents.amax(dim=1, keepdim=True)
-        local_set = (starts, documents, self.max_block_length, self.config.num_sink_tokens, scale)
         weight, floor = self.weights[layer], self.floors[layer]
-        needs_entropy = self.entropy and layer in self.measured
+        is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
+        needs_entropy = self.entropy and is_measured
 
-        def mean_key(attention: Callable) -> torch.Tensor:
-            """The mean of the keys under an attention; float32, since the entropy is a difference of large numbers."""
+        sink_keys = sink_values = None
+        if (cached := self._bounded_layer(layer)) is not None:
+            if self.config.num_sink_tokens:
+                cached.keep_sinks(documents[:, 0], key, value)
+                sink_keys, sink_values = cached.sinks
+            dropped = self.documents.shape[1] - key.shape[2]
+            starts, documents = torch.where(starts < 0, -1, starts - dropped), documents - dropped
+        local_set = (starts, documents, self.max_local_length, self.config.num_sink_tokens, scale)
+
+        def attend_locally(query, key, value, sink_keys, sink_values) -> tuple[torch.Tensor, torch.Tensor]:
+            return local_attention(query, key, value, *local_set, sink_keys, sink_values)
+
+        def entropy(attention: Callable, lse: torch.Tensor) -> torch.Tensor:
+            """`LSE_i - scale * q_i . (mean key)_i`, in nats; float32, being a difference of large numbers."""
+            sinks = None if sink_keys is None else sink_keys.float()
             with torch.autocast(query.device.type, enabled=False):
-                return attention(query.float(), key.float(), key.float())
+                mean_key = attention(query.float(), key.float(), key.float(), sinks, sinks)
+                return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
 
-        def entropy(lse: torch.Tensor, mean_key: torch.Tensor) -> torch.Tensor:
-            """`LSE_i - scale * q_i . mean_key_i`, in nats."""
-            return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
-
-        if layer in self.only_local:
-            sinks, cached = (), self._bounded_layer(layer)
-            if cached is not None:
-                dropped = self.documents.shape[1] - key.shape[2]
-                local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
-                if cached.num_sink_tokens:
-                    cached.keep_sinks(documents[:, 0], key, value)
-                    sinks = cached.sinks
-            output, lse = local_attention(query, key, value, *local_set, *sinks)
+        if is_dialled:
+            local_output, local_lse = attend_locally(query, key, value, sink_keys, sink_values)
             if needs_entropy:
-                keys = tuple(sinks[0].float() for _ in sinks)
-                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set, *keys)[0])
-                self._record_entropy(layer, entropy(lse, local_mean), is_token)
-            if layer in self.measured:
-                self.fidelities[layer] = torch.ones_like(lse)
-            return output
-
-        is_causal = attention_mask is None and query_length > 1
-        output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
-        is_dialled = weight < 1 or floor > 0
-        if is_dialled:
-            local_output, local_lse = local_attention(query, key, value, *local_set)
-            # Where the fidelity is not counted it is 1, whatever the log-sum-exps of padding are.
-            free_fidelity = torch.where(is_counted, local_lse - lse, 0.0).exp()
+                local_entropy = entropy(lambda *inputs: attend_locally(*inputs)[0], local_lse)
+        if layer in self.only_local:
+            output, fidelity = local_output, torch.ones_like(local_lse)
+            total_entropy = local_entropy if needs_entropy else None
         else:
-            free_fidelity = local_fidelity(query, key, lse, *local_set)
-        free_fidelity = torch.where(is_counted, free_fidelity.clamp(max=1), 1.0)
-        fidelity = free_fidelity
-        if is_dialled:
-            fidelity, share = dialled_fidelity(free_fidelity, weight, floor)
-            output = (output + share[..., None] * (local_output - output)).to(output.dtype)
-        if layer in self.measured:
-            self.fidelities[layer] = fidelity
-        if needs_entropy:
-            mask = {"attn_mask": attention_mask, "is_causal": is_causal, "scale": scale}
-            total = entropy(lse, mean_key(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **mask)))
+            is_causal = attention_mask is None and query_length > 1
+            output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
             if is_dialled:
-                local_mean = mean_key(lambda q, k, v: local_attention(q, k, v, *local_set)[0])
-                local = entropy(local_lse, local_mean)
-                # Entropy of the choice between the local set and the rest, and of the choice within each; the dial
-                # changes the first only, and the rest's part shrinks by `1 - share`.
-                rest = total - _binary_entropy(free_fidelity) - free_fidelity * local
-                total = _binary_entropy(fidelity) + fidelity * local + (1 - share) * rest
-            self._record_entropy(layer, total, is_token)
+                # Where the fidelity is not counted it is 1, whatever the log-sum-exps of padding are.
+                shares, free_fidelity = None, torch.where(is_counted, local_lse - lse, 0.0).exp()
+            else:
+                shares = local_shares(query, key, lse, *local_set)
+                free_fidelity = sum(shares)
+            fidelity = free_fidelity = torch.where(is_counted, free_fidelity.clamp(max=1), 1.0)
+            if is_dialled:
+                fidelity, share = dialled_fidelity(free_fidelity, weight, floor)
+                output = (output + share[..., None] * (local_output - output)).to(output.dtype)
+            if needs_entropy:
+                mask = {"attn_mask": attention_mask, "is_causal": is_causal, "scale": scale}
+                total_entropy = entropy(lambda q, k, v, *_: F.scaled_dot_product_attention(q, k, v, **mask), lse)
+                if is_dialled:
+                    # Entropy of the choice between the local set and the rest, and of the choice within each; the dial
+                    # changes the first only, and the rest's part shrinks by `1 - share`.
+                    rest = total_entropy - _binary_entropy(free_fidelity) - free_fidelity * local_entropy
+                    total_entropy = _binary_entropy(fidelity) + fidelity * local_entropy + (1 - share) * rest
+        if is_measured:
+            if is_dialled:  # the dial leaves the choice within the local set as it is
+                shares = [part * fidelity for part in local_shares(query, key, local_lse, *local_set, sink_keys)]
+            self.fidelities[layer] = fidelity
+            self.shares[layer] = (*shares, 1 - fidelity)
+        if needs_entropy:
+            self.entropies[layer] = torch.where(is_token, total_entropy.clamp(min=0) / math.log(2), 0.0)
         return output
-
-    def _record_entropy(self, layer: int, nats: torch.Tensor, is_token: torch.Tensor) -> None:
-        self.entropies[layer] = torch.where(is_token, nats.clamp(min=0) / math.log(2), 0.0)
 
 
 def dialled_fidelity(fidelity: torch.Tensor, weight: float, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -380,23 +422,18 @@ def build_locality(
     packed = position_ids if cache is None and attention_mask is None else None
     documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
 
-    block_starts, max_block_length = request.block_starts, config.max_block_length
-    if block_starts is not None:
-        block_starts = block_starts.to(tokens.device)
-        max_block_length = _check_block_starts(block_starts, documents, query_length, cache)
-        block_starts = torch.where(documents < 0, -1, block_starts)
+    blocks, delimiter_state, max_local_length = None, None, config.max_local_length
+    if request.block_starts is not None:
+        starts = request.block_starts.to(tokens.device)
+        _check_block_starts(starts, documents)
+        starts = torch.where(documents < 0, -1, starts)
+        blocks = with_previous_blocks(starts, documents, config.num_previous_blocks)
+        max_local_length = _check_local_length(blocks, query_length, cache)
     elif config.block_partition == "window":
-        block_starts = window_block_starts(documents, config.window_length)
-        max_block_length = config.window_length
+        starts = window_block_starts(documents, config.window_length)
+        blocks = with_previous_blocks(starts, documents, config.num_previous_blocks)
     elif config.block_partition == "delimiter":
-        if input_ids is None or cached:
-            raise ValueError(
-                "`block_partition='delimiter'` needs `input_ids` from the first token on; with `inputs_embeds` or a "
-                "filled cache pass `block_starts` instead (see `delimiter_block_starts`)."
-            )
-        block_starts = delimiter_block_starts(
-            input_ids, documents, config.delimiter_token_ids, config.min_block_length, max_block_length
-        )
+        blocks, delimiter_state = _delimiter_blocks(config, input_ids, documents, cache)
     locality = Locality(
         config,
         layers,
@@ -404,13 +441,32 @@ def build_locality(
         dial,
         floor,
         documents,
-        block_starts,
-        max_block_length,
+        blocks,
+        max_local_length,
         cache,
         is_packed=packed is not None,
     )
+    locality.delimiter_state = delimiter_state
     check_cache(cache, locality.only_local)
     return locality
+
+
+def _delimiter_blocks(
+    config: LocalistGPT2Config, input_ids: torch.Tensor | None, documents: torch.Tensor, cache: DynamicCache | None
+) -> tuple[Blocks, BlockState]:
+    """The blocks of the new tokens, and where the search stands after them."""
+    seen = cache.get_seq_length() if cache is not None else 0
+    state = BlockState.at_first(documents, config.num_previous_blocks)
+    if seen:
+        cached = cache.layers[0]
+        state = cached.block_state if isinstance(cached, SearchLayer) and cached.searched == seen else None
+    if input_ids is None or state is None:
+        raise ValueError(
+            "`block_partition='delimiter'` needs the `input_ids` of all tokens, from the first one on: not "
+            "`inputs_embeds`, nor a cache that was filled while nobody asked for blocks. Pass `block_starts` instead."
+        )
+    limits = (config.min_block_length, config.max_block_length)
+    return delimiter_blocks(input_ids, documents[:, seen:], config.delimiter_token_ids, *limits, state, seen)
 
 
 def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int]:
@@ -450,16 +506,13 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
 
 
 @torch.compiler.disable  # it reads values back, which is no part of a graph
-def _check_block_starts(
-    block_starts: torch.Tensor, documents: torch.Tensor, query_length: int, cache: Cache | None
-) -> int:
-    """The length of the longest block; an error where the starts are no partition or need keys that are gone."""
-    if block_starts.shape != documents.shape:
+def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
+    """An error where the starts are no partition of the text."""
+    if starts.shape != documents.shape:
         raise ValueError(
-            f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be {tuple(documents.shape)}: one "
+            f"`block_starts` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one "
             "entry for each token, those in the cache included."
         )
-    starts = block_starts
     position = torch.arange(documents.shape[1], device=documents.device)
     is_token = documents >= 0
     own = starts.gather(1, starts.clamp(0, len(position) - 1))
@@ -472,12 +525,20 @@ def _check_block_starts(
             f"({documents[row, at]}) and the position itself, be the start of its own block, and not go back to an "
             "earlier one."
         )
+
+
+@torch.compiler.disable
+def _check_local_length(blocks: Blocks, query_length: int, cache: DynamicCache | None) -> int:
+    """The longest local stretch of explicit blocks; an error where it needs keys that a cache has dropped."""
+    length = blocks.starts.shape[1]
+    is_token = blocks.starts >= 0
     # A bounded layer keeps one token less than its window.
     windows = [layer.sliding_window for layer in getattr(cache, "layers", ()) if isinstance(layer, LocalCacheLayer)]
-    dropped = documents.shape[1] - query_length - min(windows) + 1 if windows else 0
-    if dropped > 0 and (is_token & (starts < dropped))[:, -query_length:].any():
+    dropped = length - query_length - min(windows) + 1 if windows else 0
+    if dropped > 0 and (is_token & (blocks.local_starts < dropped))[:, -query_length:].any():
         raise ValueError(
             "`block_starts` has a block longer than those of the configuration, which are all that the cache keeps at "
             "dial 1; pass `use_cache=False`."
         )
-    return int(torch.where(is_token, position - starts, 0).max()) + 1
+    position = torch.arange(length, device=is_token.device)
+    return int(torch.where(is_token, position - blocks.local_starts, 0).max()) + 1

@@ -20,7 +20,7 @@ def test_defaults_are_those_of_the_method():
     config = LocalistGPT2Config()
     assert config.locality_lambdas == pytest.approx([(layer / 11) ** 5 for layer in range(12)])
     assert (config.block_partition, config.semantic_layer) == ("semantic", None)
-    assert (config.semantic_window, config.semantic_threshold) == (16, 1.0)
+    assert (config.semantic_threshold, config.num_previous_blocks) == (1.25, 0)
     assert (config.min_block_length, config.max_block_length) == (8, 64)
     assert (config.num_sink_tokens, config.attn_pdrop) == (0, 0.0)
 
@@ -37,7 +37,7 @@ BAD_VALUES = [
     ({"min_block_length": 2.5}, ["min_block_length", "2.5", "int"]),
     ({"max_block_length": 0, "min_block_length": 0}, ["block_length", "0", "at least 1"]),
     ({"min_block_length": 9, "max_block_length": 8}, ["min_block_length", "9", "max_block_length", "8"]),
-    ({"semantic_window": 0}, ["semantic_window", "0", "at least 1"]),
+    ({"num_previous_blocks": -1}, ["num_previous_blocks", "-1", "at least 0"]),
     ({"semantic_threshold": -0.1}, ["semantic_threshold", "-0.1", "at least 0"]),
     ({"semantic_threshold": math.nan}, ["semantic_threshold", "nan"]),
     ({"semantic_layer": 4}, ["semantic_layer", "4", "[0, 3]"]),
@@ -64,7 +64,7 @@ def test_the_extremes_of_each_range_are_allowed():
         min_block_length=1,
         max_block_length=1,
         semantic_layer=1,
-        semantic_window=1,
+        num_previous_blocks=0,
         semantic_threshold=0,
         window_length=1,
         num_sink_tokens=0,
@@ -132,7 +132,7 @@ def test_every_field_survives_saving_and_loading(tmp_path: Path):
         "min_block_length": 2,
         "max_block_length": 9,
         "semantic_layer": 0,
-        "semantic_window": 5,
+        "num_previous_blocks": 2,
         "semantic_threshold": 0.5,
         "delimiter_token_ids": [13, 198],
         "window_length": 11,

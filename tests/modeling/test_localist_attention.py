@@ -60,12 +60,13 @@ def test_it_is_registered_with_transformers():
 def test_a_layer_that_is_not_measured_is_sdpa(make_config, layers, num_key_value_heads: int):
     locality = build(make_config(), output_fidelity=layers)
     query, key, value = random_inputs(4, num_key_value_heads)
-    module = attention_module(2, groups=4 // num_key_value_heads)
-    output, weights = localist_attention_forward(module, query, key, value, None, scaling=0.3, locality=locality)
+    for layer in range(3):
+        module = attention_module(layer, groups=4 // num_key_value_heads)
+        output, weights = localist_attention_forward(module, query, key, value, None, scaling=0.3, locality=locality)
     expected, _ = sdpa_attention_forward(module, query, key, value, None, scaling=0.3)
     assert torch.equal(output, expected)
     assert weights is None
-    assert locality is None or not locality.fidelities
+    assert locality is None or set(locality.fidelities) == {1}
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_value_heads"), [(4, 4), (4, 2), (6, 1)])
@@ -133,18 +134,23 @@ def test_the_default_scale_is_one_over_the_root_of_the_head_size(make_config):
 
 
 @pytest.mark.parametrize("semantic_layer", [None, 0, 1, 3])
-def test_layer_l_takes_its_blocks_from_the_values_of_layer_min_l_m(make_config, semantic_layer: int | None):
+def test_layer_l_takes_its_blocks_from_the_band_up_to_itself_or_from_its_own_values(
+    make_config, semantic_layer: int | None
+):
     config = make_config(semantic_layer=semantic_layer)
     locality = build(config)
     inputs = [random_inputs(2, 2) for _ in range(4)]
+    lengths = [reference.value_lengths(value) for _, _, value in inputs]
     for layer, (query, key, value) in enumerate(inputs):
         localist_attention_forward(attention_module(layer), query, key, value, None, locality=locality)
     m = 2 if semantic_layer is None else semantic_layer
     expected = []
     for layer in range(4):
+        last = min(layer, m)
+        band = lengths[min(1, m, last) : last + 1]  # from 3/8 of 4 layers, rounded down
         starts, margin = reference.semantic_block_starts(
-            inputs[min(layer, m)][2], locality.documents, config.semantic_window, config.semantic_threshold,
-            config.min_block_length, config.max_block_length,
+            torch.stack(band).mean(0), locality.documents, config.semantic_threshold, config.min_block_length,
+            config.max_block_length,
         )  # fmt: skip
         assert margin > 3e-4
         assert torch.equal(locality.block_starts(layer), starts)
@@ -166,7 +172,8 @@ def test_no_gradient_flows_into_the_values_that_define_the_blocks(make_config):
     locality = build(make_config())
     query, key, value = random_inputs(2, 2)
     value.requires_grad_()
-    localist_attention_forward(attention_module(2), query, key, value, None, locality=locality)
+    for layer in range(3):
+        localist_attention_forward(attention_module(layer), query, key, value, None, locality=locality)
     (grad,) = torch.autograd.grad(locality.fidelities[2].sum(), value, allow_unused=True, materialize_grads=True)
     assert (grad.abs() < 1e-6).all()
 
@@ -281,7 +288,9 @@ def test_a_cache_of_fixed_size_is_refused(make_config):
 )
 def test_delimiters_need_the_tokens_or_explicit_starts(make_config, arguments: dict):
     config = make_config(block_partition="delimiter")
-    with pytest.raises(ValueError, match=r"delimiter.*`input_ids` from the first token on.*`block_starts`"):
+    with pytest.raises(
+        ValueError, match=r"delimiter.*`input_ids` of all tokens, from the first one on.*`block_starts`"
+    ):
         build(config, **arguments)
     length = 55 if "past_key_values" in arguments else 50
     starts = torch.zeros(2, length, dtype=torch.long)

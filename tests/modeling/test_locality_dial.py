@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.modeling import locality as locality_module
 from localist_hf.modeling.block_attention import local_attention
-from localist_hf.modeling.block_partition import continue_semantic_blocks, document_starts, place_block_starts
+from localist_hf.modeling.block_partition import Blocks, document_starts, place_block_starts, semantic_blocks
 from localist_hf.modeling.locality import Locality, dialled_fidelity
 
 
@@ -56,7 +56,9 @@ def attend(make_config, inputs, documents, starts, sinks: int, dial: float, floo
     """What the package says, as layer 3 with lambda = 1."""
     config = make_config(locality_schedule="localist", num_sink_tokens=sinks)
     is_packed = bool((documents.amax(1, keepdim=True) != documents)[documents >= 0].any())
-    locality = Locality(config, frozenset([3]), True, dial, floor, documents, starts, 20, is_packed=is_packed)
+    locality = Locality(
+        config, frozenset([3]), True, dial, floor, documents, Blocks(starts, starts), 20, is_packed=is_packed
+    )
     query, key, value = inputs
     query = query[:, :, -query_length:]
     is_causal = bool((documents == 0).all()) and query_length == LENGTH
@@ -293,7 +295,7 @@ def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
 def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) -> None:
     model, ids = make_model(block_partition="delimiter"), make_text(1, 12)
     calls = []
-    monkeypatch.setattr("localist_hf.modeling.localist_model.document_starts", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(locality_module, "document_starts", lambda *_, **__: calls.append(1))
     model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert not calls
 
@@ -348,11 +350,11 @@ def test_the_search_for_blocks_goes_on_rightly(make_model, make_text, change: st
 def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkeypatch) -> None:
     searched = []
 
-    def search(values: torch.Tensor, *args):
-        searched.append(values.shape[2])
-        return continue_semantic_blocks(values, *args)
+    def search(lengths: torch.Tensor, *args):
+        searched.append(lengths.shape[1])
+        return semantic_blocks(lengths, *args)
 
-    monkeypatch.setattr(locality_module, "continue_semantic_blocks", search)
-    model = make_model(locality_schedule="localist")  # layers 0 to 2 of 4 find blocks, in windows of 4 tokens
+    monkeypatch.setattr(locality_module, "semantic_blocks", search)
+    model = make_model(locality_schedule="localist")  # layers 0 to 2 of 4 find blocks
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
-    assert searched == [80] * 3 + [5] * 6
+    assert searched == [80] * 3 + [1] * 6

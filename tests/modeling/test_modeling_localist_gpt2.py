@@ -73,6 +73,8 @@ class Reference:
     fidelity: list[torch.Tensor]
     counted: list[torch.Tensor]
     entropy: list[torch.Tensor]
+    shares: list[dict[str, torch.Tensor]]
+    has_context: list[torch.Tensor]
     block_starts: list[torch.Tensor]
     is_token: torch.Tensor
     margin: float  # how near the decision on a semantic block came to its threshold
@@ -98,12 +100,14 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
 
     lengths = (config.min_block_length, config.max_block_length)
     m = config.n_layer // 2 if config.semantic_layer is None else config.semantic_layer
+    nu = [reference.value_lengths(each) for each in values]
     starts, margin = [], math.inf
     for layer in range(config.n_layer):
         if config.block_partition == "semantic":
-            layer_values = values[min(layer, m)]
+            last = min(layer, m)
+            band = nu[min(3 * config.n_layer // 8, m, last) : last + 1]
             found, near = reference.semantic_block_starts(
-                layer_values, documents, config.semantic_window, config.semantic_threshold, *lengths
+                torch.stack(band).mean(0), documents, config.semantic_threshold, *lengths
             )
             margin = min(margin, near)
         elif config.block_partition == "delimiter":
@@ -116,7 +120,8 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
         starts.append(found)
 
     visible = reference.visible_keys(documents, length)
-    local = [reference.local_set(each, documents, config.num_sink_tokens, length) for each in starts]
+    sinks, previous = config.num_sink_tokens, config.num_previous_blocks
+    local = [reference.local_set(each, documents, sinks, length, previous) for each in starts]
     counted = [reference.counted(visible, each, documents) for each in local]
     return Reference(
         outputs.logits,
@@ -126,6 +131,11 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
         ],
         counted,
         [reference.entropy_bits(weights) for weights in outputs.attentions],
+        [
+            reference.shares(weights, each, found, documents, sinks)
+            for weights, each, found in zip(outputs.attentions, local, starts, strict=True)
+        ],
+        [reference.has_context(each, found, documents, sinks) for each, found in zip(local, starts, strict=True)],
         starts,
         documents >= 0,
         margin,
@@ -148,24 +158,38 @@ def check_measurements(outputs, expected: Reference, fidelity: float = 1e-5, ent
         bits, expected_bits = (each.transpose(1, 2) for each in (outputs.entropy[layer], expected.entropy[layer]))
         assert_close(bits[is_token], expected_bits[is_token], atol=entropy, rtol=0)
         assert (bits[~is_token] == 0).all()
+        assert torch.equal(outputs.context_mask[layer], expected.counted[layer] & expected.has_context[layer])
+        for name, share in expected.shares[layer].items():
+            measured = getattr(outputs, name)[layer].transpose(1, 2)
+            assert_close(
+                measured[is_token], share.transpose(1, 2)[is_token], atol=fidelity, rtol=0,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )  # fmt: skip
+            assert (measured[~is_token] == 0).all()
+        total = sum(getattr(outputs, name)[layer] for name in expected.shares[layer]).transpose(1, 2)
+        assert_close(total[is_token], torch.ones_like(total[is_token]), atol=fidelity, rtol=0)
 
 
 # --- measurements against the explicit matrix
 
 
-@pytest.mark.parametrize("num_sink_tokens", [0, 2])
+@pytest.mark.parametrize(("num_sink_tokens", "num_previous_blocks"), [(0, 0), (2, 0), (0, 1), (3, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_fidelity_entropy_and_blocks_equal_those_of_the_matrix(
-    make_model, gpt2_twin, make_text, partition: str, layout: str, num_sink_tokens: int
+def test_fidelity_shares_entropy_and_blocks_equal_those_of_the_matrix(
+    make_model, gpt2_twin, make_text, partition: str, layout: str, num_sink_tokens: int, num_previous_blocks: int
 ):
-    model = make_model(block_partition=partition, num_sink_tokens=num_sink_tokens)
-    inputs = batch(layout, make_text(2, 64))
+    model = make_model(
+        block_partition=partition, num_sink_tokens=num_sink_tokens, num_previous_blocks=num_previous_blocks
+    )
+    inputs = batch(layout, make_text(2, 64, seed=5))
     with torch.no_grad():
         outputs = model(**inputs, output_fidelity=True, output_entropy=True)
         expected = measure_by_matrix(gpt2_twin(model, "eager"), model.config, inputs)
+    assert expected.margin > 1e-4
     check_measurements(outputs, expected)
-    assert all(counted.float().mean() > 0.3 for counted in expected.counted)
+    if not num_previous_blocks:
+        assert all(counted.float().mean() > 0.3 for counted in expected.counted)
     assert min(float(phi.min()) for phi in outputs.fidelity) < 0.1
 
 
@@ -183,7 +207,7 @@ def test_any_tiny_model_equals_the_matrix(make_model, gpt2_twin, make_text, data
         min_block_length=shortest,
         max_block_length=shortest + data.draw(st.integers(0, 40)),
         semantic_layer=data.draw(st.none() | st.integers(0, num_layers - 1)),
-        semantic_window=data.draw(st.integers(1, 20)),
+        num_previous_blocks=data.draw(st.integers(0, 3)),
         semantic_threshold=data.draw(st.sampled_from([0.3, 1.0])),
         num_sink_tokens=data.draw(st.integers(0, 4)),
         scale_attn_weights=data.draw(st.booleans()),
@@ -259,6 +283,8 @@ def test_explicit_block_starts_serve_all_layers(make_model, gpt2_twin, make_text
         expected.block_starts[layer], expected.counted[layer] = starts, counted
         phi = reference.fidelity(attentions[layer], local)
         expected.fidelity[layer] = torch.where(counted[:, None], phi, 1.0)
+        expected.shares[layer] = reference.shares(attentions[layer], local, starts, documents, 1)
+        expected.has_context[layer] = reference.has_context(local, starts, documents, 1)
     check_measurements(outputs, expected)
 
 
@@ -355,7 +381,7 @@ def test_without_a_request_no_block_is_computed(make_model, make_text, monkeypat
     def refuse(*args, **kwargs):
         raise AssertionError("a block was computed")
 
-    for name in ("document_starts", "semantic_block_starts", "delimiter_block_starts", "window_block_starts"):
+    for name in ("document_starts", "semantic_blocks", "delimiter_blocks", "window_block_starts", "value_lengths"):
         monkeypatch.setattr(locality, name, refuse)
     for partition in PARTITIONS:
         make_model(block_partition=partition)(make_text(1, 9), output_fidelity=False)
@@ -480,9 +506,9 @@ def test_packed_documents_with_a_cache_are_measured_as_they_are_attended(make_mo
 
 
 @pytest.mark.parametrize("layout", ["plain", "left", "positions"])
-@pytest.mark.parametrize("partition", ["semantic", "window"])
+@pytest.mark.parametrize("partition", PARTITIONS)
 def test_forward_step_by_step_measures_what_the_full_forward_does(make_model, make_text, partition: str, layout: str):
-    model = make_model(block_partition=partition, num_sink_tokens=1)
+    model = make_model(block_partition=partition, num_sink_tokens=1, num_previous_blocks=1)
     inputs = batch("plain" if layout == "positions" else layout, make_text(2, 48))
     if layout == "positions":  # those of a step do not begin at 0, which makes it no document of its own
         inputs["position_ids"] = torch.arange(48)[None].expand(2, -1)
@@ -496,28 +522,32 @@ def test_forward_step_by_step_measures_what_the_full_forward_does(make_model, ma
         steps.append(model(**step, past_key_values=cache, output_fidelity=True, output_entropy=True))
     is_token = documents_of(inputs) >= 0
     for layer in range(4):
-        for name, dim in (("block_starts", 1), ("fidelity_mask", 1)):
+        for name, dim in (("block_starts", 1), ("fidelity_mask", 1), ("context_mask", 1)):
             together = torch.cat([getattr(step, name)[layer] for step in steps], dim=dim)
             assert torch.equal(together, getattr(full, name)[layer])
-        for name in ("fidelity", "entropy"):
+        for name in ("fidelity", "entropy", "self_share", "sink_share", "block_share", "outside_share"):
             together = torch.cat([getattr(step, name)[layer] for step in steps], dim=2)
             assert_close(together, getattr(full, name)[layer], atol=2e-5, rtol=0)
     together = torch.cat([step.logits for step in steps], dim=1)
     assert_close(together[is_token], full.logits[is_token], atol=1e-4, rtol=1e-4)
 
 
-def test_delimiter_blocks_need_explicit_starts_after_a_cache(make_model, make_text):
+def test_delimiter_blocks_go_on_from_a_cache_that_knows_where_the_search_stands(make_model, make_text):
     model = make_model(block_partition="delimiter")
     ids = make_text(2, 40)
     full = model(ids, output_fidelity=True)
     cache = DynamicCache()
-    model(ids[:, :30], past_key_values=cache, output_fidelity=True)  # an empty cache is no obstacle
-    with pytest.raises(ValueError, match="`block_starts`"):
-        model(ids[:, 30:], past_key_values=cache, output_fidelity=True)
-    step = model(ids[:, 30:], past_key_values=cache, output_fidelity=True, block_starts=full.block_starts[0])
-    for layer in range(4):
-        assert torch.equal(step.block_starts[layer], full.block_starts[layer][:, 30:])
-        assert_close(step.fidelity[layer], full.fidelity[layer][:, :, 30:], atol=1e-5, rtol=0)
+    model(ids[:, :30], past_key_values=cache, output_fidelity=True)
+    step = model(ids[:, 30:], past_key_values=cache, output_fidelity=True)
+    unaware = DynamicCache()
+    model(ids[:, :30], past_key_values=unaware)
+    with pytest.raises(ValueError, match=r"`input_ids` of all tokens.*`block_starts`"):
+        model(ids[:, 30:], past_key_values=unaware, output_fidelity=True)
+    explicit = model(ids[:, 30:], past_key_values=unaware, output_fidelity=True, block_starts=full.block_starts[0])
+    for outputs in (step, explicit):
+        for layer in range(4):
+            assert torch.equal(outputs.block_starts[layer], full.block_starts[layer][:, 30:])
+            assert_close(outputs.fidelity[layer], full.fidelity[layer][:, :, 30:], atol=1e-5, rtol=0)
 
 
 def generate(model: LocalistGPT2LMHeadModel, ids: torch.Tensor, **arguments) -> torch.Tensor:
