@@ -5,7 +5,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..trainers import LocalityMeter, causal_lm_collator
+from .causal_lm_collator import causal_lm_collator
+from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
 
 

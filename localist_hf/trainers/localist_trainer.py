@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import Trainer, default_data_collator
+from transformers import Trainer
 
+from ..evaluation import LocalityMeter, causal_lm_collator
+from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
 from ..modeling import LocalistGPT2Config
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
-from .locality_meter import LocalityMeter
 
 
 _MEASUREMENTS = ("fidelity", "fidelity_mask", "block_starts", "entropy")
@@ -211,9 +212,6 @@ class LocalistTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        # The one thing on the right that the trainer knows, and only here: `Trainer` makes cards.
-        from ..hub import RunRecord, write_card
-
         record = RunRecord.from_trainer(
             self,
             name=model_name,
@@ -257,8 +255,6 @@ class LocalistTrainer(Trainer):
         Raises:
             ValueError, PublishError: see [`localist_hf.hub.publish`].
         """
-        from ..hub import full_repository_id, last_evaluation, repository_files, upload
-
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if last_evaluation(self) is None:
             self.evaluate()
@@ -279,14 +275,6 @@ class LocalistTrainer(Trainer):
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,
         )
-
-
-def causal_lm_collator(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks sequences of one length; where there are no labels, they are the tokens."""
-    batch = default_data_collator(features)
-    if "labels" not in batch:
-        batch["labels"] = batch["input_ids"].clone()
-    return batch
 
 
 def _check_sequence_length(name: str, dataset: Any, num_positions: int) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from localist_hf.evaluation import LocalityProfile, locality_probe
-from localist_hf.trainers import LocalityMeter
+from localist_hf.evaluation import LocalityMeter, LocalityProfile, locality_probe
 
 
 def padded(make_text: Callable) -> dict[str, torch.Tensor]:

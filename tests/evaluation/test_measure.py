@@ -3,8 +3,7 @@
 import torch
 from datasets import Dataset
 
-from localist_hf.evaluation import measure
-from localist_hf.trainers import LocalityMeter
+from localist_hf.evaluation import LocalityMeter, measure
 
 
 def test_is_what_the_model_says_of_each_batch(make_model) -> None:

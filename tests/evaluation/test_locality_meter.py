@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from localist_hf.trainers import LocalityMeter
+from localist_hf.evaluation import LocalityMeter
 
 
 def outputs_and_labels(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
