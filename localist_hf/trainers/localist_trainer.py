@@ -105,9 +105,10 @@ class LocalistTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The language modeling loss, and in training the locality loss; see the class."""
         if not model.training:
-            inputs = {**inputs, "output_fidelity": True, "output_entropy": True}
+            labels = inputs["labels"]
+            inputs = {**inputs, "output_fidelity": True, "output_entropy": True, "use_cache": False}
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._meter.update(outputs, inputs["labels"])
+            self._meter.update(outputs, labels, self.accelerator.gather_for_metrics)
             # What is measured is no prediction for `Trainer` to gather.
             outputs = {name: value for name, value in outputs.items() if name not in _MEASUREMENTS}
             return (loss, outputs) if return_outputs else loss
@@ -167,8 +168,10 @@ class LocalistTrainer(Trainer):
         """As [`~transformers.Trainer.evaluation_loop`], with the perplexity and locality of every layer as metrics."""
         self._meter = LocalityMeter()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._meter.num_batches:  # none where there are no labels, as in `predict`
-            measured = self._meter.compute(self.accelerator.reduce)
+        if not self._meter.is_empty:  # as it is where there are no labels, in `predict`
+            measured = self._meter.compute()
+            if self.compute_loss_func is not None:
+                del measured["loss"]  # the loss is what the user says that it is, and `Trainer` has added it up
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
 

@@ -230,3 +230,11 @@ def test_memory_grows_linearly_with_the_length():
 @pytest.mark.slow
 def test_sixteen_thousand_tokens_fit_in_four_gigabytes():
     assert peak_memory(["plain"], 16_384, 64, n_embd=768, n_head=12)[-1] < 4e9
+
+
+def test_a_device_without_float64_will_do(make_model, make_text, on_device, monkeypatch):
+    model, batch = make_model(), padded(make_text)
+    expected = locality_probe(model, [batch])
+    forward = type(model.transformer).forward
+    monkeypatch.setattr(type(model.transformer), "forward", lambda *args, **kwargs: on_device(forward(*args, **kwargs)))
+    assert_same(locality_probe(model, [batch]), expected)

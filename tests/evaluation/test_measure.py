@@ -1,5 +1,6 @@
 """`measure` over a data set, and on another model's blocks."""
 
+import pytest
 import torch
 from datasets import Dataset
 
@@ -29,3 +30,42 @@ def test_on_the_blocks_of_another_model(make_model) -> None:
         mean = fidelity.transpose(1, 2)[mask].mean().item()
         assert abs(metrics[f"fidelity_layer_{layer}"] - mean) < 1e-5
     assert metrics["fidelity_layer_1"] != measure(model, dataset)["fidelity_layer_1"]
+
+
+def ragged() -> tuple[list[list[int]], Dataset]:
+    rows = [torch.randint(7, 97, (length,)).tolist() for length in (60, 25, 41)]
+    return rows, Dataset.from_dict({"input_ids": rows})
+
+
+def test_sequences_of_different_lengths_are_measured_as_each_alone(make_model) -> None:
+    model = make_model()
+    rows, dataset = ragged()
+    expected = measure(model, dataset, batch_size=1)
+    assert measure(model, dataset, batch_size=3) == pytest.approx(expected, rel=1e-4)
+    # The same, padded beforehand.
+    padded = {
+        "input_ids": [row + [1] * (60 - len(row)) for row in rows],
+        "attention_mask": [[1] * len(row) + [0] * (60 - len(row)) for row in rows],
+    }
+    assert measure(model, Dataset.from_dict(padded), batch_size=2) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("column", ["attention_mask", "position_ids"])
+def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: str) -> None:
+    model, base = make_model(seed=1), make_model(seed=2)
+    input_ids = torch.randint(7, 97, (2, 60))
+    mask = torch.ones_like(input_ids)
+    mask[1, :25] = 0
+    batch = {"input_ids": input_ids, column: mask if column == "attention_mask" else torch.arange(120).view(2, 60) % 33}
+    with torch.no_grad():
+        starts = base(**batch, output_fidelity=[3], use_cache=False).block_starts[0]
+    dataset = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
+    explicit = dataset.add_column("block_starts", starts.tolist())
+    assert measure(model, dataset, block_model=base) == pytest.approx(measure(model, explicit), rel=1e-6)
+    with pytest.raises(ValueError, match="`dataset` holds `block_starts` and a `block_model` is given too"):
+        measure(model, explicit, block_model=base)
+
+
+def test_a_data_set_without_a_sequence_is_an_error(make_model) -> None:
+    with pytest.raises(ValueError, match="there is no batch to take a mean over"):
+        measure(make_model(), Dataset.from_dict({"input_ids": []}))
