@@ -79,7 +79,6 @@ class LocalistTrainer(Trainer):
             _check_model(model)
         collator = causal_lm_collator if data_collator is None else data_collator
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
-        _check_model(self.model)  # which a `model_init` may have made
         if args.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor` is {args.label_smoothing_factor}; LocalistTrainer allows 0 only, because it "
@@ -101,6 +100,12 @@ class LocalistTrainer(Trainer):
     def _lambdas(self) -> dict[int, float]:
         """Layers that the schedule localises, and how much."""
         return {layer: value for layer, value in enumerate(self.model.config.locality_lambdas) if value > 0}
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The model that `model_init` makes, of the class that can be trained."""
+        model = super().call_model_init(trial)
+        _check_model(model)
+        return model
 
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
