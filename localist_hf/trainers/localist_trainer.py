@@ -75,15 +75,15 @@ class LocalistTrainer(Trainer):
         args = LocalistTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, LocalistTrainingArguments):
             raise ValueError(f"`args` is a {type(args).__name__}; it must be a LocalistTrainingArguments.")
-        if model is not None:
-            _check_model(model)
-        collator = causal_lm_collator if data_collator is None else data_collator
-        super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         if args.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor` is {args.label_smoothing_factor}; LocalistTrainer allows 0 only, because it "
                 "reports the perplexity of the labels as they are."
             )
+        if model is not None:
+            _check_model(model)
+        collator = causal_lm_collator if data_collator is None else data_collator
+        super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
             parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
             for part, rows in parts.items():
@@ -155,7 +155,7 @@ class LocalistTrainer(Trainer):
         if length > num_positions and "position_ids" not in inputs:  # by which packed texts have positions of their own
             raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {num_positions} positions.")
         if not model.training:
-            labels = inputs["labels"]
+            labels = inputs["labels"]  # which a `compute_loss_func` takes out
             inputs = {**inputs, "output_fidelity": True, "output_entropy": True, "use_cache": False}
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             self._meter.update(outputs, labels, self.accelerator.gather_for_metrics)
@@ -362,8 +362,8 @@ def _check_sequence_length(name: str, dataset: Any, num_positions: int) -> None:
 
 
 def _longest(dataset: Dataset, enough: int) -> int:
-    """Length of the longest sequence, or of a longer one that is not in the selection, if no longer than `enough`."""
-    # Lengths are differences of offsets: no token is read, unless rows have to be picked.
+    """Length of the longest sequence; exact where it is more than `enough`."""
+    # Lengths are differences of offsets: no token is read, unless the longest of all may not be among those selected.
     longest = pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
     if longest <= enough or len(dataset) == dataset.data.num_rows:
         return longest

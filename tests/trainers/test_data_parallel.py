@@ -54,8 +54,8 @@ def run(make_model, make_text, monkeypatch, tmp_path) -> Callable:
 
     def run(devices: int, compute_loss_func: Callable | None = None, collator: Callable | None = None, **arguments):
         args = LocalistTrainingArguments(
-            output_dir=str(tmp_path), per_device_eval_batch_size=4 // devices, max_steps=1, max_grad_norm=0, use_cpu=True,
-            report_to="none", save_strategy="no", logging_steps=1, locality_weight=3.0, disable_tqdm=True,
+            output_dir=str(tmp_path), per_device_eval_batch_size=4 // devices, max_steps=1, max_grad_norm=0,
+            report_to="none", save_strategy="no", logging_steps=1, locality_weight=3.0, disable_tqdm=True, use_cpu=True,
             dataloader_pin_memory=False, **{"per_device_train_batch_size": 8 // devices, **arguments},
         )  # fmt: skip
         if devices == 2:
