@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..modeling import LocalistModelOutput
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_attention import check_attention_mask
+from .check_model import check_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ def locality_probe(
         [`LocalityProfile`]: every counted position and token weighs the same, whatever batch it came in.
 
     Raises:
-        ValueError: for batches without a token, with padding between tokens, or with `"block_starts"` where a
-            `block_model` is given.
+        ValueError: for a model of another class, and for batches without a token, with padding between tokens, or with
+            `"block_starts"` where a `block_model` is given.
 
     Example:
 
@@ -79,6 +80,9 @@ def locality_probe(
     tensor([3, 0, 7, 7, 1, 10])
     ```
     """
+    check_model("model", model, needs_head=False)
+    if block_model is not None:
+        check_model("block_model", block_model, needs_head=False)
     decoder = model.eval().get_decoder()
     block_decoder = None if block_model is None else block_model.eval().get_decoder()
     totals: dict[str, torch.Tensor] | None = None

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .causal_lm_collator import causal_lm_collator
+from .check_model import check_model
 from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
 
@@ -28,7 +29,7 @@ def measure(
             `"attention_mask"`, `"position_ids"` and `"block_starts"`.
         batch_size (`int`, *optional*, defaults to 8):
             Sequences at a time.
-        block_model ([`LocalistGPT2LMHeadModel`], *optional*):
+        block_model ([`LocalistGPT2LMHeadModel`] or [`LocalistGPT2Model`], *optional*):
             The model whose blocks count, those of its last layer; it is set to evaluation mode. By default `model`
             finds its own.
 
@@ -36,8 +37,12 @@ def measure(
         `dict[str, float]`: see [`LocalityMeter.compute`].
 
     Raises:
-        ValueError: for a data set without a sequence, or with `"block_starts"` where a `block_model` is given.
+        ValueError: for a model of another class, and for a data set without a sequence or with `"block_starts"` where a
+            `block_model` is given.
     """
+    check_model("model", model)
+    if block_model is not None:
+        check_model("block_model", block_model, needs_head=False)
     meter = LocalityMeter()
     model.eval()
     block_decoder = None if block_model is None else block_model.eval().get_decoder()

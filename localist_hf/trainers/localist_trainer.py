@@ -1,6 +1,5 @@
 """Trainer with the scheduled locality loss."""
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,15 +7,14 @@ from typing import Any
 
 import pyarrow.compute
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from huggingface_hub import HfApi
-from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from ..evaluation import LocalityMeter, causal_lm_collator
+from ..evaluation.check_model import check_model
 from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
@@ -81,7 +79,7 @@ class LocalistTrainer(Trainer):
                 "reports the perplexity of the labels as they are."
             )
         if model is not None:
-            _check_model(model)
+            check_model("model", model)
         collator = causal_lm_collator if data_collator is None else data_collator
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
@@ -104,7 +102,7 @@ class LocalistTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model that `model_init` makes, of the class that can be trained."""
         model = super().call_model_init(trial)
-        _check_model(model)
+        check_model("model_init()", model)
         return model
 
     def train(
@@ -332,18 +330,6 @@ class LocalistTrainer(Trainer):
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,
-        )
-
-
-def _check_model(model: Any) -> None:
-    """Refuses what cannot report its locality. The class may come from a model repository's own code."""
-    core = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
-    core = core.get_base_model() if isinstance(core, PeftModel) else core
-    takes = inspect.signature(core.forward).parameters if isinstance(core, nn.Module) else ()
-    if "output_fidelity" not in takes or "labels" not in takes:
-        raise ValueError(
-            f"`model` is a {type(core).__name__}; LocalistTrainer trains a LocalistGPT2LMHeadModel (load the "
-            "checkpoint with `LocalistGPT2LMHeadModel.from_pretrained`)."
         )
 
 

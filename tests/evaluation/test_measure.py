@@ -69,3 +69,14 @@ def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: 
 def test_a_data_set_without_a_sequence_is_an_error(make_model) -> None:
     with pytest.raises(ValueError, match="there is no batch to take a mean over"):
         measure(make_model(), Dataset.from_dict({"input_ids": []}))
+
+
+def test_a_model_of_another_class_is_refused_by_name(make_model, gpt2_twin) -> None:
+    model = make_model()
+    dataset, plain = Dataset.from_dict({"input_ids": [[5, 6, 7]]}), gpt2_twin(model)
+    for name, arguments in (("model", (plain, dataset)), ("block_model", (model, dataset, 8, plain))):
+        with pytest.raises(ValueError, match=f"`{name}` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel"):
+            measure(*arguments)
+    with pytest.raises(ValueError, match=r"`model` is a LocalistGPT2Model; it must be a LocalistGPT2LMHeadModel \("):
+        measure(model.transformer, dataset)
+    assert measure(model, dataset, block_model=model.transformer) == measure(model, dataset)

@@ -384,9 +384,10 @@ def test_a_model_that_model_init_makes_counts_with_its_own_schedule(make_trainer
 @pytest.mark.parametrize("wrap", [lambda model: model.transformer, lambda model: GPT2LMHeadModel(model.config), str])
 def test_what_cannot_report_its_locality_is_refused_by_its_class(make_trainer, make_model, wrap: Callable) -> None:
     model = wrap(make_model())
-    with pytest.raises(ValueError, match=f"`model` is a {type(model).__name__}; LocalistTrainer trains"):
+    found = f"is a {type(model).__name__}; it must be a LocalistGPT2LMHeadModel"
+    with pytest.raises(ValueError, match=f"`model` {found}"):
         make_trainer(model)
-    with pytest.raises(ValueError, match=f"`model` is a {type(model).__name__}; LocalistTrainer trains"):
+    with pytest.raises(ValueError, match=rf"`model_init\(\)` {found}"):
         LocalistTrainer(model_init=lambda: model, args=make_trainer().args)
 
 
