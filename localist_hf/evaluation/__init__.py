@@ -1,12 +1,16 @@
-"""Measuring trained models and showing what was measured."""
+"""Measuring models and showing what was measured."""
 
+from .causal_lm_collator import causal_lm_collator
+from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
 from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth, spread
 
 
 __all__ = [
+    "LocalityMeter",
     "LocalityProfile",
+    "causal_lm_collator",
     "comparison_table",
     "layer_table",
     "locality_probe",

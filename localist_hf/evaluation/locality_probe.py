@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..modeling import LocalistModelOutput
 from ..modeling.block_partition import document_starts
 from ..modeling.locality import check_attention_mask
+from .check_model import check_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ def locality_probe(
         [`LocalityProfile`]: every counted position and token weighs the same, whatever batch it came in.
 
     Raises:
-        ValueError: for batches without a token, with padding between tokens, or with `"block_starts"` where a
-            `block_model` is given.
+        ValueError: for a model of another class, and for batches without a token, with padding between tokens, or with
+            `"block_starts"` where a `block_model` is given.
 
     Example:
 
@@ -79,6 +80,9 @@ def locality_probe(
     tensor([3, 0, 7, 7, 1, 10])
     ```
     """
+    check_model("model", model, needs_head=False)
+    if block_model is not None:
+        check_model("block_model", block_model, needs_head=False)
     decoder = model.eval().get_decoder()
     block_decoder = None if block_model is None else block_model.eval().get_decoder()
     totals: dict[str, torch.Tensor] | None = None
@@ -147,19 +151,14 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
 
 def _sums(outputs: LocalistModelOutput) -> dict[str, torch.Tensor]:
     """Sums of a batch, for each layer and head `(num_layers, num_heads)` or for each layer `(num_layers,)`."""
-    counted = torch.stack([mask.sum() for mask in outputs.fidelity_mask])
-    fidelity = [
-        (fidelity * mask[:, None]).sum((0, 2), dtype=torch.float64)
-        for fidelity, mask in zip(outputs.fidelity, outputs.fidelity_mask, strict=True)
-    ]
-    entropy = [entropy.sum((0, 2), dtype=torch.float64) for entropy in outputs.entropy]  # 0 on padding
-    starts = torch.stack(outputs.block_starts)
-    position = torch.arange(starts.shape[-1], device=starts.device)
-    sums = {
-        "fidelity": torch.stack(fidelity),
-        "num_counted": counted,
-        "entropy": torch.stack(entropy),
-        "num_tokens": (starts >= 0).sum((1, 2)),
-        "num_blocks": (starts == position).sum((1, 2)),
-    }
-    return {name: tensor.cpu() for name, tensor in sums.items()}
+    layers = zip(outputs.fidelity, outputs.fidelity_mask, outputs.entropy, outputs.block_starts, strict=True)
+    sums = defaultdict(list)
+    for fidelity, mask, entropy, starts in layers:
+        sums["fidelity"].append((fidelity * mask[:, None]).sum(2))
+        sums["num_counted"].append(mask.sum(1))
+        sums["entropy"].append(entropy.sum(2))  # 0 on padding
+        sums["num_tokens"].append((starts >= 0).sum(1))
+        sums["num_blocks"].append((starts == torch.arange(starts.shape[1], device=starts.device)).sum(1))
+    # Layers may lie on different devices, and not every device has float64: the rows are added up on the CPU.
+    rows = {name: torch.stack([tensor.cpu() for tensor in tensors]) for name, tensors in sums.items()}
+    return {name: (tensor.double() if tensor.is_floating_point() else tensor).sum(1) for name, tensor in rows.items()}

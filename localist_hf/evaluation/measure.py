@@ -5,7 +5,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..trainers import LocalityMeter, causal_lm_collator
+from .causal_lm_collator import causal_lm_collator
+from .check_model import check_model
+from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
 
 
@@ -23,22 +25,34 @@ def measure(
         model ([`LocalistGPT2LMHeadModel`]):
             The model to measure; it is set to evaluation mode.
         dataset ([`~datasets.Dataset`]):
-            Sequences of one length in `"input_ids"`, optionally with `"labels"`.
+            What [`causal_lm_collator`] takes: sequences in `"input_ids"`, of any lengths, optionally with `"labels"`,
+            `"attention_mask"`, `"position_ids"` and `"block_starts"`.
         batch_size (`int`, *optional*, defaults to 8):
             Sequences at a time.
-        block_model ([`LocalistGPT2LMHeadModel`], *optional*):
-            The model whose blocks count, those of its last layer. By default `model` finds its own.
+        block_model ([`LocalistGPT2LMHeadModel`] or [`LocalistGPT2Model`], *optional*):
+            The model whose blocks count, those of its last layer; it is set to evaluation mode. By default `model`
+            finds its own.
 
     Returns:
         `dict[str, float]`: see [`LocalityMeter.compute`].
+
+    Raises:
+        ValueError: for a model of another class, and for a data set without a sequence or with `"block_starts"` where a
+            `block_model` is given.
     """
+    check_model("model", model)
+    if block_model is not None:
+        check_model("block_model", block_model, needs_head=False)
     meter = LocalityMeter()
     model.eval()
+    block_decoder = None if block_model is None else block_model.eval().get_decoder()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
+        labels = batch.pop("labels").to(model.device)  # the meter takes the loss itself
+        if block_decoder is not None:
+            if "block_starts" in batch:
+                raise ValueError("`dataset` holds `block_starts` and a `block_model` is given too; only one can tell.")
+            batch["block_starts"] = last_block_starts(block_decoder, batch)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        if block_model is not None:
-            decoder = block_model.eval().get_decoder()
-            batch["block_starts"] = last_block_starts(decoder, {"input_ids": batch["input_ids"]})
         outputs = model(**batch, output_fidelity=True, output_entropy=True, use_cache=False)
-        meter.update(outputs, batch["labels"])
+        meter.update(outputs, labels)
     return meter.compute()

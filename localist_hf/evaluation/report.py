@@ -159,8 +159,8 @@ def plot_attention_map(
     length = len(tokens)
     for panel, (title, weights) in zip(panels, attentions.items(), strict=True):
         # The square root shows small weights; a linear scale shows little but the largest of each row.
-        image = panel.imshow(weights.float().sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
-        starts = sorted(set(block_starts[title].tolist()))
+        image = panel.imshow(weights.detach().float().sqrt().cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
+        starts = sorted(set(block_starts[title].tolist()) - {-1})  # which is no block but padding
         for start, end in zip(starts, [*starts[1:], length], strict=True):
             block = matplotlib.patches.Rectangle(
                 (start - 0.5, start - 0.5), end - start, end - start, fill=False, edgecolor="#d6604d", linewidth=1.4

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import peft
 import torch
@@ -19,10 +19,6 @@ from ..configuration import variant_name
 from ..modeling import LocalistGPT2Config
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
-
-
-if TYPE_CHECKING:
-    from ..trainers import LocalistTrainer
 
 
 #: The record's file in a run's folder.
@@ -180,7 +176,7 @@ class RunRecord:
     @classmethod
     def from_trainer(
         cls,
-        trainer: "LocalistTrainer",
+        trainer: transformers.Trainer,
         name: str | None = None,
         dataset: str | None = None,
         dataset_details: str = "",
@@ -278,7 +274,7 @@ class RunRecord:
         )
 
 
-def last_evaluation(trainer: "LocalistTrainer") -> dict[str, float] | None:
+def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
@@ -348,7 +344,7 @@ def _lengths(dataset: Any) -> list[int]:
     return [min(lengths), max(lengths)]
 
 
-def _hyperparameters(trainer: "LocalistTrainer") -> dict[str, Any]:
+def _hyperparameters(trainer: transformers.Trainer) -> dict[str, Any]:
     args = trainer.args
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     return {

@@ -1,18 +1,24 @@
 """Trainer with the scheduled locality loss."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import torch
+from datasets import Dataset
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import Trainer, default_data_collator
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
-from ..modeling import LocalistGPT2Config
+from ..evaluation import LocalityMeter, causal_lm_collator
+from ..evaluation.check_model import check_model
+from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
+from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
-from .locality_meter import LocalityMeter
 
 
 _MEASUREMENTS = ("fidelity", "fidelity_mask", "block_starts", "entropy")
@@ -27,7 +33,8 @@ class LocalistTrainer(Trainer):
     Training logs hold `lm_loss`, `locality_loss` (the weighted sum above without `locality_weight * warm(t)`) and
     `fidelity_layer_<l>` of the layers that the schedule localises; the others cost nothing in training. Evaluation
     measures every layer: `eval_perplexity`, `eval_fidelity`, `eval_fidelity_layer_<l>`, `eval_entropy` and
-    `eval_entropy_layer_<l>` (bits); `eval_loss` is the language modeling loss.
+    `eval_entropy_layer_<l>` (bits); `eval_loss` is the language modeling loss, or that of a `compute_loss_func`. Every
+    label, counted position and token weighs the same, whatever batch, process or device it was in.
 
     Args:
         model ([`LocalistGPT2LMHeadModel`] or a [`~peft.PeftModel`] around one):
@@ -35,13 +42,13 @@ class LocalistTrainer(Trainer):
         args ([`LocalistTrainingArguments`], *optional*):
             Training arguments.
         data_collator (`Callable`, *optional*):
-            Makes batches. By default it stacks sequences of one length, with the tokens themselves as labels where the
-            data set has none.
+            Makes batches. By default [`~localist_hf.evaluation.causal_lm_collator`], which pads sequences of different
+            lengths and takes the tokens themselves as labels where the data set has none.
         kwargs:
             Everything else that [`~transformers.Trainer`] takes.
 
     Raises:
-        ValueError: for a model of another kind, or for sequences longer than the model's positions.
+        ValueError: for a model or arguments of another kind, or for sequences longer than the model's positions.
 
     Example:
 
@@ -64,28 +71,58 @@ class LocalistTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = LocalistTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        super().__init__(model=model, args=args, data_collator=data_collator or causal_lm_collator, **kwargs)
-        config = self.model.config
-        # The class may come from a model repository's own code, so it is told by its model type.
-        if getattr(config, "model_type", None) != LocalistGPT2Config.model_type:
-            raise ValueError(
-                f"`model` is a {type(self.model).__name__}; LocalistTrainer trains a LocalistGPT2LMHeadModel (load the "
-                "checkpoint with `LocalistGPT2LMHeadModel.from_pretrained`)."
-            )
+        if not isinstance(args, LocalistTrainingArguments):
+            raise ValueError(f"`args` is a {type(args).__name__}; it must be a LocalistTrainingArguments.")
         if args.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor` is {args.label_smoothing_factor}; LocalistTrainer allows 0 only, because it "
                 "reports the perplexity of the labels as they are."
             )
+        if model is not None:
+            check_model("model", model)
+        collator = causal_lm_collator if data_collator is None else data_collator
+        super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            _check_sequence_length(name, dataset, config.max_position_embeddings)
-        self._lambdas = {layer: value for layer, value in enumerate(config.locality_lambdas) if value > 0}
-        self._num_sequences = 0  # of the accumulated batch
+            parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
+            for part, rows in parts.items():
+                label = name if part is None else f"{name}[{part!r}]"
+                _check_sequence_length(label, rows, self.model.config.max_position_embeddings)
+        self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._meter = LocalityMeter()
         #: Where the model was loaded from; empty for random weights.
         self.started_from: str = self.model.name_or_path
+
+    @property
+    def _lambdas(self) -> dict[int, float]:
+        """Layers that the schedule localises, and how much."""
+        return {layer: value for layer, value in enumerate(self.model.config.locality_lambdas) if value > 0}
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The model that `model_init` makes, of the class that can be trained."""
+        model = super().call_model_init(trial)
+        check_model("model_init()", model)
+        return model
+
+    def train(
+        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """
+        As [`~transformers.Trainer.train`]. A checkpoint that is not there or is damaged is refused before anything is
+        done; with `resume_from_checkpoint=True`, training goes on from the last one that is whole.
+
+        Raises:
+            ValueError: where there is no checkpoint to go on from.
+        """
+        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
+            resume_from_checkpoint = str(find_checkpoint(resume_from_checkpoint, self.args.output_dir))
+        is_data_parallel = self.args.world_size > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if is_data_parallel and self.model_wrapped is self.model:
+            # An evaluation before the training marks the model as prepared, without DistributedDataParallel around it;
+            # accelerate would then leave it so, and each process would train a model of its own without a word.
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -93,6 +130,10 @@ class LocalistTrainer(Trainer):
         """Collects the batches of one optimizer step and counts their sequences, for the mean over all of them."""
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._num_sequences = sum(len(batch["input_ids"]) for batch in batch_samples)
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            # Gradients are averaged over processes, which may hold different numbers of sequences ("batch_rebalance").
+            count = torch.tensor(self._num_sequences, dtype=torch.float32, device=device)
+            self._num_sequences = self.accelerator.reduce(count, "mean")
         return batch_samples, num_items_in_batch
 
     def compute_loss(
@@ -102,11 +143,20 @@ class LocalistTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The language modeling loss, and in training the locality loss; see the class."""
+        """
+        The language modeling loss, and in training the locality loss; see the class.
+
+        Raises:
+            ValueError: for sequences longer than the model's positions.
+        """
+        length, num_positions = inputs["input_ids"].shape[1], self.model.config.max_position_embeddings
+        if length > num_positions and "position_ids" not in inputs:  # by which packed texts have positions of their own
+            raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {num_positions} positions.")
         if not model.training:
-            inputs = {**inputs, "output_fidelity": True, "output_entropy": True}
+            labels = inputs["labels"]  # which a `compute_loss_func` takes out
+            inputs = {**inputs, "output_fidelity": True, "output_entropy": True, "use_cache": False}
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._meter.update(outputs, inputs["labels"])
+            self._meter.update(outputs, labels, self.accelerator.gather_for_metrics)
             # What is measured is no prediction for `Trainer` to gather.
             outputs = {name: value for name, value in outputs.items() if name not in _MEASUREMENTS}
             return (loss, outputs) if return_outputs else loss
@@ -116,22 +166,27 @@ class LocalistTrainer(Trainer):
 
         inputs = {**inputs, "output_fidelity": tuple(self._lambdas)}
         lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        # With `num_items_in_batch` the language modeling loss arrives as a part of the mean over the accumulated batch;
-        # without it as the mean over this batch, which `Trainer` then divides by the number of accumulation steps.
+        lm_loss = lm_loss.mean()  # `nn.DataParallel` gives one for each device
+        # With `num_items_in_batch`, or from a `compute_loss_func`, the language modeling loss arrives as a part of the
+        # mean over the accumulated batch; without it as the mean over this batch, which `Trainer` then divides by the
+        # number of accumulation steps.
         is_part = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        locality = self._locality_loss(outputs, self._num_sequences if is_part else len(inputs["input_ids"]))
+        is_part = is_part or self.compute_loss_func is not None
+        num_sequences = self._num_sequences if is_part else len(inputs["input_ids"])
+        locality = self._locality_loss(outputs, num_sequences).to(lm_loss.device)
         self._add_to_log(lm_loss, locality, outputs, 1 if is_part else self.current_gradient_accumulation_steps)
         loss = lm_loss + self.args.locality_weight * self._warmup() * locality
         return (loss, outputs) if return_outputs else loss
 
-    def _locality_loss(self, outputs: Any, num_sequences: int) -> torch.Tensor:
+    def _locality_loss(self, outputs: Any, num_sequences: int | torch.Tensor) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
         num_layers = self.model.config.num_hidden_layers
         total = 0.0
         for weight, fidelity, mask in zip(self._lambdas.values(), outputs.fidelity, outputs.fidelity_mask, strict=True):
             losses = locality_loss(fidelity, mask, self.args.target_fidelity, self.args.locality_exponent)
-            total = total + weight / num_layers * losses.sum() / num_sequences
-        return total
+            # Layers may lie on different devices.
+            total = total + (weight / num_layers * losses.sum()).to(self.args.device)
+        return total / num_sequences
 
     def _warmup(self) -> float:
         """`warm(t)`: 1 after `locality_warmup_steps` steps, linear before."""
@@ -144,7 +199,7 @@ class LocalistTrainer(Trainer):
         sums = [lm_loss.detach() / share, locality.detach() / share]
         for fidelity, mask in zip(outputs.fidelity, outputs.fidelity_mask, strict=True):
             sums += [(fidelity.detach().mean(1) * mask).sum(), mask.sum()]
-        sums = torch.stack([value.float() for value in sums])
+        sums = torch.stack([value.to(lm_loss.device, torch.float32) for value in sums])
         if self._training_sums is None:
             self._training_sums, self._first_step = sums, self.state.global_step
         else:
@@ -166,8 +221,10 @@ class LocalistTrainer(Trainer):
         """As [`~transformers.Trainer.evaluation_loop`], with the perplexity and locality of every layer as metrics."""
         self._meter = LocalityMeter()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._meter.num_batches:  # none where there are no labels, as in `predict`
-            measured = self._meter.compute(self.accelerator.reduce)
+        if not self._meter.is_empty:  # as it is where there are no labels, in `predict`
+            measured = self._meter.compute()
+            if self.compute_loss_func is not None:
+                del measured["loss"]  # the loss is what the user says that it is, and `Trainer` has added it up
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
 
@@ -211,9 +268,6 @@ class LocalistTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        # The one thing on the right that the trainer knows, and only here: `Trainer` makes cards.
-        from ..hub import RunRecord, write_card
-
         record = RunRecord.from_trainer(
             self,
             name=model_name,
@@ -257,8 +311,6 @@ class LocalistTrainer(Trainer):
         Raises:
             ValueError, PublishError: see [`localist_hf.hub.publish`].
         """
-        from ..hub import full_repository_id, last_evaluation, repository_files, upload
-
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if last_evaluation(self) is None:
             self.evaluate()
@@ -281,18 +333,24 @@ class LocalistTrainer(Trainer):
         )
 
 
-def causal_lm_collator(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stacks sequences of one length; where there are no labels, they are the tokens."""
-    batch = default_data_collator(features)
-    if "labels" not in batch:
-        batch["labels"] = batch["input_ids"].clone()
-    return batch
-
-
 def _check_sequence_length(name: str, dataset: Any, num_positions: int) -> None:
-    try:
-        length = len(dataset[0]["input_ids"])
-    except (TypeError, KeyError, IndexError, NotImplementedError):
-        return  # none, a stream, or a form that only the collator knows
-    if length > num_positions:
-        raise ValueError(f"`{name}` holds a sequence of {length} tokens; the model has {num_positions} positions.")
+    """Refuses sequences that are too long, as far as the data set can tell before its batches are made."""
+    if isinstance(dataset, Dataset):
+        is_known = "input_ids" in dataset.column_names and "position_ids" not in dataset.column_names
+        longest = _longest(dataset, num_positions) if is_known and len(dataset) else 0
+    else:
+        try:
+            longest = len(dataset[0]["input_ids"])
+        except (TypeError, KeyError, IndexError, NotImplementedError):
+            return  # none, a stream, or a form that only the collator knows
+    if longest > num_positions:
+        raise ValueError(f"`{name}` holds a sequence of {longest} tokens; the model has {num_positions} positions.")
+
+
+def _longest(dataset: Dataset, enough: int) -> int:
+    """Length of the longest sequence; exact where it is more than `enough`."""
+    # Lengths are differences of offsets: no token is read, unless the longest of all may not be among those selected.
+    longest = pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
+    if longest <= enough or len(dataset) == dataset.data.num_rows:
+        return longest
+    return max(map(len, dataset.select_columns("input_ids").with_format(None)["input_ids"]))

@@ -1,9 +1,22 @@
 """Arguments of LocalistTrainer."""
 
+import math
+import re
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+
+
+# Numbers that transformers takes as they come, to fail or to go astray once training has begun.
+_NOT_NEGATIVE = (
+    "locality_weight", "locality_warmup_steps", "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm",
+    "warmup_steps", "num_train_epochs",
+)  # fmt: skip
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+# Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
+_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?)")
 
 
 @dataclass
@@ -22,6 +35,9 @@ class LocalistTrainingArguments(TrainingArguments):
         locality_warmup_steps (`float`, *optional*, defaults to 0):
             Optimizer steps over which the locality loss grows linearly to its full weight; below 1, as a share of all
             steps.
+        greater_is_better (`bool`, *optional*):
+            Whether the model with the greatest `metric_for_best_model` is the best. By default `False` for a loss, the
+            perplexity and the entropies, and `True` for fidelities and other metrics.
         hub_strategy (`str` or [`~transformers.trainer_utils.HubStrategy`], *optional*, defaults to `"end"`):
             The only one allowed with `push_to_hub`: the others upload checkpoints.
 
@@ -45,13 +61,23 @@ class LocalistTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if not 0 < self.target_fidelity <= 1:
-            raise ValueError(f"`target_fidelity` is {self.target_fidelity}; it must lie in (0, 1].")
+        if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
+            raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")
         if self.locality_exponent not in (1, 2):
-            raise ValueError(f"`locality_exponent` is {self.locality_exponent}; it must be 1 or 2.")
-        for name in ("locality_weight", "locality_warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must not be negative.")
+            raise ValueError(f"`locality_exponent` is {self.locality_exponent!r}; it must be 1 or 2.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if name == "max_grad_norm" and value is None:
+                continue  # no clipping, as with 0
+            if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` is {value!r}; it must be a finite number and not negative.")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and value >= 1):
+                raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least 1.")
+        metric = self.metric_for_best_model
+        if self.greater_is_better is None and metric is not None and _LOWER_IS_BETTER.fullmatch(metric):
+            self.greater_is_better = False
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy != HubStrategy.END:
             raise ValueError(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from localist_hf.evaluation import LocalityProfile, locality_probe
-from localist_hf.trainers import LocalityMeter
+from localist_hf.evaluation import LocalityMeter, LocalityProfile, locality_probe
 
 
 def padded(make_text: Callable) -> dict[str, torch.Tensor]:
@@ -231,3 +230,19 @@ def test_memory_grows_linearly_with_the_length():
 @pytest.mark.slow
 def test_sixteen_thousand_tokens_fit_in_four_gigabytes():
     assert peak_memory(["plain"], 16_384, 64, n_embd=768, n_head=12)[-1] < 4e9
+
+
+def test_a_device_without_float64_will_do(make_model, make_text, on_device, monkeypatch):
+    model, batch = make_model(), padded(make_text)
+    expected = locality_probe(model, [batch])
+    forward = type(model.transformer).forward
+    monkeypatch.setattr(type(model.transformer), "forward", lambda *args, **kwargs: on_device(forward(*args, **kwargs)))
+    assert_same(locality_probe(model, [batch]), expected)
+
+
+def test_a_model_of_another_class_is_refused_by_name(make_model, make_text, gpt2_twin):
+    model, batch = make_model(), {"input_ids": make_text(1, 5)}
+    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel or Loc"):
+        locality_probe(gpt2_twin(model), [batch])
+    with pytest.raises(ValueError, match="`block_model` is a GPT2Model; it must be"):
+        locality_probe(model, [batch], block_model=gpt2_twin(model).transformer)

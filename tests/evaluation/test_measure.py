@@ -1,10 +1,10 @@
 """`measure` over a data set, and on another model's blocks."""
 
+import pytest
 import torch
 from datasets import Dataset
 
-from localist_hf.evaluation import measure
-from localist_hf.trainers import LocalityMeter
+from localist_hf.evaluation import LocalityMeter, measure
 
 
 def test_is_what_the_model_says_of_each_batch(make_model) -> None:
@@ -30,3 +30,53 @@ def test_on_the_blocks_of_another_model(make_model) -> None:
         mean = fidelity.transpose(1, 2)[mask].mean().item()
         assert abs(metrics[f"fidelity_layer_{layer}"] - mean) < 1e-5
     assert metrics["fidelity_layer_1"] != measure(model, dataset)["fidelity_layer_1"]
+
+
+def ragged() -> tuple[list[list[int]], Dataset]:
+    rows = [torch.randint(7, 97, (length,)).tolist() for length in (60, 25, 41)]
+    return rows, Dataset.from_dict({"input_ids": rows})
+
+
+def test_sequences_of_different_lengths_are_measured_as_each_alone(make_model) -> None:
+    model = make_model()
+    rows, dataset = ragged()
+    expected = measure(model, dataset, batch_size=1)
+    assert measure(model, dataset, batch_size=3) == pytest.approx(expected, rel=1e-4)
+    # The same, padded beforehand.
+    padded = {
+        "input_ids": [row + [1] * (60 - len(row)) for row in rows],
+        "attention_mask": [[1] * len(row) + [0] * (60 - len(row)) for row in rows],
+    }
+    assert measure(model, Dataset.from_dict(padded), batch_size=2) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("column", ["attention_mask", "position_ids"])
+def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: str) -> None:
+    model, base = make_model(seed=1), make_model(seed=2)
+    input_ids = torch.randint(7, 97, (2, 60))
+    mask = torch.ones_like(input_ids)
+    mask[1, :25] = 0
+    batch = {"input_ids": input_ids, column: mask if column == "attention_mask" else torch.arange(120).view(2, 60) % 33}
+    with torch.no_grad():
+        starts = base(**batch, output_fidelity=[3], use_cache=False).block_starts[0]
+    dataset = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
+    explicit = dataset.add_column("block_starts", starts.tolist())
+    assert measure(model, dataset, block_model=base) == pytest.approx(measure(model, explicit), rel=1e-6)
+    with pytest.raises(ValueError, match="`dataset` holds `block_starts` and a `block_model` is given too"):
+        measure(model, explicit, block_model=base)
+
+
+def test_a_data_set_without_a_sequence_is_an_error(make_model) -> None:
+    with pytest.raises(ValueError, match="there is no batch to take a mean over"):
+        measure(make_model(), Dataset.from_dict({"input_ids": []}))
+
+
+def test_a_model_of_another_class_is_refused_by_name(make_model, gpt2_twin) -> None:
+    model = make_model()
+    dataset, plain = Dataset.from_dict({"input_ids": [[5, 6, 7]]}), gpt2_twin(model)
+    for name, arguments in (("model", (plain, dataset)), ("block_model", (model, dataset, 8, plain))):
+        with pytest.raises(ValueError, match=f"`{name}` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel"):
+            measure(*arguments)
+    with pytest.raises(ValueError, match=r"`model` is a LocalistGPT2Model; it must be a LocalistGPT2LMHeadModel \("):
+        measure(model.transformer, dataset)
+    assert measure(model, dataset, block_model=model.transformer) == measure(model, dataset)

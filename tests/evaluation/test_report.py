@@ -51,7 +51,7 @@ def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
     two = METRICS | {"quintic": [*METRICS["quintic"], METRICS["distributed"][0]]}
     plot_fidelity_over_depth(two, tmp_path / "depth.png", lambdas=[0.0, 1.0])
     weights = torch.tril(torch.ones(6, 6))
-    weights = weights / weights.sum(-1, keepdim=True)
+    weights = (weights / weights.sum(-1, keepdim=True)).requires_grad_()  # as a model gives them
     starts = torch.tensor([0, 0, 0, 3, 3, 3])
     plot_attention_map({"a": weights, "b": weights}, {"a": starts, "b": starts}, list("abcdef"), tmp_path / "map.png")
     for name in ("depth.png", "map.png"):

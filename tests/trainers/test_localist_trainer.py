@@ -1,5 +1,6 @@
 """LocalistTrainer: the loss, its gradients however the batch is cut up, logs, evaluation, resuming."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from tokenizers import Tokenizer, models
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
@@ -293,3 +301,117 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing(make_train
     trainer = make_trainer(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match="`use_reentrant` is True"):
         trainer.train()
+
+
+LENGTHS = (48, 9, 30, 41, 5, 22)
+
+
+def ragged_dataset(**columns: list) -> Dataset:
+    rows = [row[:length] for row, length in zip(random_dataset(6)["input_ids"], LENGTHS, strict=True)]
+    return Dataset.from_dict({"input_ids": rows, **columns})
+
+
+def test_a_padded_sequence_counts_as_it_does_alone(make_trainer, make_model) -> None:
+    """The gradient is that of the sequences one by one: the mean over labels, and over sequences of their shortfall."""
+    settings = {"max_steps": 1, "max_grad_norm": 0, "dataset": ragged_dataset()}
+    padded = first_gradients(make_trainer(per_device_train_batch_size=6, **settings))
+    parts = make_trainer(per_device_train_batch_size=1, gradient_accumulation_steps=6, **settings)
+    assert_same(first_gradients(parts), padded)
+    model = make_model(locality_schedule="linear")
+    for row in settings["dataset"]["input_ids"]:
+        input_ids = torch.tensor([row])
+        outputs = model(input_ids, labels=input_ids, output_fidelity=True)
+        measured = zip(model.config.locality_lambdas, outputs.fidelity, outputs.fidelity_mask, strict=True)
+        locality = sum(weight / 4 * locality_loss(fidelity, mask, 0.9, 1) for weight, fidelity, mask in measured)
+        (outputs.loss * (len(row) - 1) / (sum(LENGTHS) - 6) + 3.0 * locality.sum() / 6).backward()
+    assert_same({name: parameter.grad for name, parameter in model.named_parameters()}, padded)
+
+
+def test_a_given_tokenizer_takes_no_token_for_padding(make_trainer, make_model) -> None:
+    """Where its end-of-text token pads, as is usual for GPT-2, the ends of texts are labels all the same."""
+    vocabulary = Tokenizer(models.WordLevel({str(i): i for i in range(97)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="9", pad_token="9")
+    trainer = LocalistTrainer(model=make_model(), args=make_trainer().args, processing_class=tokenizer)
+    batch = trainer.data_collator([{"input_ids": [5, 9, 6, 9]}, {"input_ids": [5, 9]}])
+    assert batch["labels"].tolist() == [[5, 9, 6, 9], [5, 9, -100, -100]]
+
+
+def test_evaluation_of_padded_sequences_is_that_of_each_alone(make_trainer) -> None:
+    alone = make_trainer(per_device_eval_batch_size=1).evaluate(ragged_dataset())
+    together = make_trainer(per_device_eval_batch_size=4).evaluate(ragged_dataset())
+    kinds = ("eval_loss", "eval_perplexity", "eval_fidelity", "eval_entropy")
+    for name, value in alone.items():
+        if name.startswith(kinds):
+            assert together[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_evaluation_counts_no_batch_without_labels(make_trainer) -> None:
+    rows = random_dataset(4)["input_ids"]
+    labels = [rows[0], rows[1], [-100] * LENGTH, [-100] * LENGTH]
+    trainer = make_trainer(per_device_eval_batch_size=2)
+    metrics = trainer.evaluate(Dataset.from_dict({"input_ids": rows, "labels": labels}))
+    expected = trainer.evaluate(Dataset.from_dict({"input_ids": rows[:2]}))
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"])
+    assert metrics["eval_perplexity"] == pytest.approx(expected["eval_perplexity"])
+    nothing = trainer.evaluate(Dataset.from_dict({"input_ids": rows, "labels": [labels[2]] * 4}))
+    assert math.isnan(nothing["eval_perplexity"])
+    assert math.isfinite(nothing["eval_fidelity"])
+
+
+def test_the_best_model_is_that_of_the_least_perplexity(make_trainer) -> None:
+    """With a learning rate that ruins the model, the first evaluation is the best."""
+    trainer = make_trainer(
+        max_steps=3, learning_rate=1.0, lr_scheduler_type="constant", eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model="perplexity",
+    )  # fmt: skip
+    trainer.train()
+    measured = {entry["step"]: entry["eval_perplexity"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert trainer.state.best_metric == min(measured.values()) < max(measured.values())
+    assert trainer.evaluate()["eval_perplexity"] == pytest.approx(trainer.state.best_metric)
+
+
+def test_a_model_that_model_init_makes_counts_with_its_own_schedule(make_trainer, make_model) -> None:
+    schedules = iter(["linear", [0.0, 0.0, 0.0, 1.0]])  # at construction, and anew for training
+    trainer = LocalistTrainer(
+        model_init=lambda: make_model(locality_schedule=next(schedules)), args=make_trainer().args,
+        train_dataset=random_dataset(4),
+    )  # fmt: skip
+    trainer.train()
+    (entry, *_) = trainer.state.log_history
+    assert [name for name in entry if name.startswith("fidelity")] == ["fidelity_layer_3"]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model.transformer, lambda model: GPT2LMHeadModel(model.config), str])
+def test_what_cannot_report_its_locality_is_refused_by_its_class(make_trainer, make_model, wrap: Callable) -> None:
+    model = wrap(make_model())
+    found = f"is a {type(model).__name__}; it must be a LocalistGPT2LMHeadModel"
+    with pytest.raises(ValueError, match=f"`model` {found}"):
+        make_trainer(model)
+    with pytest.raises(ValueError, match=rf"`model_init\(\)` {found}"):
+        LocalistTrainer(model_init=lambda: model, args=make_trainer().args)
+
+
+def test_arguments_of_another_class_are_refused(make_model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`args` is a TrainingArguments; it must be a LocalistTrainingArguments"):
+        LocalistTrainer(make_model(), TrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_a_long_sequence_anywhere_is_refused(make_trainer, make_model) -> None:
+    model, dataset = make_model(n_positions=40), ragged_dataset()
+    with pytest.raises(ValueError, match="`train_dataset` holds a sequence of 48 tokens; the model has 40 positions"):
+        make_trainer(model, dataset=dataset.select([1, 2, 0]))
+    short = dataset.select([1, 2, 4, 5])
+    with pytest.raises(ValueError, match=r"`eval_dataset\['long'\]` holds a sequence of 41 tokens"):
+        LocalistTrainer(model, make_trainer().args, eval_dataset={"short": short, "long": dataset.select([1, 3])})
+    trainer = LocalistTrainer(model, make_trainer().args, train_dataset=short, eval_dataset=short)
+    with pytest.raises(ValueError, match="A batch holds a sequence of 48 tokens; the model has 40 positions"):
+        trainer.evaluate(dataset)
+
+
+def test_packed_texts_have_positions_of_their_own(make_trainer, make_model) -> None:
+    """A row may then be longer than the model's positions."""
+    columns = {"input_ids": random_dataset(1)["input_ids"], "position_ids": [[*range(20), *range(28)]]}
+    args, rows = make_trainer(max_steps=1).args, Dataset.from_dict(columns)
+    trainer = LocalistTrainer(make_model(n_positions=30), args, train_dataset=rows)
+    trainer.train()
+    assert trainer.state.global_step == 1

@@ -1,0 +1,35 @@
+"""Which models can be measured."""
+
+import inspect
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import nn
+
+
+def check_model(name: str, model: Any, needs_head: bool = True) -> None:
+    """
+    Refuses a model that cannot report its locality. Its class may come from a model repository's own code, so it is
+    told by the arguments that it takes.
+
+    Args:
+        name (`str`):
+            What the caller calls the model.
+        model (`Any`):
+            The model, perhaps compiled, or with an adapter.
+        needs_head (`bool`, *optional*, defaults to `True`):
+            Whether it must be a language model, not only a transformer.
+
+    Raises:
+        ValueError: for any other class.
+    """
+    core = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
+    core = core.get_base_model() if isinstance(core, PeftModel) else core
+    takes = inspect.signature(core.forward).parameters if isinstance(core, nn.Module) else ()
+    if "output_fidelity" not in takes or (needs_head and "labels" not in takes):
+        raise ValueError(
+            f"`{name}` is a {type(core).__name__}; it must be a LocalistGPT2LMHeadModel"
+            f"{'' if needs_head else ' or LocalistGPT2Model'} (load the checkpoint with "
+            "`LocalistGPT2LMHeadModel.from_pretrained`)."
+        )
