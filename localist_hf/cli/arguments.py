@@ -18,7 +18,7 @@ from ..configuration import VARIANTS, variant_config
 from ..modeling import LocalistGPT2Config
 from ..trainers import LocalistTrainingArguments
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .folders import find_checkpoint
+from .folders import find_checkpoint, write_whole
 
 
 DEFAULT_VARIANT = "quintic"
@@ -303,10 +303,7 @@ def settings(run: RunArguments, args: LocalistTrainingArguments) -> dict[str, An
 
 def save_settings(run: RunArguments, args: LocalistTrainingArguments) -> None:
     """Writes a run's settings to its folder, where `--resume_from_checkpoint` finds them."""
-    path = Path(args.output_dir) / SETTINGS_FILE
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(settings(run, args), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(Path(args.output_dir) / SETTINGS_FILE, json.dumps(settings(run, args), indent=2) + "\n")
 
 
 def _saved_settings(folder: Path) -> dict[str, Any]:
@@ -349,7 +346,11 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
         if name in flags:
             raise CommandError(f"{what}which sets {key!r} twice.")
         if isinstance(value, list) and actions[name].nargs not in ("+", "*"):
-            raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
+            # Not the fields' own types, which HfArgumentParser replaces by what one flag can say.
+            if "list" not in str(TrainingArguments.__annotations__.get(name)):
+                raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
+            parser.set_defaults(**{name: value})  # such as `report_to`, of which the command line can name one only
+            continue
         if isinstance(value, dict) and name not in _JSON_FLAGS:
             raise CommandError(f"{what}which sets {key!r} to a mapping; it takes a value.")
         flags[name] = value

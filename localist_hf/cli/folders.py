@@ -140,3 +140,14 @@ def replacing(folder: Path, is_main_process: bool = True) -> Iterator[Path]:
     finally:
         if is_main_process:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that holds the whole text or, where that fails, what it held before."""
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -43,23 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
         SystemExit: with status 2 for input that cannot be used, 1 for a failure and 130 after Ctrl-C; in one line on
             standard error stands why. What nobody expected keeps its traceback.
     """
-    parser = argparse.ArgumentParser(
-        prog="localist-hf",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"localist-hf {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    # Each command reads its own arguments, so that --help of one does not import and list those of all.
-    for name, text in _COMMANDS.items():
-        commands.add_parser(name, add_help=False, help=text)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parser.parse_args(arguments[:1]).command
+    command = ""
     try:
-        # Imported here, because each takes seconds to import what it needs.
-        import_module(f".{command}", __package__).main(arguments[1:])
-        sys.stdout.flush()
+        try:
+            command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+            # Imported here, because each takes seconds to import what it needs.
+            import_module(f".{command}", __package__).main(rest)
+        finally:
+            sys.stdout.flush()  # here, and not at the interpreter's end, where nothing can be done about a broken pipe
     except CommandError as error:
         _end(command, f"error: {error}", error.status)
     except KeyboardInterrupt:
@@ -73,8 +64,24 @@ def main(arguments: list[str] | None = None) -> None:
         _end(command, f"error: no space is left on the disk ({one_line(error)})", 1)
 
 
+def _parse(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, and its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="localist-hf",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"localist-hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Each command reads its own arguments, so that --help of one does not import and list those of all.
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=text)
+    return parser.parse_args(arguments[:1]).command, arguments[1:]
+
+
 def _end(command: str, message: str, status: int) -> NoReturn:
-    print(f"localist-hf {command}: {message}", file=sys.stderr)
+    print(f"{f'localist-hf {command}'.strip()}: {message}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -44,12 +44,12 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
 
     tokenizer = load_tokenizer(run.model, config.vocab_size)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
-    train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
     model = load_model(run.model, config)
     if run.lora_rank:
         model = add_adapter(model, run)
     with ending_with(2, ValueError, ImportError, what=f"`optim` is {args.optim.value!r}, which cannot be used: "):
         LocalistTrainer.get_optimizer_cls_and_kwargs(args, model)
+    train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
     return LocalistTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
     )
@@ -87,9 +87,7 @@ def load_config(run: RunArguments) -> LocalistGPT2Config:
         raise ValueError(f"`model` is {run.model!r}, which is a file; it must be a model's folder or Hub id.")
     overrides = ({} if run.variant is None else variant_config(run.variant)) | run.locality
     # What strangers have written may be anything: no list of exceptions is complete.
-    with ending_with(
-        2, Exception, what=f"`model` is {run.model!r}, whose configuration under these flags is invalid: "
-    ):
+    with ending_with(2, Exception, what=f"`model` is {run.model!r}, whose configuration cannot be used so: "):
         config = LocalistGPT2Config.from_pretrained(run.model, **overrides)
         if config.num_hidden_layers < 1:
             raise ValueError(f"it has {config.num_hidden_layers} layers.")
