@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,15 +110,19 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 _SEEDS = ("seed", "data_seed")
-#: Flags of `TrainingArguments` that make a run what it is: one that goes on must not change them.
+#: Flags that make a run what it is: one that goes on must not change them. It may change the others.
 _FIXED = (
-    "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "max_grad_norm", "optim", "optim_args", "bf16", "fp16", "neftune_noise_alpha", "target_fidelity",
-    "locality_weight", "locality_exponent", "locality_warmup_steps",
+    "variant", "model", "dataset", "dataset_config", "text_column", "text_file", "sequence_length", "validation_share",
+    "locality", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "seed", "data_seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "optim", "optim_args", "bf16", "fp16", "neftune_noise_alpha", "target_fidelity", "locality_weight",
+    "locality_exponent", "locality_warmup_steps",
 )  # fmt: skip
-#: Flags that it takes over where they are not given, and may change.
-_TAKEN_OVER = ("num_train_epochs", "max_steps", "language", "license")
+#: Flags of one part of a run alone, and what is secret.
+_NOT_KEPT = {
+    "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_token", "local_rank",
+}  # fmt: skip
 _JSON_FLAGS = ("locality", *TrainingArguments._VALID_DICT_FIELDS)
 
 
@@ -160,23 +165,20 @@ def build_parser() -> HfArgumentParser:
     return parser
 
 
-def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments]:
+def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
     """
     Reads flags, those of the YAML file that `--config` names, and those of the run that is gone on with, and checks all
     that can be checked without the model and the text.
 
     Returns:
-        `tuple[RunArguments, LocalistTrainingArguments]`: the first with the name of the variant, or `None` for a
-        schedule without one, and `locality` as a mapping; the second with `resume_from_checkpoint` as a folder or
-        `None`.
+        `tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]`: the first with the name of the variant, or
+        `None` for a schedule without one, and `locality` as a mapping; the second with `resume_from_checkpoint` as a
+        folder or `None`; the third for [`save_settings`].
 
     Raises:
         CommandError: for a flag or a value that cannot be used.
     """
-    parser = build_parser()
-    path = parser.parse_args(arguments).config
-    given = [*_yaml_flags(path, parser), *arguments] if path is not None else arguments
-    namespace = parser.parse_args(given)
+    namespace = _read(arguments)
     wanted = namespace.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":
         namespace.resume_from_checkpoint = None
@@ -191,21 +193,31 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
     for other, what in damaged.items():
         print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
     saved = _saved_settings(checkpoint.parent)
-    namespace = parser.parse_args([*_as_flags(saved), *given])
+    namespace = _read(arguments, saved)
     namespace.resume_from_checkpoint = str(checkpoint)
     namespace.output_dir = namespace.output_dir or str(checkpoint.parent)
-    run, args = _checked(namespace)
-    for name, value in settings(run, args).items():
-        if name not in _TAKEN_OVER and value != saved[name]:
+    run, args, kept = _checked(namespace)
+    for name in _FIXED:
+        if kept[name] != saved[name]:
             raise CommandError(
-                f"`{name}` is {value!r}, but the run in {str(checkpoint.parent)!r} began with {saved[name]!r}; a run "
-                "that goes on keeps its settings. Leave the flag out, or start another run."
+                f"`{name}` is {kept[name]!r}, but the run in {str(checkpoint.parent)!r} began with {saved[name]!r}; a "
+                "run that goes on keeps its settings. Leave the flag out, or start another run."
             )
-    return run, args
+    return run, args, kept
 
 
-def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments]:
-    """The two sets of arguments of a command line, each value checked by itself."""
+def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
+    """The flags of a command line; before them come those of its YAML file, and before these the saved ones."""
+    parser = build_parser()
+    path = parser.parse_args(arguments).config
+    flags = _as_flags(saved or {}, parser)
+    if path is not None:
+        flags += _yaml_flags(path, parser)
+    return parser.parse_args([*flags, *arguments])
+
+
+def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
+    """What [`parse`] returns for a command line, each value checked by itself."""
     values = vars(namespace)
     values.pop("config")
     _check_numbers(values)
@@ -233,6 +245,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
             f"`label_names` is {values['label_names']}; it must be 'labels', by which runs are measured."
         )
 
+    kept = _kept(values)
     run_names = {entry.name for entry in fields(RunArguments)}
     run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
     with ending_with(2, *INPUT_ERRORS):
@@ -242,7 +255,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
         if name not in installed:
             allowed = ", ".join(map(repr, [*installed, "all", "none"]))
             raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
-    return run, args
+    return run, args, kept
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
@@ -289,21 +302,23 @@ def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[st
     return variant, overrides
 
 
-def settings(run: RunArguments, args: LocalistTrainingArguments) -> dict[str, Any]:
-    """What makes a run what it is, by flag, in types that JSON has; folders and files by their whole path."""
-    values = {entry.name: getattr(run, entry.name) for entry in fields(run) if entry.name != "overwrite_output_dir"}
+def _kept(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags for those who go on with a run: what makes it what it is, and what else is not by default."""
+    defaults = vars(build_parser().parse_args([]))
+    kept = {}
+    for name, value in values.items():
+        if name not in _NOT_KEPT and (name in _FIXED or value != defaults[name]):
+            is_json = name in _JSON_FLAGS and isinstance(value, str) and value.startswith("{")
+            kept[name] = json.loads(value) if is_json else value.value if isinstance(value, Enum) else value
     for name in ("model", "dataset", "text_file"):
-        if values[name] is not None and Path(values[name]).exists():
-            values[name] = str(Path(values[name]).resolve())
-    for name in (*_FIXED, "num_train_epochs", "max_steps"):
-        value = getattr(args, name)
-        values[name] = getattr(value, "value", value)  # of an enumeration
-    return values
+        if kept[name] is not None and Path(kept[name]).exists():
+            kept[name] = str(Path(kept[name]).resolve())  # the run may go on from another folder
+    return kept
 
 
-def save_settings(run: RunArguments, args: LocalistTrainingArguments) -> None:
-    """Writes a run's settings to its folder, where `--resume_from_checkpoint` finds them."""
-    write_whole(Path(args.output_dir) / SETTINGS_FILE, json.dumps(settings(run, args), indent=2) + "\n")
+def save_settings(kept: dict[str, Any], folder: str | Path) -> None:
+    """Writes the third of what [`parse`] returns to a run's folder, where `--resume_from_checkpoint` finds it."""
+    write_whole(Path(folder) / SETTINGS_FILE, json.dumps(kept, indent=2) + "\n")
 
 
 def _saved_settings(folder: Path) -> dict[str, Any]:
@@ -315,8 +330,8 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
         )
     with ending_with(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
         saved = json.loads(path.read_text(encoding="utf-8"))
-    names = {entry.name for entry in fields(RunArguments)} - {"overwrite_output_dir"}
-    if not isinstance(saved, dict) or saved.keys() != names | {*_FIXED, "num_train_epochs", "max_steps"}:
+    known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
+    if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known:
         raise CommandError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
     return saved
 
@@ -345,20 +360,19 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             raise CommandError(f"{what}which sets {key!r}, no flag of `localist-hf train`.")
         if name in flags:
             raise CommandError(f"{what}which sets {key!r} twice.")
-        if isinstance(value, list) and actions[name].nargs not in ("+", "*"):
-            # Not the fields' own types, which HfArgumentParser replaces by what one flag can say.
-            if "list" not in str(TrainingArguments.__annotations__.get(name)):
-                raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
-            parser.set_defaults(**{name: value})  # such as `report_to`, of which the command line can name one only
-            continue
+        # Not the fields' own types, which HfArgumentParser replaces by what one flag can say.
+        takes_list = actions[name].nargs in ("+", "*") or "list" in str(TrainingArguments.__annotations__.get(name))
+        if isinstance(value, list) and not takes_list:
+            raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
         if isinstance(value, dict) and name not in _JSON_FLAGS:
             raise CommandError(f"{what}which sets {key!r} to a mapping; it takes a value.")
         flags[name] = value
+    arguments = _as_flags(flags, parser)
     try:
-        parser.parse_args(_as_flags(flags))
+        parser.parse_args(arguments)
     except CommandError as error:
         raise CommandError(f"{what}in which {error}") from None
-    return _as_flags(flags)
+    return arguments
 
 
 def _check_keys(node: yaml.Node | None) -> None:
@@ -389,11 +403,17 @@ def _value(node: yaml.Node) -> Any:
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
-def _as_flags(values: dict[str, Any]) -> list[str]:
-    """Values by their flags' names as arguments of a command line; those that are `None` stay at their default."""
+def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    """
+    Values by their flags' names as arguments of a command line; those that are `None` stay at their default. A list for
+    a flag that takes one value there, such as `report_to`, becomes the parser's default.
+    """
+    nargs = {action.dest: action.nargs for action in parser._actions}
     arguments = []
     for name, value in values.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and nargs[name] not in ("+", "*"):
+            parser.set_defaults(**{name: value})
+        elif isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
             arguments.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, (dict, bool)) else value}")

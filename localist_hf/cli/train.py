@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments, get_scheduler
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments, get_scheduler
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration import variant_config, variant_name
@@ -218,6 +218,9 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
         else:
             trainer.create_model_card(**card)
     except BaseException as error:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()  # so that the last line is the message's
         if args.should_save:
             for checkpoint in set(checkpoints(folder)).difference(before):
                 if damage(checkpoint) is not None:
@@ -246,7 +249,7 @@ def card_of(run: RunArguments) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf train` with these arguments."""
-    run, args = parse(arguments)
+    run, args, kept = parse(arguments)
     folder = Path(args.output_dir)
     # Of several processes of one training, the first holds the folder for all.
     with held(folder) if args.process_index == 0 else nullcontext():
@@ -256,7 +259,7 @@ def main(arguments: list[str]) -> None:
             if run.overwrite_output_dir:
                 for checkpoint in checkpoints(folder):
                     shutil.rmtree(checkpoint)
-            save_settings(run, args)
+            save_settings(kept, folder)
         metrics = run_training(trainer, **card_of(run))
     print(f"\n{run.variant or 'own schedule'}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
     print(layer_table(metrics, trainer.model.config.locality_lambdas))

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.arguments import parse
+from localist_hf.cli.arguments import _FIXED, RunArguments, parse
 from localist_hf.cli.main import main
 from localist_hf.cli.train import card_of, prepare_trainer
 from localist_hf.hub import RunRecord
@@ -90,7 +91,7 @@ def test_yaml_and_flags_are_read_together_and_flags_win(tmp_path: Path) -> None:
     path.write_text(
         "variant: linear\nlearning_rate: 5e-4\nnum-train-epochs: 7\nlocality:\n  num_sink_tokens: 2\nbf16: false\n"
     )
-    run, args = parse(["--config", str(path), "--num_train_epochs", "2"])
+    run, args, _ = parse(["--config", str(path), "--num_train_epochs", "2"])
     assert (run.variant, args.learning_rate, args.num_train_epochs) == ("linear", 5e-4, 2)
     assert run.locality == {"num_sink_tokens": 2}
     assert args.output_dir == "runs/linear"
@@ -112,12 +113,12 @@ def test_yaml_and_flags_are_read_together_and_flags_win(tmp_path: Path) -> None:
 )
 def test_yaml_values_are_read_as_on_the_command_line(tmp_path: Path, yaml: str, name: str, value: object) -> None:
     (tmp_path / "run.yaml").write_text(yaml)
-    _, args = parse(["--config", str(tmp_path / "run.yaml")])
+    _, args, _ = parse(["--config", str(tmp_path / "run.yaml")])
     assert getattr(args, name) == value
 
 
 def test_a_schedule_in_locality_stands_in_place_of_a_variant(flags, tmp_path: Path) -> None:
-    run, args = parse(["--locality", '{"locality_schedule": "linear"}'])
+    run, args, _ = parse(["--locality", '{"locality_schedule": "linear"}'])
     assert (run.variant, args.output_dir) == ("linear", "runs/linear")
     train(*flags, "--locality", '{"locality_schedule": [0, 0, 0.5, 1]}')
     record = RunRecord.load(tmp_path / "run")
@@ -130,7 +131,7 @@ def test_a_file_with_rows_is_trained_on(flags, tmp_path: Path, suffix: str) -> N
     rows = Dataset.from_dict({"content": [f"Sentence number {number} says something. " * 4 for number in range(100)]})
     path = tmp_path / f"rows.{suffix}"
     {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](path)
-    run, args = parse([*flags, "--text-file", str(path), "--text-column", "content"])
+    run, args, _ = parse([*flags, "--text-file", str(path), "--text-column", "content"])
     assert len(prepare_trainer(run, args).train_dataset) > 50
 
 
@@ -138,7 +139,8 @@ def test_a_file_with_rows_is_trained_on(flags, tmp_path: Path, suffix: str) -> N
 def trained(checkpoint: Path, book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two steps, with a checkpoint at each."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train("--variant", "cubic", *flags_of(checkpoint, book, folder), "--save_steps", "1", "--seed", "7")
+    flags = flags_of(checkpoint, book, folder)
+    train("--variant", "cubic", *flags, "--save_steps", "1", "--seed", "7", "--hub_token", "secret")
     return folder
 
 
@@ -153,13 +155,15 @@ def steps(folder: Path) -> int:
 
 
 def test_a_resumed_run_goes_on_with_its_own_settings(stopped: Path) -> None:
-    train("--output-dir", str(stopped), "--max_steps", "3", "--resume_from_checkpoint", "true", "--use_cpu")
+    assert "secret" not in (stopped / "run_settings.json").read_text()
+    train("--output-dir", str(stopped), "--max_steps", "3", "--resume_from_checkpoint", "true")
+    assert (stopped / "checkpoint-3").is_dir()  # `save_steps` is still 1
     record = RunRecord.load(stopped)
     assert (record.variant, record.seed, record.training["steps"]) == ("cubic", 7, 3)
     assert record.training["batch_size"] == 2
     assert record.config["max_block_length"] == 9
     # and from a checkpoint by its name, into its own folder
-    train("--resume_from_checkpoint", str(stopped / "checkpoint-1"), "--use_cpu")
+    train("--resume_from_checkpoint", str(stopped / "checkpoint-1"))
     assert steps(stopped) == 3
 
 
@@ -179,6 +183,11 @@ def test_a_resumed_run_cannot_become_another(stopped: Path, extra, message: str,
     extra = [word.format() for word in extra]
     refused(capsys, message.format(stopped), "--output-dir", str(stopped), "--resume_from_checkpoint", "true", *extra)
     assert (stopped / "run.json").read_bytes() == before
+
+
+def test_every_flag_of_a_run_is_fixed_or_says_nothing_about_it() -> None:
+    names = {entry.name for entry in fields(RunArguments)}
+    assert names - {*_FIXED} == {"language", "license", "overwrite_output_dir"}
 
 
 def test_a_resumed_run_keeps_its_model(stopped: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -214,12 +223,12 @@ def test_a_damaged_checkpoint_is_passed_over(stopped: Path, file: str, length: i
     (last / file).unlink()
     if length is not None:
         (last / file).write_bytes(content[:length])
-    _, args = parse(["--output-dir", str(stopped), "--resume_from_checkpoint", "true"])
+    _, args, _ = parse(["--output-dir", str(stopped), "--resume_from_checkpoint", "true"])
     assert args.resume_from_checkpoint == str(stopped / "checkpoint-1")
     said = capsys.readouterr().err
     assert f"localist-hf train: {last} is damaged ({what}" in said
     assert f"; going on from {stopped / 'checkpoint-1'}\n" in said
-    _, args = parse(["--resume_from_checkpoint", str(last)])
+    _, args, _ = parse(["--resume_from_checkpoint", str(last)])
     assert args.resume_from_checkpoint == str(stopped / "checkpoint-1")
     capsys.readouterr()
     (stopped / "checkpoint-1" / "trainer_state.json").write_text("{")
@@ -281,7 +290,7 @@ def test_a_full_disk_loses_nothing_that_is_there(stopped: Path, flags, capsys, m
         FullDisk(patch, room=1)  # for the first checkpoint
         refused(capsys, f"{stopped / 'checkpoint-1'} is complete: make room, and pass", *again, status=1)
     assert [path.name for path in stopped.glob("checkpoint-*")] == ["checkpoint-1"]
-    resume = ("--output-dir", str(stopped), "--resume_from_checkpoint", "true", "--use_cpu", "--save_steps", "1")
+    resume = ("--output-dir", str(stopped), "--resume_from_checkpoint", "true")
     with monkeypatch.context() as patch:
         FullDisk(patch, room=1)  # for the second checkpoint, not for the model
         refused(capsys, f"{stopped / 'checkpoint-2'} is complete: make room, and pass", *resume, status=1)
@@ -338,7 +347,7 @@ def test_a_run_that_breaks_leaves_no_record_of_the_one_before(stopped: Path, fla
 
 
 def test_a_hub_data_set_is_named_on_the_card(flags) -> None:
-    run, _ = parse(
+    run, *_ = parse(
         [*flags, "--dataset", "Salesforce/wikitext", "--dataset-config", "wikitext-2-raw-v1", "--language", "en"]
     )
     run.text_file = None
