@@ -261,6 +261,8 @@ def main(arguments: list[str]) -> None:
                     shutil.rmtree(checkpoint)
             save_settings(kept, folder)
         metrics = run_training(trainer, **card_of(run))
+    if args.process_index > 0:
+        return
     print(f"\n{run.variant or 'own schedule'}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
     print(layer_table(metrics, trainer.model.config.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

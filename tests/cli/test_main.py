@@ -94,8 +94,10 @@ def test_it_runs_as_a_module_too(capsys, monkeypatch) -> None:
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
+    # Unbuffered, argparse passes over it by itself.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for arguments in (["--help"], ["export", "--help"]):
         command = [sys.executable, "-m", "localist_hf.cli.main", *arguments]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (1, "")
     os.close(writing)
