@@ -14,6 +14,8 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
+if len(sys.argv) not in (3, 4):
+    sys.exit(__doc__)
 text_file, output_dir, *base = sys.argv[1:]
 checkpoint = base[0] if base else "openai-community/gpt2"
 

@@ -1,9 +1,11 @@
 """The example scripts run as they stand."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from localist_hf import LocalistGPT2LMHeadModel
@@ -29,3 +31,9 @@ def test_fine_tune(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "layer 1: lambda 1.00, fidelity 0." in done.stdout
     assert LocalistGPT2LMHeadModel.from_pretrained(tmp_path / "run").config.locality_schedule == "quintic"
+
+
+def test_fine_tune_says_how_to_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fine_tune.py", "book.txt"])
+    with pytest.raises(SystemExit, match=r"python examples/fine_tune\.py book\.txt runs/quintic"):
+        runpy.run_path(str(EXAMPLES / "fine_tune.py"))

@@ -6,13 +6,49 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import PreTrainedTokenizerBase
+
+from .errors import is_disk_full, one_line
+
+
+#: Files that `datasets` reads by rows, by their suffix; every other file is text.
+_FORMATS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
+    """
+    Checks what can be known of a source of text without loading it; see [`load_text`].
+
+    Raises:
+        ValueError: for none or two sources, a flag that the source has no use for, or a file that is missing or, where
+            it is read as text, empty or not UTF-8.
+    """
+    if (dataset is None) == (text_file is None):
+        raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
+    if text_file is None:
+        return
+    if dataset_config is not None:
+        raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
+    path = Path(text_file)
+    if not path.is_file():
+        what = "it is a folder, which `dataset` takes" if path.is_dir() else "there is no such file"
+        raise ValueError(f"`text_file` is {text_file!r}; {what}.")
+    if path.suffix.lower() in _FORMATS:
+        return
+    if text_column != "text":
+        raise ValueError(
+            f"`text_column` is {text_column!r}; `text_file` {text_file!r} is read as text, which has no columns (files "
+            f"that have end in {', '.join(_FORMATS)})."
+        )
+    _check_text(path)
 
 
 def load_text(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> DatasetDict:
     """
-    Loads a data set by its Hub id or local folder, or a text file, as the splits it has.
+    Loads a data set by its Hub id or local folder, or a file: the splits `"train"` and, where there is one,
+    `"validation"`, with the column `"text"` alone.
 
     Args:
         dataset (`str`, *optional*):
@@ -20,37 +56,55 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
         dataset_config (`str`, *optional*):
             Name of the data set's configuration.
         text_file (`str`, *optional*):
-            A UTF-8 text file, instead of `dataset`; it becomes one document in the split `"train"`.
+            A file, instead of `dataset`, which becomes the split `"train"`: the rows of a `.jsonl`, `.csv` or
+            `.parquet` file; every other file as one document of UTF-8 text.
         text_column (`str`):
-            Column of the data set that holds the text.
+            Column of the data set, or of a file with rows, that holds the text.
 
     Raises:
-        ValueError: for a file that is missing, empty or not UTF-8, or a data set without the column or a train split.
+        ValueError: as [`check_source`], and for what cannot be read, or has no split `"train"` or no such column of
+            strings.
     """
-    if (dataset is None) == (text_file is None):
-        raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
-    if text_file is not None:
-        _check_text_file(Path(text_file))
-        splits = load_dataset("text", data_files=str(text_file), sample_by="document")
-        return splits
-    splits = load_dataset(dataset, dataset_config)
+    check_source(dataset, dataset_config, text_file, text_column)
+    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
+    try:
+        if text_file is None:
+            splits = load_dataset(dataset, dataset_config)
+        elif form := _FORMATS.get(Path(text_file).suffix.lower()):
+            splits = load_dataset(form, data_files=text_file)
+        else:
+            splits = load_dataset("text", data_files=text_file, sample_by="document")
+    except (DatasetsError, ValueError, OSError) as error:
+        if is_disk_full(error):
+            raise
+        # What it came from says more than "An error occurred while generating the dataset".
+        cause = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
+        raise ValueError(f"`{name}` is {source!r}, which cannot be read: {one_line(cause)}") from error
     if "train" not in splits:
-        raise ValueError(f"`dataset` {dataset!r} has the splits {', '.join(splits)}; a split 'train' is needed.")
-    columns = splits["train"].column_names
-    if text_column not in columns:
-        raise ValueError(
-            f"`text_column` is {text_column!r}; the columns of {dataset!r} are {', '.join(map(repr, columns))}."
-        )
-    return splits.select_columns(text_column).rename_columns({} if text_column == "text" else {text_column: "text"})
+        raise ValueError(f"`{name}` {source!r} has the splits {', '.join(splits)}; a split 'train' is needed.")
+    used = {split: splits[split] for split in ("train", "validation") if split in splits}
+    for rows in used.values():
+        if text_column not in rows.column_names:
+            columns = ", ".join(map(repr, rows.column_names))
+            raise ValueError(f"`text_column` is {text_column!r}; the columns of {source!r} are {columns}.")
+        feature = rows.features[text_column]
+        if feature not in (Value("string"), Value("large_string")):
+            raise ValueError(
+                f"`text_column` is {text_column!r}, whose type in {source!r} is {feature}; it must be text."
+            )
+    renamed = {} if text_column == "text" else {text_column: "text"}
+    return DatasetDict(
+        {split: rows.select_columns(text_column).rename_columns(renamed) for split, rows in used.items()}
+    )
 
 
-def _check_text_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"`text_file` is {str(path)!r}; there is no such file.")
+def _check_text(path: Path) -> None:
     decoder, has_text = codecs.getincrementaldecoder("utf-8")(), False
     try:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
+                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
+                    raise ValueError(f"`text_file` is {str(path)!r}; it must be UTF-8 text (it holds zero bytes).")
                 has_text = bool(decoder.decode(chunk).strip()) or has_text
         decoder.decode(b"", final=True)  # a letter cut off at the end
     except UnicodeDecodeError as error:
@@ -68,7 +122,7 @@ def tokenize_and_pack(
 
     Args:
         texts ([`~datasets.Dataset`]):
-            With a column `"text"`.
+            With a column `"text"`; an empty cell is an empty text.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer.
         sequence_length (`int`):
@@ -84,8 +138,8 @@ def tokenize_and_pack(
     """
     tokenizer("")  # a tokenizer's first call changes its state, and with it the key of the cache
 
-    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": tokenizer(batch["text"], verbose=False)["input_ids"]}
+    def tokenize(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": tokenizer([text or "" for text in batch["text"]], verbose=False)["input_ids"]}
 
     def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         tokens = list(itertools.chain.from_iterable(batch["input_ids"]))

@@ -2,9 +2,8 @@
 
 import argparse
 
-from huggingface_hub.errors import StrictDataclassError
-
 from ..hub.export import export_gpt2
+from .errors import INPUT_ERRORS, ending_with
 
 
 def main(arguments: list[str]) -> None:
@@ -19,9 +18,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True, choices=["gpt2"], help="what to write")
     parser.add_argument("folder", metavar="OUT", help="new or empty folder to write to")
     args = parser.parse_args(arguments)
-    try:
+    with ending_with(2, *INPUT_ERRORS), ending_with(1, RuntimeError):
         export_gpt2(args.source, args.folder)
-    except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
-        raise SystemExit(f"localist-hf export: error: {error}") from error
     print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")
     print(f"transformers.AutoModelForCausalLM.from_pretrained({args.folder!r})")

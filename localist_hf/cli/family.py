@@ -18,7 +18,9 @@ from ..hub import RECORD_FILE, RunRecord, write_card
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
-from .train import run_training
+from .errors import INPUT_ERRORS, CommandError, ending_with
+from .folders import held, write_whole
+from .train import load_tokenizer, run_training
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -195,42 +197,51 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     for name in ("base_steps", "steps"):
         if getattr(args, name) < 1:
-            parser.error(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
+            raise CommandError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if BASELINE_VARIANT not in args.variants:
-        parser.error(
+        raise CommandError(
             f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with."
         )
     for name, values in (("variants", args.variants), ("seeds", args.seeds)):
         if len(set(values)) < len(values):
-            parser.error(f"`{name}` are {', '.join(map(str, values))}; each may be named once.")
-    if args.readme is not None and not has_markers(args.readme):
-        parser.error(f"`readme` is {str(args.readme)!r}; the file must have the lines {' and '.join(MARKERS)}.")
+            raise CommandError(f"`{name}` are {', '.join(map(str, values))}; each may be named once.")
+    for seed in args.seeds:
+        if not 0 <= seed < 2**32:
+            raise CommandError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
+    if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
+        raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
+    if args.readme is not None:
+        check_readme(args.readme)
     runs = [
         Run(variant, seed, args.output_dir / (variant if seed == args.seeds[0] else f"{variant}-seed{seed}"))
         for seed in args.seeds
         for variant in args.variants
     ]
-    try:
-        check_settings(args.output_dir / "base", runs, args.base_steps, args.steps)
-    except ValueError as error:
-        parser.error(str(error))
-    run_family(args, runs)
+    with held(args.output_dir):
+        with ending_with(2, *INPUT_ERRORS):
+            check_settings(args.output_dir / "base", runs, args.base_steps, args.steps)
+        run_family(args, runs)
 
 
-def has_markers(path: Path) -> bool:
-    """Whether a file has the two lines between which the table goes."""
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return all(lines.count(marker) == 1 for marker in MARKERS) and lines.index(MARKERS[0]) < lines.index(MARKERS[1])
+def check_readme(path: Path) -> None:
+    """Refuses a file without the two lines between which the table goes."""
+    lines = []
+    if path.is_file():
+        with ending_with(2, *INPUT_ERRORS, what=f"`readme` is {str(path)!r}, which cannot be read: "):
+            lines = path.read_text(encoding="utf-8").splitlines()
+    if any(lines.count(marker) != 1 for marker in MARKERS) or lines.index(MARKERS[0]) > lines.index(MARKERS[1]):
+        raise CommandError(f"`readme` is {str(path)!r}; the file must have the lines {' and '.join(MARKERS)}.")
 
 
 def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> None:
-    """Refuses to go on with a folder whose finished runs were trained otherwise."""
+    """Refuses to go on with a folder whose finished runs were trained otherwise, or are not whole any more."""
     wanted = [(base, base_steps, runs[0].seed), *((run.folder, steps, run.seed) for run in runs)]
     for folder, num_steps, seed in wanted:
         record = RunRecord.find(folder)
-        if record is not None and (record.training["steps"], record.seed) != (num_steps, seed):
+        if record is None:
+            continue
+        record.check_weights(folder)
+        if (record.training["steps"], record.seed) != (num_steps, seed):
             raise ValueError(
                 f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
                 f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
@@ -250,7 +261,7 @@ def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
     base = args.output_dir / "base"
     is_trained = (base / RECORD_FILE).is_file()
     tokenizer = (
-        AutoTokenizer.from_pretrained(base) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
+        load_tokenizer(str(base), VOCABULARY_SIZE) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
     )
     parts = {
         name: tokenize_and_pack(Dataset.from_dict({"text": text}), tokenizer, SEQUENCE_LENGTH, name)
@@ -284,7 +295,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     own = {variant: [record.metrics for record in group] for variant, group in records.items()}
     text = tables(records)
     print(f"\n{text}")
-    (args.output_dir / "table.md").write_text(text)
+    write_whole(args.output_dir / "table.md", text)
     plot_fidelity_over_depth(own, args.output_dir / "fidelity_over_depth.png")
     shown = args.variants[-1] if "quintic" not in args.variants else "quintic"
     draw_attention(
@@ -346,4 +357,4 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
     before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
     text = f"{before}{MARKERS[0]}\n{tables(records, every_layer=False)}\n{what}\n{MARKERS[1]}{after}"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)

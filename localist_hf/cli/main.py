@@ -1,10 +1,13 @@
 """Entry point of the command `localist-hf`."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from ..version import __version__
+from .errors import CommandError, is_disk_full, one_line
 
 
 _DESCRIPTION = """\
@@ -33,7 +36,36 @@ _COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command with these arguments, by default those of the process."""
+    """
+    Runs the command with these arguments, by default those of the process.
+
+    Raises:
+        SystemExit: with status 2 for input that cannot be used, 1 for a failure and 130 after Ctrl-C; in one line on
+            standard error stands why. What nobody expected keeps its traceback.
+    """
+    command = ""
+    try:
+        try:
+            command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+            # Imported here, because each takes seconds to import what it needs.
+            import_module(f".{command}", __package__).main(rest)
+        finally:
+            sys.stdout.flush()  # here, and not at the interpreter's end, where nothing can be done about a broken pipe
+    except CommandError as error:
+        _end(command, f"error: {error}", error.status)
+    except KeyboardInterrupt:
+        _end(command, "interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `localist-hf publish ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _end(command, f"error: no space is left on the disk ({one_line(error)})", 1)
+
+
+def _parse(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, and its own arguments."""
     parser = argparse.ArgumentParser(
         prog="localist-hf",
         description=_DESCRIPTION,
@@ -45,7 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
     # Each command reads its own arguments, so that --help of one does not import and list those of all.
     for name, text in _COMMANDS.items():
         commands.add_parser(name, add_help=False, help=text)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = parser.parse_args(arguments[:1]).command
-    # Imported here, because each takes seconds to import what it needs.
-    import_module(f".{command}", __package__).main(arguments[1:])
+    return parser.parse_args(arguments[:1]).command, arguments[1:]
+
+
+def _end(command: str, message: str, status: int) -> NoReturn:
+    print(f"{f'localist-hf {command}'.strip()}: {message}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+if __name__ == "__main__":
+    main()

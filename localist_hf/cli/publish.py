@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..hub import CARD_FILE, PublishError, prepare, publish
+from .errors import INPUT_ERRORS, ending_with
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,13 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf publish` with these arguments."""
     args = build_parser().parse_args(arguments)
-    try:
+    with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError):
         if args.dry_run:
             show(prepare(args.run, args.namespace, args.base_model))
         else:
             publish(args.run, args.namespace, args.private, args.collection, args.base_model)
-    except (ValueError, OSError, PublishError) as error:
-        raise SystemExit(f"localist-hf publish: error: {error}") from error
 
 
 def show(repositories: dict[str, dict[str, Path | bytes]]) -> None:

@@ -1,245 +1,238 @@
 """`localist-hf train`: fine-tune one model under one locality configuration."""
 
-import argparse
-import json
+import math
 import shutil
-from dataclasses import dataclass, field, fields
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments, get_scheduler
+from transformers.pytorch_utils import Conv1D
 
-from ..configuration import VARIANTS, variant_config
+from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table
-from ..hub import RECORD_FILE
+from ..hub import RECORD_FILE, PublishError
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from .data import load_text, train_and_validation
-
-
-@dataclass
-class RunArguments:
-    """What to train, on what. How to train stands in [`LocalistTrainingArguments`]."""
-
-    variant: str = field(default="quintic", metadata={"help": f"Locality configuration: {', '.join(VARIANTS)}."})
-    model: str = field(
-        default="openai-community/gpt2",
-        metadata={"help": "Checkpoint to start from, GPT-2's or LocalistGPT2's: a local folder or a Hub id."},
-    )
-    dataset: str | None = field(default=None, metadata={"help": "Data set: a Hub id or a local folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    text_column: str = field(default="text", metadata={"help": "Column of the data set that holds the text."})
-    text_file: str | None = field(default=None, metadata={"help": "UTF-8 text file, instead of a data set."})
-    sequence_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens of a training sequence; by default the model's positions, at most 1024."},
-    )
-    validation_share: float = field(
-        default=0.1, metadata={"help": "Share of the text held out where the data has no split 'validation'."}
-    )
-    locality: str | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of LocalistGPT2Config to set on top of the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
-            "or, in a YAML file, as a mapping."
-        },
-    )
-    lora_rank: int = field(default=0, metadata={"help": "Train a LoRA adapter of this rank instead of all weights."})
-    language: str | None = field(
-        default=None, metadata={"help": "Language of the text for the model card, as the Hub spells it: 'en'."}
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "Licence of the weights for the model card, as the Hub spells it: 'apache-2.0'."},
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Allow an output folder that already holds a run; its checkpoints are removed."},
-    )
-
-
-# TrainingArguments flags that the help shows; the others work all the same.
-_SHOWN = {
-    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "bf16", "torch_compile", "warmup_steps", "logging_steps", "save_steps",
-    "eval_strategy", "report_to", "seed", "resume_from_checkpoint", "use_cpu",
-}  # fmt: skip
-
-
-def build_parser() -> HfArgumentParser:
-    """The parser of `localist-hf train`."""
-    parser = HfArgumentParser(
-        (RunArguments, LocalistTrainingArguments),
-        prog="localist-hf train",
-        usage="localist-hf train [--config FILE.yaml] [--variant NAME] [--text-file FILE | --dataset ID] [flags]",
-        description="Fine-tune one model under one locality configuration. Flags may also stand in a YAML file, under "
-        "the same names; those of the command line come first.",
-        epilog="Every other flag of transformers.TrainingArguments works too.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with flags.")
-    parser.set_defaults(output_dir=None)
-    hidden = {entry.name for entry in fields(TrainingArguments)} - _SHOWN
-    for action in parser._actions:
-        if action.dest in hidden or action.option_strings[0].startswith("--no_"):
-            action.help = argparse.SUPPRESS
-        elif action.dest != "help":
-            # The help shows one spelling; both work.
-            action.option_strings = [f"--{action.dest.replace('_', '-')}"]
-            action.metavar = action.metavar or action.dest.split("_")[-1].upper()
-            if action.dest == "output_dir":
-                action.help = "Folder for the model, its checkpoints and results; runs/VARIANT if not given."
-            elif action.dest == "resume_from_checkpoint":
-                action.help = "Go on from a checkpoint: its folder, or 'true' for the last one in the output folder."
-    return parser
-
-
-def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments]:
-    """
-    Reads flags, and those of the YAML file that `--config` names.
-
-    Raises:
-        SystemExit: for a flag or a value that cannot be read, with a message on standard error.
-    """
-    parser = build_parser()
-    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
-    path = config.parse_known_args(arguments)[0].config
-    try:
-        if path is not None:
-            parser.set_defaults(**_read_yaml(path, {action.dest for action in parser._actions}))
-        namespace = parser.parse_args(arguments)
-        values = vars(namespace)
-        values.pop("config")
-        values["output_dir"] = values["output_dir"] or str(Path("runs") / str(values["variant"]))
-        run_names = {entry.name for entry in fields(RunArguments)}
-        run_arguments = RunArguments(**{name: value for name, value in values.items() if name in run_names})
-        training = {name: value for name, value in values.items() if name not in run_names}
-        return run_arguments, LocalistTrainingArguments(**training)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        parser.exit(2, f"localist-hf train: error: {error}\n")
-
-
-def _read_yaml(path: str, allowed: set[str]) -> dict[str, Any]:
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"`config` is {path!r}; the file must hold `flag: value` lines.")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(values.keys() - allowed)
-    if unknown:
-        raise ValueError(f"`config` {path!r} sets {unknown[0]!r}, which is no flag of `localist-hf train`.")
-    # argparse converts strings as it does on the command line, where "5e-5" is a number; YAML reads it as text.
-    return values
+from .arguments import RunArguments, parse, save_settings
+from .data import check_source, load_text, train_and_validation
+from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
+from .folders import checkpoints, damage, held, replacing
 
 
 def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> LocalistTrainer:
     """
-    Everything up to the first training step: checks all arguments, the cheap ones first, then loads text and model.
+    Everything up to the first training step: checks what is left to check, the cheap things first, then loads text and
+    model.
 
     Raises:
-        ValueError, OSError, huggingface_hub.errors.StrictDataclassError: for input that cannot be used; the message
-            names the argument, the value and what is allowed. Nothing has been written then.
+        CommandError, ValueError, OSError, ImportError, huggingface_hub.errors.StrictDataclassError: for input that
+            cannot be used; the message names the argument, the value and what is allowed.
     """
-    overrides = variant_config(run.variant) | _locality_overrides(run.locality)
-    if not 0 < run.validation_share < 1:
-        raise ValueError(f"`validation_share` is {run.validation_share}; it must lie between 0 and 1.")
-    if run.lora_rank < 0:
-        raise ValueError(f"`lora_rank` is {run.lora_rank}; it must not be negative.")
-    check_output_dir(args, run.overwrite_output_dir)
-    config = LocalistGPT2Config.from_pretrained(run.model, **overrides)
+    check_source(run.dataset, run.dataset_config, run.text_file, run.text_column)
+    check_output_dir(run, args)
+    check_schedule(args)
+    config = load_config(run)
+    check_metric(args, config)
     positions = config.max_position_embeddings
     sequence_length = min(positions, 1024) if run.sequence_length is None else run.sequence_length
     if not 2 <= sequence_length <= positions:
         raise ValueError(f"`sequence_length` is {sequence_length}; the model allows 2 to {positions} positions.")
 
+    tokenizer = load_tokenizer(run.model, config.vocab_size)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
-    tokenizer = AutoTokenizer.from_pretrained(run.model)
-    train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
-    model = LocalistGPT2LMHeadModel.from_pretrained(run.model, config=config)
+    model = load_model(run.model, config)
     if run.lora_rank:
-        adapter = LoraConfig(
-            r=run.lora_rank,
-            lora_alpha=2 * run.lora_rank,
-            target_modules=["c_attn"],
-            fan_in_fan_out=True,
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, adapter)
+        model = add_adapter(model, run)
+    with ending_with(2, ValueError, ImportError, what=f"`optim` is {args.optim.value!r}, which cannot be used: "):
+        LocalistTrainer.get_optimizer_cls_and_kwargs(args, model)
+    train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
     return LocalistTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
     )
 
 
-def _locality_overrides(locality: str | dict | None) -> dict[str, Any]:
-    """The fields in `--locality`, which must be among those that LocalistGPT2Config adds to GPT-2's."""
-    try:
-        overrides = json.loads(locality) if isinstance(locality, str) else locality or {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
-    allowed = LocalistGPT2Config.__annotations__.keys()
-    if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
+def check_schedule(args: TrainingArguments) -> None:
+    """Refuses a learning rate schedule that lacks what it needs."""
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+    name, kwargs = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
+    what = f"`lr_scheduler_type` is {name!r} and `lr_scheduler_kwargs` {kwargs}: "
+    with ending_with(2, ValueError, TypeError, what=what):
+        get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=kwargs)
+
+
+def check_metric(args: TrainingArguments, config: LocalistGPT2Config) -> None:
+    """Refuses a metric to choose the best model by that no evaluation gives."""
+    layers = range(config.num_hidden_layers)
+    known = {"loss", "perplexity", "fidelity", "entropy"}
+    known |= {f"{kind}_layer_{layer}" for kind in ("fidelity", "entropy") for layer in layers}
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in known:
         raise ValueError(
-            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."
+            f"`metric_for_best_model` is {metric!r}; allowed are 'loss', 'perplexity', 'fidelity', 'entropy', and "
+            f"'fidelity_layer_N' and 'entropy_layer_N' with N from 0 to {layers[-1]}."
         )
-    return overrides
 
 
-def check_output_dir(args: LocalistTrainingArguments, overwrite: bool) -> None:
+def load_config(run: RunArguments) -> LocalistGPT2Config:
+    """The model's configuration under the variant."""
+    folder = Path(run.model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        hint = " It holds an adapter; give its base." if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"`model` is {run.model!r}; there is no config.json in this folder.{hint}")
+    if folder.is_file():
+        raise ValueError(f"`model` is {run.model!r}, which is a file; it must be a model's folder or Hub id.")
+    overrides = ({} if run.variant is None else variant_config(run.variant)) | run.locality
+    # What strangers have written may be anything: no list of exceptions is complete.
+    with ending_with(2, Exception, what=f"`model` is {run.model!r}, whose configuration cannot be used so: "):
+        config = LocalistGPT2Config.from_pretrained(run.model, **overrides)
+        if config.num_hidden_layers < 1:
+            raise ValueError(f"it has {config.num_hidden_layers} layers.")
+    found = variant_name(config)
+    if run.variant is not None and found != run.variant:
+        raise ValueError(
+            f"`variant` is {run.variant!r}, but with the other fields that `locality` or the model sets "
+            f"(`block_partition` is {config.block_partition!r}) it would be {found!r}."
+        )
+    return config
+
+
+def load_tokenizer(name: str, vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with this many tokens."""
+    with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Where there are no files, transformers makes one without a vocabulary.
+        if not tokenizer("a")["input_ids"]:
+            raise ValueError("there is none, or its vocabulary is empty.")
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocabulary_size:
+        raise ValueError(
+            f"`model` is {name!r}, whose tokenizer has the ids 0 to {highest}; the model's vocabulary has "
+            f"{vocabulary_size} tokens only."
+        )
+    return tokenizer
+
+
+def load_model(name: str, config: LocalistGPT2Config) -> LocalistGPT2LMHeadModel:
+    """A model with all of its weights; transformers would fill in random numbers for those that are missing."""
+    what = f"`model` is {name!r}, which cannot be loaded: "
+    with ending_with(2, Exception, what=what):
+        model, info = LocalistGPT2LMHeadModel.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if info["missing_keys"]:
+        raise ValueError(f"{what}its weights lack {_some(info['missing_keys'])}.")
+    if info["mismatched_keys"]:
+        key, found, expected = sorted(info["mismatched_keys"])[0]
+        raise ValueError(f"{what}{key} has the shape {tuple(found)}; by its configuration it is {tuple(expected)}.")
+    if layers := [key for key in info["unexpected_keys"] if ".h." in f".{key}"]:
+        raise ValueError(f"{what}its weights have {_some(layers)}, of which its configuration does not know.")
+    for key, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{what}{key} holds numbers that are not finite.")
+    return model
+
+
+def _some(names: Any) -> str:
+    """The first of many names, and how many more there are."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
+
+
+def add_adapter(model: LocalistGPT2LMHeadModel, run: RunArguments) -> PeftModel:
+    """The model with the LoRA adapter that the flags describe."""
+    targets = run.lora_targets or ["c_attn"]
+    layers = (name for name, module in model.named_modules() if isinstance(module, (Conv1D, nn.Linear)))
+    allowed = {name.rpartition(".")[2] for name in layers} - {"lm_head"}  # whose weights are those of the embedding
+    if not set(targets) <= allowed:
+        raise ValueError(f"`lora_targets` is {targets}; allowed are {', '.join(sorted(allowed))}.")
+    adapter = LoraConfig(
+        r=run.lora_rank,
+        lora_alpha=2 * run.lora_rank if run.lora_alpha is None else run.lora_alpha,
+        lora_dropout=run.lora_dropout or 0.0,
+        target_modules=targets,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, adapter)
+
+
+def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None:
     """Refuses an output folder that already holds a run, unless it is to be resumed or overwritten."""
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_dir` is {args.output_dir!r}; there is a file of that name.")
     names = ("config.json", "adapter_config.json", "trainer_state.json")
-    holds_run = any((folder / name).exists() for name in names) or (
-        folder.is_dir() and get_last_checkpoint(str(folder)) is not None
-    )
-    if holds_run and not overwrite and not args.resume_from_checkpoint:
+    holds_run = any((folder / name).exists() for name in names) or checkpoints(folder)
+    if holds_run and not run.overwrite_output_dir and args.resume_from_checkpoint is None:
         raise ValueError(
             f"`output_dir` is {args.output_dir!r}, which already holds a run. Choose another folder, or pass "
             "`--resume_from_checkpoint true` to go on with it or `--overwrite_output_dir` to start anew."
         )
+    model = Path(run.model).resolve()
+    if run.overwrite_output_dir and folder.resolve() in (model, *model.parents):
+        raise ValueError(
+            f"`output_dir` is {args.output_dir!r}, which holds `model` {run.model!r}; a run cannot overwrite what it "
+            "starts from. Choose another folder."
+        )
 
 
-def run_training(trainer: LocalistTrainer, overwrite: bool = False, **card: Any) -> dict[str, float]:
+def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
     """
-    Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder.
+    Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder. What is
+    there from before stays until the new model is written; nothing is left half-written where that fails.
 
     Args:
         trainer ([`LocalistTrainer`]):
-            The trainer.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Remove the folder's checkpoints first.
+            The trainer; with `resume_from_checkpoint` as a folder in its arguments, it goes on from there.
         card:
             What [`LocalistTrainer.create_model_card`] takes.
 
     Returns:
         `dict[str, float]`: the metrics of [`LocalityMeter.compute`], without a prefix.
+
+    Raises:
+        CommandError: where the disk is full, the training diverges or the Hub does not take the model.
     """
-    args = trainer.args
-    resume: str | None = None
-    if args.resume_from_checkpoint:
-        # "true" stands for the last checkpoint in the output folder; anything else is a checkpoint's path.
-        is_flag = str(args.resume_from_checkpoint).lower() == "true"
-        resume = get_last_checkpoint(args.output_dir) if is_flag else args.resume_from_checkpoint
-    elif overwrite:
-        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    (Path(args.output_dir) / RECORD_FILE).unlink(missing_ok=True)  # of the weights that this run replaces
-    result = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(_internal_call=True)  # without the push that `save_model` makes: its card needs the evaluation
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)  # which makes the card too
-    else:
-        trainer.create_model_card(**card)
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    before = checkpoints(folder)
+    try:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with replacing(folder, args.should_save) as saving:
+            trainer.save_model(str(saving), _internal_call=True)  # without the push: its card needs the evaluation
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # of the weights that are replaced now
+        trainer.save_state()
+        trainer.save_metrics("train", result.metrics)
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        if not math.isfinite(metrics["eval_perplexity"]):
+            raise CommandError(
+                f"the training diverged: loss {metrics['eval_loss']} on held-out text, with a `learning_rate` of "
+                f"{args.learning_rate}. There is no model card and no record for such a model.",
+                status=1,
+            )
+        if args.push_to_hub:
+            with ending_with(1, ValueError, PublishError):
+                trainer.push_to_hub(**card)  # which makes the card too
+        else:
+            trainer.create_model_card(**card)
+    except BaseException as error:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()  # so that the last line is the message's
+        if args.should_save:
+            for checkpoint in set(checkpoints(folder)).difference(before):
+                if damage(checkpoint) is not None:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+        if is_disk_full(error):
+            left = checkpoints(folder)
+            hint = f" {left[0]} is complete: make room, and pass `--resume_from_checkpoint true`." if left else ""
+            raise CommandError(
+                f"`output_dir` is {args.output_dir!r}, on whose disk no space is left ({one_line(error)}).{hint}",
+                status=1,
+            ) from error
+        raise
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
@@ -256,12 +249,20 @@ def card_of(run: RunArguments) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf train` with these arguments."""
-    run, args = parse(arguments)
-    try:
-        trainer = prepare_trainer(run, args)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"localist-hf train: error: {error}") from error
-    metrics = run_training(trainer, run.overwrite_output_dir, **card_of(run))
-    print(f"\n{run.variant}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
+    run, args, kept = parse(arguments)
+    folder = Path(args.output_dir)
+    # Of several processes of one training, the first holds the folder for all.
+    with held(folder) if args.process_index == 0 else nullcontext():
+        with ending_with(2, *INPUT_ERRORS):
+            trainer = prepare_trainer(run, args)
+        if args.should_save:
+            if run.overwrite_output_dir:
+                for checkpoint in checkpoints(folder):
+                    shutil.rmtree(checkpoint)
+            save_settings(kept, folder)
+        metrics = run_training(trainer, **card_of(run))
+    if args.process_index > 0:
+        return
+    print(f"\n{run.variant or 'own schedule'}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
     print(layer_table(metrics, trainer.model.config.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

@@ -44,6 +44,7 @@ def test_a_local_data_set_with_another_text_column(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "there is no such file"),
+        (b"zero \0 bytes", r"it must be UTF-8 text \(it holds zero bytes\)"),
         (b"", "the file is empty"),
         (b" \n\t\n", "the file is empty"),
         (b"caf\xe9 in Latin-1", "it must be UTF-8"),

@@ -1,9 +1,18 @@
 """The command as a newcomer meets it."""
 
+import errno
+import os
+import runpy
+import subprocess
+import sys
+
 import pytest
+from safetensors import SafetensorError
 
 from localist_hf import __version__
+from localist_hf.cli import export, publish
 from localist_hf.cli.main import main
+from localist_hf.hub import PublishError
 
 
 def test_help_explains_the_commands(capsys) -> None:
@@ -24,3 +33,71 @@ def test_version_and_unknown_commands(capsys) -> None:
         main(["retrain"])
     assert error.value.code == 2
     assert "retrain" in capsys.readouterr().err
+
+
+EXPORT = ("export", "run", "--to", "gpt2", "out")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("`folder` is 'out', which is occupied."), 2, "error: `folder` is 'out', which is occupied."),
+        (FileNotFoundError(errno.ENOENT, "No such file", "run"), 2, "error: [Errno 2] No such file: 'run'"),
+        (ValueError("One line\nand   another"), 2, "error: One line and another"),
+        (ValueError("word " * 200), 2, "error: " + "word " * 79 + "..."),
+        (RuntimeError("The logits differ."), 1, "error: The logits differ."),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: no space is left on the disk"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "error: no space is left on the disk"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_expected_end_is_one_line_and_a_status(
+    error: BaseException, status: int, line: str, capsys, monkeypatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(export, "export_gpt2", fail)
+    with pytest.raises(SystemExit) as end:
+        main([*EXPORT])
+    assert end.value.code == status
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"localist-hf export: {line}")
+
+
+def test_a_hub_that_refuses_is_a_failure_and_no_bad_input(capsys, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise PublishError("the Hub cannot be reached")
+
+    monkeypatch.setattr(publish, "publish", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["publish", "run", "--namespace", "me"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "localist-hf publish: error: the Hub cannot be reached\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr(export, "export_gpt2", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*EXPORT])
+
+
+def test_it_runs_as_a_module_too(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["main", "--version"])
+    with pytest.raises(SystemExit) as end, pytest.warns(RuntimeWarning, match="found in sys.modules"):
+        runpy.run_module("localist_hf.cli.main", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"localist-hf {__version__}\n"
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    # Unbuffered, argparse passes over it by itself.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for arguments in (["--help"], ["export", "--help"]):
+        command = [sys.executable, "-m", "localist_hf.cli.main", *arguments]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (1, "")
+    os.close(writing)

@@ -1,0 +1,420 @@
+"""The flags of `localist-hf train`: from the command line, a YAML file and the run that is gone on with."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from accelerate.utils import DynamoBackend
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from ..configuration import VARIANTS, variant_config
+from ..modeling import LocalistGPT2Config
+from ..trainers import LocalistTrainingArguments
+from .errors import INPUT_ERRORS, CommandError, ending_with
+from .folders import find_checkpoint, write_whole
+
+
+DEFAULT_VARIANT = "quintic"
+#: The flags of a run, in its folder, for those who go on with it.
+SETTINGS_FILE = "run_settings.json"
+
+
+@dataclass
+class RunArguments:
+    """What to train, on what. How to train stands in [`LocalistTrainingArguments`]."""
+
+    variant: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Locality configuration: {', '.join(VARIANTS)}; {DEFAULT_VARIANT} if neither it nor a "
+            "`locality_schedule` in --locality is given."
+        },
+    )
+    model: str = field(
+        default="openai-community/gpt2",
+        metadata={"help": "Checkpoint to start from, GPT-2's or LocalistGPT2's: a local folder or a Hub id."},
+    )
+    dataset: str | None = field(default=None, metadata={"help": "Data set: a Hub id or a local folder."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    text_column: str = field(
+        default="text", metadata={"help": "Column of the data set, or of a file with rows, that holds the text."}
+    )
+    text_file: str | None = field(
+        default=None,
+        metadata={"help": "File instead of a data set: .jsonl, .csv and .parquet by rows, any other as UTF-8 text."},
+    )
+    sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a training sequence; by default the model's positions, at most 1024."},
+    )
+    validation_share: float = field(
+        default=0.1, metadata={"help": "Share of the text held out where the data has no split 'validation'."}
+    )
+    locality: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of LocalistGPT2Config to set beside the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
+            "or, in a YAML file, as a mapping."
+        },
+    )
+    lora_rank: int = field(default=0, metadata={"help": "Train a LoRA adapter of this rank instead of all weights."})
+    lora_alpha: int | None = field(
+        default=None,
+        metadata={"help": "LoRA's alpha: the adapter is scaled by alpha / rank; by default twice the rank."},
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout before the adapter, in [0, 1); by default 0."}
+    )
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the linear layers that get an adapter: c_attn (the default), c_proj, c_fc."},
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the text for the model card, as the Hub spells it: 'en'."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights for the model card, as the Hub spells it: 'apache-2.0'."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Allow an output folder that already holds a run; its checkpoints are removed."},
+    )
+
+
+# TrainingArguments flags that the help shows; the others work all the same.
+_SHOWN = {
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "bf16", "torch_compile", "warmup_steps", "logging_steps", "save_steps",
+    "eval_strategy", "report_to", "seed", "resume_from_checkpoint", "use_cpu",
+}  # fmt: skip
+
+
+#: Flags that transformers does not check, or not before the training, by what is allowed.
+_POSITIVE = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "eval_accumulation_steps", "save_total_limit", "lora_alpha",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "dataloader_num_workers",
+    "neftune_noise_alpha", "eval_delay", "lora_rank", "locality_weight", "locality_warmup_steps",
+)  # fmt: skip
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
+_SEEDS = ("seed", "data_seed")
+#: Flags that make a run what it is: one that goes on must not change them. It may change the others.
+_FIXED = (
+    "variant", "model", "dataset", "dataset_config", "text_column", "text_file", "sequence_length", "validation_share",
+    "locality", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "seed", "data_seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "optim", "optim_args", "bf16", "fp16", "neftune_noise_alpha", "target_fidelity", "locality_weight",
+    "locality_exponent", "locality_warmup_steps",
+)  # fmt: skip
+#: Flags of one part of a run alone, and what is secret.
+_NOT_KEPT = {
+    "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_token", "local_rank",
+}  # fmt: skip
+_JSON_FLAGS = ("locality", *TrainingArguments._VALID_DICT_FIELDS)
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose errors end the command as all others do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(message)
+
+
+def build_parser() -> HfArgumentParser:
+    """The parser of `localist-hf train`."""
+    parser = _Parser(
+        (RunArguments, LocalistTrainingArguments),
+        prog="localist-hf train",
+        usage="localist-hf train [--config FILE.yaml] [--variant NAME] [--text-file FILE | --dataset ID] [flags]",
+        description="Fine-tune one model under one locality configuration. Flags may also stand in a YAML file, under "
+        "the same names; those of the command line come first.",
+        epilog="Every other flag of transformers.TrainingArguments works too.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with flags.")
+    parser.set_defaults(output_dir=None)
+    hidden = {entry.name for entry in fields(TrainingArguments)} - _SHOWN
+    for action in parser._actions:
+        if action.dest in hidden or action.option_strings[0].startswith("--no_"):
+            action.help = argparse.SUPPRESS
+        elif action.dest != "help":
+            # The help shows one spelling; both work.
+            action.option_strings = [f"--{action.dest.replace('_', '-')}"]
+            action.metavar = action.metavar or action.dest.split("_")[-1].upper()
+            if action.dest == "output_dir":
+                action.help = "Folder for the model, its checkpoints and results; runs/VARIANT if not given."
+            elif action.dest == "resume_from_checkpoint":
+                action.help = (
+                    "Go on from a checkpoint: its folder, or 'true' for the last one in the output folder. Flags that "
+                    "are not given are those of the run that it belongs to."
+                )
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
+    """
+    Reads flags, those of the YAML file that `--config` names, and those of the run that is gone on with, and checks all
+    that can be checked without the model and the text.
+
+    Returns:
+        `tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]`: the first with the name of the variant, or
+        `None` for a schedule without one, and `locality` as a mapping; the second with `resume_from_checkpoint` as a
+        folder or `None`; the third for [`save_settings`].
+
+    Raises:
+        CommandError: for a flag or a value that cannot be used.
+    """
+    namespace = _read(arguments)
+    wanted = namespace.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        namespace.resume_from_checkpoint = None
+        return _checked(namespace)
+
+    if namespace.overwrite_output_dir:
+        raise CommandError(
+            f"`resume_from_checkpoint` is {wanted!r} and `overwrite_output_dir` true; a run can go on or start anew."
+        )
+    folder = Path(namespace.output_dir or f"runs/{namespace.variant or DEFAULT_VARIANT}")
+    checkpoint, damaged = find_checkpoint(wanted, folder)
+    for other, what in damaged.items():
+        print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
+    saved = _saved_settings(checkpoint.parent)
+    namespace = _read(arguments, saved)
+    namespace.resume_from_checkpoint = str(checkpoint)
+    namespace.output_dir = namespace.output_dir or str(checkpoint.parent)
+    run, args, kept = _checked(namespace)
+    for name in _FIXED:
+        if kept[name] != saved[name]:
+            raise CommandError(
+                f"`{name}` is {kept[name]!r}, but the run in {str(checkpoint.parent)!r} began with {saved[name]!r}; a "
+                "run that goes on keeps its settings. Leave the flag out, or start another run."
+            )
+    return run, args, kept
+
+
+def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
+    """The flags of a command line; before them come those of its YAML file, and before these the saved ones."""
+    parser = build_parser()
+    path = parser.parse_args(arguments).config
+    flags = _as_flags(saved or {}, parser)
+    if path is not None:
+        flags += _yaml_flags(path, parser)
+    return parser.parse_args([*flags, *arguments])
+
+
+def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
+    """What [`parse`] returns for a command line, each value checked by itself."""
+    values = vars(namespace)
+    values.pop("config")
+    _check_numbers(values)
+    for name in _JSON_FLAGS:
+        if isinstance(values[name], str) and values[name].startswith("{"):
+            with ending_with(2, ValueError, what=f"`{name}` is {values[name]!r}; it must be a JSON object: "):
+                json.loads(values[name])
+    with ending_with(2, ValueError):
+        values["variant"], values["locality"] = _variant_and_locality(values["variant"], values["locality"])
+    if values["lora_rank"] == 0:
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if values[name] is not None:
+                raise CommandError(f"`{name}` is {values[name]!r}; it needs `lora_rank`, which is 0: no adapter.")
+    if values["output_dir"] is None:
+        if values["variant"] is None:
+            raise CommandError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
+        values["output_dir"] = str(Path("runs") / values["variant"])
+    if values["use_liger_kernel"]:
+        raise CommandError("`use_liger_kernel` is true; there are no such kernels for LocalistGPT2.")
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if (backend := values["torch_compile_backend"]) is not None and backend.lower() not in backends:
+        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
+    if values["label_names"] not in (None, ["labels"]):
+        raise CommandError(
+            f"`label_names` is {values['label_names']}; it must be 'labels', by which runs are measured."
+        )
+
+    kept = _kept(values)
+    run_names = {entry.name for entry in fields(RunArguments)}
+    run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
+    with ending_with(2, *INPUT_ERRORS):
+        args = LocalistTrainingArguments(**{name: value for name, value in values.items() if name not in run_names})
+    installed = get_available_reporting_integrations()
+    for name in args.report_to:
+        if name not in installed:
+            allowed = ", ".join(map(repr, [*installed, "all", "none"]))
+            raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
+    return run, args, kept
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    ranges: dict[str, tuple[Callable[[float], bool], str]] = {
+        **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
+        **dict.fromkeys(_AT_LEAST_ONE, (lambda value: value >= 1, "at least 1")),
+        **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
+        **dict.fromkeys(_BELOW_ONE, (lambda value: 0 <= value < 1, "at least 0 and below 1")),
+        **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**32, "between 0 and 2**32 - 1")),
+        "validation_share": (lambda value: 0 < value < 1, "between 0 and 1"),
+        "max_steps": (lambda value: value >= 1 or value == -1, "at least 1, or -1 to go by `num_train_epochs`"),
+    }
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CommandError(f"`{name}` is {value}; it must be a finite number.")
+        if name in ranges and value is not None:
+            is_allowed, allowed = ranges[name]
+            if not is_allowed(value):
+                raise CommandError(f"`{name}` is {value}; it must be {allowed}.")
+
+
+def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+    try:
+        overrides = json.loads(locality) if locality is not None else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
+    allowed = LocalistGPT2Config.__annotations__.keys()
+    if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
+        raise ValueError(
+            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."
+        )
+    if variant is None:
+        schedule = overrides.get("locality_schedule", DEFAULT_VARIANT)
+        if not isinstance(schedule, str):
+            return None, overrides
+        variant = schedule
+    for name, value in variant_config(variant).items():
+        if overrides.get(name, value) != value:
+            raise ValueError(
+                f"`locality` sets `{name}` to {overrides[name]!r}, but `variant` is {variant!r}, which sets it to "
+                f"{value!r}; leave one of them out."
+            )
+    return variant, overrides
+
+
+def _kept(values: dict[str, Any]) -> dict[str, Any]:
+    """The flags for those who go on with a run: what makes it what it is, and what else is not by default."""
+    defaults = vars(build_parser().parse_args([]))
+    kept = {}
+    for name, value in values.items():
+        if name not in _NOT_KEPT and (name in _FIXED or value != defaults[name]):
+            is_json = name in _JSON_FLAGS and isinstance(value, str) and value.startswith("{")
+            kept[name] = json.loads(value) if is_json else value.value if isinstance(value, Enum) else value
+    for name in ("model", "dataset", "text_file"):
+        if kept[name] is not None and Path(kept[name]).exists():
+            kept[name] = str(Path(kept[name]).resolve())  # the run may go on from another folder
+    return kept
+
+
+def save_settings(kept: dict[str, Any], folder: str | Path) -> None:
+    """Writes the third of what [`parse`] returns to a run's folder, where `--resume_from_checkpoint` finds it."""
+    write_whole(Path(folder) / SETTINGS_FILE, json.dumps(kept, indent=2) + "\n")
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        raise CommandError(
+            f"`resume_from_checkpoint` leads to {str(folder)!r}, where there is no {SETTINGS_FILE}, in which "
+            "`localist-hf train` keeps the flags that a run began with."
+        )
+    with ending_with(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
+    if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known:
+        raise CommandError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
+    return saved
+
+
+def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The flags in a YAML file as they would stand on the command line, so that both are read in one way."""
+    what = f"`config` is {path!r}, "
+    with ending_with(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
+        text = Path(path).read_text(encoding="utf-8")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_keys(root)
+        if not isinstance(root, yaml.MappingNode):
+            raise CommandError(f"{what}which must hold lines `flag: value`.")
+        # argparse reads the values as it does on the command line: to YAML, `5e-5` is a text and `no` a truth value.
+        values = {key.value: _value(value) for key, value in root.value}
+    except yaml.MarkedYAMLError as error:
+        raise CommandError(f"{what}line {error.problem_mark.line + 1}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise CommandError(f"{what}which cannot be read: {' '.join(str(error).split())}") from error
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    flags = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in actions:
+            raise CommandError(f"{what}which sets {key!r}, no flag of `localist-hf train`.")
+        if name in flags:
+            raise CommandError(f"{what}which sets {key!r} twice.")
+        # Not the fields' own types, which HfArgumentParser replaces by what one flag can say.
+        takes_list = actions[name].nargs in ("+", "*") or "list" in str(TrainingArguments.__annotations__.get(name))
+        if isinstance(value, list) and not takes_list:
+            raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
+        if isinstance(value, dict) and name not in _JSON_FLAGS:
+            raise CommandError(f"{what}which sets {key!r} to a mapping; it takes a value.")
+        flags[name] = value
+    arguments = _as_flags(flags, parser)
+    try:
+        parser.parse_args(arguments)
+    except CommandError as error:
+        raise CommandError(f"{what}in which {error}") from None
+    return arguments
+
+
+def _check_keys(node: yaml.Node | None) -> None:
+    """Refuses a key that stands twice in one mapping, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key must be a word"
+            elif key.value in seen:
+                problem = f"the key {key.value!r} stands there twice"
+            if problem is not None:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item)
+
+
+def _value(node: yaml.Node) -> Any:
+    """A text as it stands, a list of such texts, or a mapping of whatever YAML makes of it; `None` for nothing."""
+    if isinstance(node, yaml.MappingNode):
+        return yaml.SafeLoader("").construct_document(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    return None if node.tag == "tag:yaml.org,2002:null" else node.value
+
+
+def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    """
+    Values by their flags' names as arguments of a command line; those that are `None` stay at their default. A list for
+    a flag that takes one value there, such as `report_to`, becomes the parser's default.
+    """
+    nargs = {action.dest: action.nargs for action in parser._actions}
+    arguments = []
+    for name, value in values.items():
+        if isinstance(value, list) and nargs[name] not in ("+", "*"):
+            parser.set_defaults(**{name: value})
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, (dict, bool)) else value}")
+    return arguments

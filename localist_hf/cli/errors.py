@@ -1,0 +1,76 @@
+"""How a command ends where no traceback helps: with one line, and status 2 for bad input or 1 for a failure."""
+
+import errno
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+
+#: What our code and the libraries raise for input that they cannot use.
+INPUT_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CommandError(Exception):
+    """
+    The end of a command that its user can do something about; `main` prints the message, without a traceback.
+
+    Args:
+        message (`str`):
+            One line: what is wrong, with names and values, and what is allowed.
+        status (`int`, *optional*, defaults to 2):
+            Exit status: 2 for input that cannot be used, 1 for a failure.
+    """
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def ending_with(status: int, *kinds: type[Exception], what: str = "") -> Iterator[None]:
+    """
+    Makes a [`CommandError`] of the exceptions that are expected inside.
+
+    Args:
+        status (`int`):
+            Exit status.
+        kinds (`type[Exception]`):
+            The expected exceptions, such as `INPUT_ERRORS`.
+        what (`str`, *optional*, defaults to `""`):
+            What the message begins with: the argument and its value, where the exception does not name them.
+    """
+    try:
+        yield
+    except CommandError:
+        raise
+    except kinds as error:
+        if is_disk_full(error):  # no matter of the input
+            raise
+        raise CommandError(what + one_line(error), status) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, and without the end of those that explain at length."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__  # the message around it names the validator
+    # A message that is nothing but a key or a word says what it means only with its type.
+    message = str(error) if " " in str(error) else f"{type(error).__name__}: {error}"
+    return textwrap.shorten(message, 400, placeholder=" ...")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or what it came from, says that a file could not be written for want of space."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return True
+        # Rust and C++ say it in words; torch's writer of zip files knows only that a write failed.
+        if isinstance(error, SafetensorError) and "os error 28" in str(error):
+            return True
+        if isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

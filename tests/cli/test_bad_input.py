@@ -1,0 +1,341 @@
+"""Every bad input ends in one line that says what is wrong, with status 2, before anything is trained or written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+from localist_hf.cli.main import main
+from localist_hf.trainers import LocalistTrainer
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """A folder with a plain GPT-2, `gpt2`, and what can be wrong with one, with texts and with data sets."""
+    root = tmp_path_factory.mktemp("workspace")
+    config = GPT2Config(
+        n_layer=4, n_embd=32, n_head=4, n_positions=64, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
+    tokenizer.save_pretrained(root / "gpt2")
+
+    def damaged(name: str, file: str, change: Callable[[bytes], bytes] | None) -> None:
+        shutil.copytree(root / "gpt2", root / name)
+        path = root / name / file
+        path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+
+    damaged("truncated", "model.safetensors", lambda content: content[:20_000])
+    damaged("no-weights", "model.safetensors", None)
+    damaged("no-config", "config.json", None)
+    damaged("broken-config", "config.json", lambda _: b"{")
+    damaged("list-config", "config.json", lambda _: b"[]")
+    damaged("no-tokenizer-file", "tokenizer.json", None)
+    damaged("broken-tokenizer", "tokenizer.json", lambda content: content[:500])
+    damaged("no-tokenizer", "tokenizer.json", None)
+    (root / "no-tokenizer" / "tokenizer_config.json").unlink()
+    fields = json.loads((root / "gpt2" / "config.json").read_text())
+    for name, values in {
+        "text-as-layers": {"n_layer": "four"},
+        "no-layers": {"n_layer": 0},
+        "fewer-layers": {"n_layer": 3},
+        "more-layers": {"n_layer": 5},
+        "wider": {"n_embd": 64},
+        "no-heads": {"n_head": 0},
+        "strange-activation": {"activation_function": "strange"},
+        "small-vocabulary": {"vocab_size": 100},
+    }.items():
+        damaged(name, "config.json", lambda _, values=values: json.dumps(fields | values).encode())
+    weights = load_file(root / "gpt2" / "model.safetensors")
+    for name, changed in {
+        "one-missing": {key: value for key, value in weights.items() if "h.2.attn.c_attn.weight" not in key},
+        "not-finite": {key: value * float("nan") for key, value in weights.items()},
+    }.items():
+        shutil.copytree(root / "gpt2", root / name)
+        save_file(changed, root / name / "model.safetensors", metadata={"format": "pt"})
+    LlamaConfig(vocab_size=10).save_pretrained(root / "llama")
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text("{}")
+    (root / "finished").mkdir()
+    (root / "finished" / "config.json").write_text("{}")
+
+    words = "Sentence number says something. "
+    for name, content in {
+        "book.txt": words * 400,
+        "short.txt": "Sentence",
+        "few.txt": words * 12,
+        "empty.txt": "",
+        "bad.jsonl": "{bad\n",
+        "empty.csv": "",
+        "bad.parquet": "no parquet",
+        "numbers.jsonl": '{"text": 3}\n' * 9,
+        "lists.jsonl": '{"text": ["a", "b"]}\n' * 9,
+        "other.csv": "content\nhello\n",
+    }.items():
+        (root / name).write_text(content)
+    (root / "latin.txt").write_bytes(b"caf\xe9")
+    (root / "wide.txt").write_bytes(words.encode("utf-16-le"))
+    Dataset.from_dict({"content": ["a"]}).to_json(root / "data" / "train.jsonl")
+    Dataset.from_dict({"text": ["a"]}).to_json(root / "no-train" / "test.jsonl")
+    (root / "nothing").mkdir()
+
+    for name, content in {
+        "list.yaml": "- variant\n",
+        "text.yaml": "variant",
+        "empty.yaml": "",
+        "broken.yaml": "variant: [linear\n",
+        "twice.yaml": "seed: 1\nvariant: linear\nseed: 2\n",
+        "twice-below.yaml": "locality:\n  num_sink_tokens: 1\n  num_sink_tokens: 2\n",
+        "two-spellings.yaml": "max_steps: 1\nmax-steps: 2\n",
+        "unknown.yaml": "learnin_rate: 1\n",
+        "config.yaml": "config: other.yaml\n",
+        "list-value.yaml": "learning_rate: [1, 2]\n",
+        "mapping-value.yaml": "model: {a: 1}\n",
+        "float-value.yaml": "max_steps: 2.5\n",
+        "negative.yaml": "learning_rate: -1\n",
+        "choice.yaml": "eval_strategy: sometimes\n",
+        "list-key.yaml": "[1, 2]: 3\n",
+        "python.yaml": "locality: {a: !!python/object:os.system x}\n",
+    }.items():
+        (root / name).write_text(content)
+    (root / "latin.yaml").write_bytes(b"license: caf\xe9")
+    (root / "README.md").write_text("no markers")
+    (root / "binary.md").write_bytes(b"\xff\xfe")
+    (root / "broken-family" / "base").mkdir(parents=True)
+    (root / "broken-family" / "base" / "run.json").write_text("{")
+    return root
+
+
+def ends(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str]:
+    """Exit status of a command, and the one line that it ends with."""
+    with pytest.raises(SystemExit) as error:
+        main(list(arguments))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("localist-hf")
+    assert [line for line in lines if "error:" in line] == lines[-1:]
+    return error.value.code, lines[-1]
+
+
+TRAIN = (
+    "--model", "gpt2", "--text-file", "book.txt", "--output-dir", "run", "--sequence-length", "32", "--use_cpu",
+    "--report_to", "none", "--max_steps", "1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        # numbers
+        ("--learning_rate nan", "`learning_rate` is nan; it must be a finite number"),
+        ("--learning_rate -1", "`learning_rate` is -1.0; it must be at least 0"),
+        ("--learning_rate fast", "--learning-rate: invalid float value: 'fast'"),
+        ("--max_steps 0", "`max_steps` is 0; it must be at least 1, or -1"),
+        ("--max_steps -1 --num_train_epochs 0", "`num_train_epochs` is 0.0; it must be greater than 0"),
+        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0; it must be at least 1"),
+        ("--per_device_eval_batch_size -2", "`per_device_eval_batch_size` is -2; it must be at least 1"),
+        ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` is 0"),
+        ("--eval_accumulation_steps 0", "`eval_accumulation_steps` is 0"),
+        ("--weight_decay inf", "`weight_decay` is inf"),
+        ("--adam_beta1 1", "`adam_beta1` is 1.0; it must be at least 0 and below 1"),
+        ("--max_grad_norm -1", "`max_grad_norm` is -1.0"),
+        ("--warmup_steps nan", "`warmup_steps` is nan"),
+        ("--logging_steps 0", "`logging_steps` is 0.0; it must be greater than 0"),
+        ("--save_steps -1", "`save_steps` is -1.0"),
+        ("--seed -1", "`seed` is -1; it must be between 0 and 2**32 - 1"),
+        ("--data_seed 4294967296", "`data_seed` is 4294967296"),
+        ("--dataloader_num_workers -1", "`dataloader_num_workers` is -1"),
+        ("--neftune_noise_alpha -1", "`neftune_noise_alpha` is -1.0"),
+        ("--locality_weight inf", "`locality_weight` is inf"),
+        ("--locality_weight -1", "`locality_weight` is -1.0"),
+        ("--locality_warmup_steps nan", "`locality_warmup_steps` is nan"),
+        ("--target_fidelity 1.2", "`target_fidelity` is 1.2; it must lie in (0, 1]"),
+        ("--locality_exponent 3", "`locality_exponent` is 3"),
+        ("--validation-share nan", "`validation_share` is nan"),
+        ("--validation-share 1", "`validation_share` is 1.0; it must be between 0 and 1"),
+        ("--sequence-length 1", "`sequence_length` is 1; the model allows 2 to 64"),
+        ("--sequence-length 65", "`sequence_length` is 65; the model allows 2 to 64"),
+        # what cannot work here
+        ("--report_to wandb", "`report_to` is 'wandb', which is not installed or not known; allowed are"),
+        ("--optim adamw_bnb_8bit", "`optim` is 'adamw_bnb_8bit', which cannot be used: You need to install"),
+        ("--use_liger_kernel", "`use_liger_kernel` is true"),
+        ("--torch_compile_backend fast", "`torch_compile_backend` is 'fast'; allowed are"),
+        ("--label_names answers", "`label_names` is ['answers']"),
+        ("--label_smoothing_factor 0.1", "`label_smoothing_factor` is 0.1"),
+        ("--lr_scheduler_type cosine_with_min_lr", "`lr_scheduler_type` is 'cosine_with_min_lr'"),
+        ("--lr_scheduler_kwargs {bad", "`lr_scheduler_kwargs` is '{bad'; it must be a JSON object"),
+        ("--eval_strategy sometimes", "invalid choice: 'sometimes' (choose from 'no', 'steps', 'epoch')"),
+        ("--metric_for_best_model accuracy", "`metric_for_best_model` is 'accuracy'; allowed are 'loss', 'perplexity'"),
+        ("--load_best_model_at_end", "requires the save and eval strategy to match"),
+        ("--no-such-flag 1", "unrecognized arguments: --no-such-flag 1"),
+        ("--config", "--config: expected one argument"),
+        # configuration
+        ("--variant sextic", "`variant` is 'sextic'; allowed are 'distributed'"),
+        ("--locality {bad", "`locality` is '{bad'; it must be a JSON object"),
+        ("--locality 3", "`locality` is '3'; it must be a JSON object with fields among"),
+        ('--locality {"n_layer":3}', "it must be a JSON object with fields among"),
+        ('--locality {"min_block_length":9,"max_block_length":3}', "`min_block_length` is 9"),
+        ('--locality {"block_partition":"sentences"}', "`block_partition` is 'sentences'; allowed are 'semantic'"),
+        ('--locality {"locality_schedule":[0,1]}', "the model has 4 layers"),
+        ('--locality {"locality_schedule":"sextic"}', "`variant` is 'sextic'; allowed are 'distributed'"),
+        (
+            '--variant linear --locality {"locality_schedule":"cubic"}',
+            "`locality` sets `locality_schedule` to 'cubic', but `variant` is 'linear', which sets it to 'linear'",
+        ),
+        (
+            '--variant window --locality {"block_partition":"semantic"}',
+            "`locality` sets `block_partition` to 'semantic', but `variant` is 'window'",
+        ),
+        (
+            '--variant quintic --locality {"block_partition":"window"}',
+            "`variant` is 'quintic', but with the other fields that `locality` or the model sets (`block_partition` is "
+            "'window') it would be 'window'",
+        ),
+        # adapters
+        ("--lora-rank -1", "`lora_rank` is -1; it must be at least 0"),
+        ("--lora-alpha 4", "`lora_alpha` is 4; it needs `lora_rank`"),
+        ("--lora-targets c_fc", "`lora_targets` is ['c_fc']; it needs `lora_rank`"),
+        ("--lora-rank 2 --lora-alpha 0", "`lora_alpha` is 0; it must be at least 1"),
+        ("--lora-rank 2 --lora-dropout 1", "`lora_dropout` is 1.0; it must be at least 0 and below 1"),
+        ("--lora-rank 2 --lora-targets q_proj", "`lora_targets` is ['q_proj']; allowed are c_attn, c_fc, c_proj"),
+        # models
+        ("--model truncated", "`model` is 'truncated', which cannot be loaded: Error while deserializing header"),
+        (
+            "--model no-weights",
+            "`model` is 'no-weights', which cannot be loaded: Error no file",
+        ),
+        ("--model one-missing", "its weights lack transformer.h.2.attn.c_attn.weight."),
+        ("--model not-finite", "holds numbers that are not finite"),
+        ("--model fewer-layers", "its weights have transformer.h.3"),
+        ("--model more-layers", "its weights lack transformer.h.4"),
+        ("--model wider", "has the shape (96,); by its configuration it is (192,)"),
+        ("--model no-config", "`model` is 'no-config'; there is no config.json in this folder."),
+        ("--model adapter", "there is no config.json in this folder. It holds an adapter; give its base."),
+        ("--model broken-config", "`model` is 'broken-config', whose configuration cannot be used so"),
+        ("--model list-config", "`model` is 'list-config', whose configuration cannot be used so"),
+        ("--model text-as-layers", "Field 'n_layer' expected int, got str (value: 'four')"),
+        ("--model no-layers", "`model` is 'no-layers', whose configuration cannot be used so: it has 0 layers."),
+        ("--model no-heads", "`model` is 'no-heads', which cannot be loaded"),
+        ("--model strange-activation", "which cannot be loaded: KeyError: 'strange'"),
+        ("--model no-tokenizer", "whose tokenizer cannot be used: there is none, or its vocabulary is empty"),
+        ("--model no-tokenizer-file", "whose tokenizer cannot be used"),
+        ("--model broken-tokenizer", "`model` is 'broken-tokenizer', whose tokenizer cannot be used"),
+        ("--model small-vocabulary", "whose tokenizer has the ids 0 to"),
+        ("--model llama", "`model_type` is 'llama'"),
+        ("--model book.txt", "`model` is 'book.txt', which is a file"),
+        ("--model no/such/folder", "`model` is 'no/such/folder', whose configuration cannot be used so"),
+        # texts
+        ("--text-file missing.txt", "`text_file` is 'missing.txt'; there is no such file"),
+        ("--text-file gpt2", "`text_file` is 'gpt2'; it is a folder"),
+        ("--text-file empty.txt", "`text_file` is 'empty.txt'; the file is empty"),
+        ("--text-file latin.txt", "`text_file` is 'latin.txt'; it must be UTF-8 text"),
+        ("--text-file wide.txt", "`text_file` is 'wide.txt'; it must be UTF-8 text"),
+        ("--text-file short.txt", "one sequence needs 32"),
+        ("--text-file few.txt --validation-share 0.01", "`validation_share` is 0.01 and the text has"),
+        ("--text-file bad.jsonl", "`text_file` is 'bad.jsonl', which cannot be read: JSON parse error"),
+        ("--text-file empty.csv", "`text_file` is 'empty.csv', which cannot be read"),
+        ("--text-file bad.parquet", "`text_file` is 'bad.parquet', which cannot be read"),
+        (
+            "--text-file numbers.jsonl",
+            "`text_column` is 'text', whose type in 'numbers.jsonl' is Value('int64'); it must be text",
+        ),
+        ("--text-file lists.jsonl", "whose type in 'lists.jsonl' is List(Value('string')); it must be text"),
+        ("--text-file other.csv", "`text_column` is 'text'; the columns of 'other.csv' are 'content'"),
+        ("--text-column content", "`text_column` is 'content'; `text_file` 'book.txt' is read as text"),
+        ("--dataset data", "`dataset` is 'data' and `text_file` 'book.txt'; exactly one of them must be given"),
+        ("--dataset-config en", "`dataset_config` is 'en'; it goes with `dataset`"),
+        # folders
+        ("--output-dir book.txt", "`output_dir` is 'book.txt', which cannot be used"),
+        ("--output-dir book.txt/run", "`output_dir` is 'book.txt/run', which cannot be used"),
+        ("--output-dir finished", "`output_dir` is 'finished', which already holds a run"),
+        ("--output-dir gpt2 --overwrite_output_dir", "`output_dir` is 'gpt2', which holds `model` 'gpt2'"),
+        ("--resume_from_checkpoint true", "`resume_from_checkpoint` is true, but `output_dir` 'run' has no checkpoint"),
+        ("--resume_from_checkpoint nowhere", "`resume_from_checkpoint` is 'nowhere'; there is no such folder"),
+        (
+            "--resume_from_checkpoint true --overwrite_output_dir",
+            "`resume_from_checkpoint` is 'true' and `overwrite_output_dir` true",
+        ),
+        # YAML
+        ("--config missing.yaml", "`config` is 'missing.yaml', which cannot be read"),
+        ("--config gpt2", "`config` is 'gpt2', which cannot be read"),
+        ("--config latin.yaml", "`config` is 'latin.yaml', which cannot be read"),
+        ("--config list.yaml", "`config` is 'list.yaml', which must hold lines `flag: value`"),
+        ("--config text.yaml", "which must hold lines `flag: value`"),
+        ("--config empty.yaml", "which must hold lines `flag: value`"),
+        ("--config broken.yaml", "`config` is 'broken.yaml', line 2"),
+        ("--config twice.yaml", "`config` is 'twice.yaml', line 3: the key 'seed' stands there twice"),
+        ("--config twice-below.yaml", "line 3: the key 'num_sink_tokens' stands there twice"),
+        ("--config two-spellings.yaml", "which sets 'max-steps' twice"),
+        ("--config unknown.yaml", "`config` is 'unknown.yaml', which sets 'learnin_rate', no flag"),
+        ("--config config.yaml", "which sets 'config', no flag"),
+        ("--config list-value.yaml", "which sets 'learning_rate' to a list; it takes one value"),
+        ("--config mapping-value.yaml", "which sets 'model' to a mapping; it takes a value"),
+        ("--config float-value.yaml", "in which argument --max-steps: invalid int value: '2.5'"),
+        ("--config negative.yaml", "`learning_rate` is -1.0"),
+        ("--config choice.yaml", "`config` is 'choice.yaml', in which argument --eval-strategy: invalid choice"),
+        ("--config list-key.yaml", "`config` is 'list-key.yaml', line 1: a key must be a word"),
+        ("--config python.yaml", "`config` is 'python.yaml', line 1: could not determine a constructor"),
+    ],
+)
+def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(LocalistTrainer, "train", lambda *args, **kwargs: pytest.fail("the training started"))
+    before = sorted(workspace.rglob("*"))
+    status, line = ends(capsys, "train", *TRAIN, *flags.split(" "))
+    assert line.startswith("localist-hf train: error: ")
+    assert words in line
+    assert status == 2
+    assert sorted(workspace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ("", 2, "localist-hf: error: the following arguments are required: COMMAND"),
+        ("retrain", 2, "localist-hf: error: argument COMMAND: invalid choice: 'retrain'"),
+        ("--unknown", 2, "localist-hf: error: "),
+        ("train", 2, "`dataset` is None and `text_file` None; exactly one of them must be given"),
+        ("train --model gpt2 --dataset data", 2, "`text_column` is 'text'; the columns of 'data' are 'content'"),
+        ("train --model gpt2 --dataset no-train", 2, "`dataset` 'no-train' has the splits test; a split 'train'"),
+        ("train --model gpt2 --dataset nothing", 2, "`dataset` is 'nothing', which cannot be read"),
+        ("train --model gpt2 --dataset no/such/data", 2, "`dataset` is 'no/such/data', which cannot be read"),
+        (
+            'train --model gpt2 --text-file book.txt --locality {"locality_schedule":[0,0,0,1]}',
+            2,
+            "`output_dir` is missing; for a `locality_schedule` without a name there is no default",
+        ),
+        ("family --steps 0", 2, "`steps` is 0; it must be at least 1"),
+        ("family --base-steps -1", 2, "`base_steps` is -1"),
+        ("family --steps many", 2, "argument --steps: invalid int value: 'many'"),
+        ("family --variants quintic", 2, "`variants` are quintic; distributed must be among them"),
+        ("family --variants sextic", 2, "invalid choice: 'sextic'"),
+        ("family --variants distributed distributed", 2, "each may be named once"),
+        ("family --seeds 1 1", 2, "`seeds` are 1, 1; each may be named once"),
+        ("family --seeds -1", 2, "`seeds` holds -1; seeds must be between 0 and 2**32 - 1"),
+        ("family --readme missing.md", 2, "`readme` is 'missing.md'; the file must have the lines"),
+        ("family --readme README.md", 2, "`readme` is 'README.md'; the file must have the lines"),
+        ("family --readme binary.md", 2, "`readme` is 'binary.md', which cannot be read"),
+        ("family --model-cards book.txt", 2, "`model_cards` is 'book.txt'; there is a file of that name"),
+        ("family --output-dir book.txt", 2, "`output_dir` is 'book.txt', which cannot be used"),
+        ("family --output-dir broken-family", 2, "run.json' is no record of a run"),
+        ("publish missing --namespace me --dry-run", 2, "`run` is 'missing'; there is no such folder"),
+        ("publish gpt2 --namespace me --dry-run", 2, "'gpt2' holds no finished run"),
+        ("publish gpt2", 2, "the following arguments are required: --namespace"),
+        ("export missing --to gpt2 out", 2, "`source` is 'missing', which cannot be read"),
+        ("export gpt2 --to gpt2 out", 2, "whose `model_type` is 'gpt2'; it must be 'localist-gpt2'"),
+        ("export gpt2 --to gpt2 gpt2", 2, "`folder` is 'gpt2', which is occupied"),
+        ("export gpt2 --to llama out", 2, "invalid choice: 'llama'"),
+    ],
+)
+def test_every_command(
+    workspace: Path, arguments: str, status: int, words: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    before = sorted(workspace.rglob("*"))
+    found, line = ends(capsys, *arguments.split())
+    assert words in line
+    assert found == status
+    assert sorted(workspace.rglob("*")) == before
