@@ -155,7 +155,7 @@ def test_links_into_the_repository_lead_somewhere(document: str):
 
 
 def imported_distributions(files: Iterable[Path], ours: set[str]) -> dict[str, set[str]]:
-    """The distributions that the files import anywhere in them, each with those files; `ours` are modules to leave out."""
+    """The distributions that the files import anywhere, each with those files; `ours` are modules to leave out."""
     owners = importlib.metadata.packages_distributions()
     found: dict[str, set[str]] = {}
     for file in files:
