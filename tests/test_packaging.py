@@ -1,0 +1,265 @@
+"""What is built and published is whole, says what is true, and needs nothing that it does not use."""
+
+import ast
+import email
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import localist_hf
+
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Imported by a library on our behalf, not by us.
+NEEDED_BY_OTHERS = {"accelerate": "transformers.Trainer"}
+
+
+def package_files() -> set[str]:
+    """Every file of the package, as it lies in the repository."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "localist_hf").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+# --- the distributions
+
+
+@dataclass
+class Distributions:
+    sdist: Path
+    wheel: Path
+
+    @property
+    def metadata(self) -> email.message.Message:
+        with zipfile.ZipFile(self.wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            return email.message_from_bytes(archive.read(name))
+
+
+def build(source: Path, kind: str) -> Path:
+    """Builds an `sdist` or a `wheel` with the backend itself: a frontend would fetch one from the network."""
+    command = f"from setuptools import build_meta; print(build_meta.build_{kind}('dist'))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return source / "dist" / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """An sdist of a copy of the repository with all that lies about in one, and a wheel made from that sdist alone."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, checkout)
+    for folder in ("localist_hf", "tests", "docs", "examples", "benchmarks", "model_cards"):
+        shutil.copytree(ROOT / folder, checkout / folder)
+    (checkout / "runs" / "demo").mkdir(parents=True)
+    (checkout / "runs" / "demo" / "model.safetensors").write_bytes(b"weights")
+    sdist = build(checkout, "sdist")
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    return Distributions(sdist, build(source, "wheel"))
+
+
+def test_the_sdist_holds_what_it_needs_and_nothing_else(distributions: Distributions):
+    with tarfile.open(distributions.sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    generated = {"PKG-INFO", "setup.cfg"} | {file for file in files if file.startswith("localist_hf.egg-info/")}
+    documents = {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"}
+    assert files - generated == package_files() | documents | {"pyproject.toml", "MANIFEST.in"}
+
+
+def test_the_wheel_holds_the_whole_package(distributions: Distributions):
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert files == package_files()
+    assert "localist_hf/py.typed" in files
+
+
+def test_the_metadata(distributions: Distributions):
+    metadata = distributions.metadata
+    assert metadata["Name"] == "localist-hf"
+    assert metadata["Version"] == localist_hf.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Summary"] == PROJECT["description"]
+    classifiers = metadata.get_all("Classifier")
+    assert "Typing :: Typed" in classifiers
+    # An SPDX expression takes the place of a licence classifier; package indexes refuse both together.
+    assert not [each for each in classifiers if each.startswith("License ::")]
+    minors = {
+        int(each.rpartition(".")[2]) for each in classifiers if re.fullmatch(r"Programming Language :: .*\d", each)
+    }
+    lowest, above = map(int, re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups())
+    assert minors == set(range(lowest, above))
+
+
+def test_the_metadata_names_no_address_that_is_not_known(distributions: Distributions):
+    # Nobody has told us a repository; an invented one would be somebody else's, or a trap.
+    addresses = [entry.partition(", ")[2] for entry in distributions.metadata.get_all("Project-URL")]
+    assert addresses == ["https://arxiv.org/abs/2511.18375"]
+
+
+# --- the documents
+
+
+def test_the_changelog_has_this_version_and_a_place_for_the_next():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    releases = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", title) for title in titles[1:]]
+    assert all(releases), titles
+    assert releases[0].group(1) == localist_hf.__version__
+    kinds = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert citation["version"] == localist_hf.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]
+    released = re.search(r"^## \[[\d.]+\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert citation["date-released"] == released.group(1)
+    (paper,) = citation["references"]
+    assert paper["url"] == PROJECT["urls"]["Paper"]
+    assert paper["authors"] == [{"family-names": "Diederich", "given-names": "Joachim"}]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/compatibility.md"])
+def test_links_into_the_repository_lead_somewhere(document: str):
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+# --- dependencies
+
+
+def imported_distributions(files: Iterable[Path], ours: set[str]) -> dict[str, set[str]]:
+    """The distributions that the files import anywhere, each with those files; `ours` are modules to leave out."""
+    owners = importlib.metadata.packages_distributions()
+    found: dict[str, set[str]] = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            else:
+                continue
+            for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - ours:
+                (owner,) = set(owners[module])
+                found.setdefault(normalised(owner), set()).add(file.relative_to(ROOT).as_posix())
+    return found
+
+
+def normalised(name: str) -> str:
+    """The name of a requirement as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name).group()).lower()
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    declared = {normalised(requirement) for requirement in PROJECT["dependencies"]}
+    imported = imported_distributions((ROOT / "localist_hf").rglob("*.py"), {"localist_hf"})
+    assert imported.keys() - declared == set(), imported
+    assert declared - imported.keys() == NEEDED_BY_OTHERS.keys() - imported.keys()
+
+
+def test_what_tests_and_examples_import_is_declared():
+    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    declared = {normalised(requirement) for requirement in requirements}
+    files = [file for folder in ("tests", "examples", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    imported = imported_distributions(files, {"localist_hf"} | {file.stem for file in files})
+    assert imported.keys() - declared == set(), imported
+
+
+def test_what_travels_with_the_models_needs_torch_and_transformers_only():
+    imported = imported_distributions((ROOT / "localist_hf" / "modeling").glob("*.py"), set())
+    assert imported.keys() == {"torch", "transformers", "huggingface-hub"}  # the last is what transformers stands on
+
+
+def test_every_declared_dependency_has_a_tried_version():
+    pinned = {normalised(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    assert {normalised(requirement) for requirement in requirements} <= pinned
+
+
+# --- types
+
+
+DATA = """
+from datasets import Dataset
+train_dataset: Dataset
+eval_dataset: Dataset
+"""
+GIVEN = """
+from transformers import BatchEncoding
+from localist_hf import LocalistGPT2LMHeadModel
+model: LocalistGPT2LMHeadModel
+inputs: BatchEncoding
+"""
+WRONG = """
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.trainers import LocalistTrainingArguments
+
+LocalistTrainingArguments(output_dir="run", target_fidelity="high")
+model = LocalistGPT2LMHeadModel.from_pretrained("folder")
+model.set_locality_dial("far")
+"""
+
+
+@pytest.mark.slow
+def test_the_scripts_of_users_type_check(distributions: Distributions, tmp_path: Path):
+    """The wheel in an environment of its own: what a type checker reads of us is what is installed."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    (site_packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        archive.extractall(site_packages)
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site_packages / "dependencies.pth").write_text("\n".join(others) + "\n")
+
+    scripts = tmp_path / "scripts"
+    shutil.copytree(ROOT / "examples", scripts)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(snippets) >= 4
+    for number, snippet in enumerate(snippets):
+        # A later snippet goes on from an earlier one, with a model of ours.
+        (scripts / f"readme_{number}.py").write_text(GIVEN * ("model = " not in snippet) + DATA + snippet)
+    (scripts / "wrong.py").write_text(WRONG)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--follow-imports=silent",
+            "--config-file=", f"--cache-dir={tmp_path / 'cache'}",
+            f"--python-executable={tmp_path / 'venv' / 'bin' / 'python'}", *map(str, sorted(scripts.glob("*.py"))),
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    # transformers types `generate` in a way that mypy accepts on no model, its own included.
+    generate = 'to attribute function "generate" with type'
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line and generate not in line]
+    assert not done.stderr, done.stderr
+    # It checks at all: without our types, everything would do.
+    assert [re.sub(r".*wrong\.py:(\d+): error: (Argument) .*", r"\1 \2", line) for line in errors] == [
+        "5 Argument",
+        "7 Argument",
+    ], done.stdout
