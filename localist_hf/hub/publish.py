@@ -26,8 +26,9 @@ from transformers.utils import logging
 
 from .. import modeling
 from ..modeling import LocalistGPT2Config
-from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files, repository_id
-from .run_record import RECORD_FILE, RunRecord, weight_hashes
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
+from .run_history import RECORD_FILE, weight_hashes
+from .run_record import RunRecord, repository_id
 
 
 logger = logging.get_logger(__name__)

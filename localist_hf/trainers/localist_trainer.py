@@ -84,8 +84,9 @@ class LocalistTrainer(Trainer):
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._meter = LocalityMeter()
-        #: Where the model was loaded from; empty for random weights.
-        self.started_from: str = self.model.name_or_path
+        from ..hub import RunHistory  # goes to the top of the file once the circle of imports is gone
+
+        self.add_callback(RunHistory(self.model.name_or_path))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

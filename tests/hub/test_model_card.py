@@ -43,7 +43,8 @@ def code(card: ModelCard) -> list[str]:
 @pytest.mark.parametrize("name", ["base", "distributed", "quintic", "quintic-lora"])
 def test_every_card_has_its_sections_code_and_repository(family: Path, name: str) -> None:
     found = card(family / name, repo_id="me/mine")
-    assert re.findall(r"^## (.*)$", found.text, re.MULTILINE) == SECTIONS
+    sections = SECTIONS if name.startswith("quintic") else [section.split(", turn")[0] for section in SECTIONS]
+    assert re.findall(r"^## (.*)$", found.text, re.MULTILINE) == sections
     assert found.text.lstrip().startswith("# mine\n")
     for block in code(found):
         ast.parse(block)
@@ -184,6 +185,6 @@ def test_trainer_arguments_reach_the_card(make_trainer: Callable, tmp_path: Path
     assert (found.data.language, found.data.license, found.data.base_model) == ("de", "mit", "some/base")
     assert found.data.model_name == "org/localist-gpt2-mine"
     assert (
-        "ein Buch: 4 sequences to train on, 2 sequences of 40 tokens held out (last chapter). Es ist kurz."
+        "ein Buch: 4 sequences to train on, 2 sequences of 40 tokens to measure on (last chapter). Es ist kurz."
         in found.text
     )

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.hub import PublishError, prepare, publish, repository_files
-from localist_hf.hub.run_record import weight_hashes
+from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"

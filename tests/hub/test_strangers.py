@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
-from localist_hf.hub.run_record import weight_hashes
+from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"
@@ -127,12 +127,15 @@ def test_strangers_load_it_then_again_without_a_network(
         assert loaded["fidelity"].shape == (2, 4, 19)
 
 
-def test_the_code_on_the_cards_runs_as_it_stands(hub: HubServer, published: str, tmp_path: Path) -> None:
+def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, published: str, tmp_path: Path) -> None:
     for name in ("quintic", "quintic-lora"):
         card = hub.repo(f"org/localist-gpt2-{name}").files()["README.md"].decode()
-        load, use = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        done = "assert outputs.fidelity[-1].shape == (1, 4, inputs['input_ids'].shape[1])\nprint('done')"
-        assert stranger(hub, tmp_path / "home", f"{load}\n{use}\n{done}") == "done\n"
+        code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+        (printed,) = re.findall(r"^It prints.*?```\n(.*?)```", card, re.DOTALL | re.MULTILINE)
+        assert len(printed.splitlines()) > 3  # blocks
+        assert len({line[:4] for line in printed.splitlines()}) > 2  # and not the same everywhere
+        done = "assert fidelity.shape == (1, 4, inputs['input_ids'].shape[1])\nassert tokens.shape[1] > 100"
+        assert stranger(hub, tmp_path / "home", f"{code}\n{done}") == printed
 
 
 def test_without_trust_remote_code_it_is_refused(hub: HubServer, published: str, tmp_path: Path) -> None:
