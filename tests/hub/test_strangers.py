@@ -258,7 +258,8 @@ with torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(base_id, config=config, trust_remote_code=True)
         local = PeftModel.from_pretrained(base, repo_id)
         outputs = local(tokens, output_fidelity=True)
-        loaded[name] = [config.locality_schedule, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1]]
+        dialled = local(tokens, locality_dial=1.0).logits
+        loaded[name] = [config.locality_schedule, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1], dialled]
 torch.save(loaded, "loaded.pt")
 """
     stranger(hub, tmp_path / "home", loaded)
@@ -268,17 +269,20 @@ torch.save(loaded, "loaded.pt")
         ("pushed", tmp_path / "runs" / "adapter", "cubic"),
         ("published", runs / "quintic-lora", "quintic"),
     ):
-        schedule, in_one_line, logits, fidelity = loaded[name]
+        schedule, in_one_line, logits, fidelity, dialled = loaded[name]
         base = LocalistGPT2LMHeadModel.from_pretrained(runs / "base", locality_schedule=variant)
         with torch.no_grad():
-            outputs = PeftModel.from_pretrained(base, folder)(TOKENS, output_fidelity=True)
+            adapted = PeftModel.from_pretrained(base, folder)
+            outputs = adapted(TOKENS, output_fidelity=True)
+            assert torch.equal(dialled, adapted(TOKENS, locality_dial=1.0).logits)
+        assert not torch.allclose(dialled, outputs.logits)  # the dial that the card's code gives does something
         assert schedule == variant
         assert torch.equal(in_one_line, outputs.logits)
         assert torch.equal(logits, outputs.logits)
         assert torch.equal(fidelity, outputs.fidelity[-1])
 
 
-def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, capsys) -> None:
+def test_a_dry_run_shows_everything_without_a_network(hub: HubServer, runs: Path, capsys) -> None:
     requests = len(hub.requests)
     main(["publish", str(runs / "cubic"), "--namespace", "me", "--dry-run"])
     printed = capsys.readouterr().out
@@ -287,6 +291,7 @@ def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, 
     assert "/me/localist-gpt2-cubic" in printed
     assert f"perplexity is {RunRecord.load(runs / 'cubic').metrics['perplexity']:.2f}" in printed
     assert "nothing was uploaded" in printed
+    assert "could not be asked" in printed  # without a network it says so, and shows the rest
     assert len(hub.requests) == requests
 
 
