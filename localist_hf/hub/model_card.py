@@ -266,7 +266,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "configuration": _configuration(record),
         "training_data": _training_data(data),
         "earlier_parts": [_earlier_part(record, part) for part in record.earlier_parts],
-        "hyperparameters": _hyperparameters(record.training),
+        "hyperparameters": _hyperparameters(record.training | {"steps": _last_steps(record)}),
         "locality_loss": _locality_loss(record.training),
         "hardware": record.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
@@ -480,6 +480,11 @@ def _earlier_part(record: RunRecord, part: Mapping[str, Any]) -> str:
         f"{_variant(part['variant'])} configuration{locality}, seed {part['seed']}; {_hyperparameters(training)}, with "
         f"{part['planned_steps']} steps planned; locality loss: {_locality_loss(training)}"
     )
+
+
+def _last_steps(record: RunRecord) -> int:
+    """Number of steps of the last part."""
+    return record.training["steps"] - sum(part["steps"] for part in record.earlier_parts)
 
 
 def _hyperparameters(training: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ class RunRecord:
         data (`dict`):
             Name, details, Hub id and configuration of the text, and how much of it was trained and measured on.
         training (`dict`):
-            Number of steps and hyper-parameters; of the last part where there are several.
+            Number of steps of all parts, and hyper-parameters (of the last part where there are several).
         earlier_parts (`list[dict]`):
             What was trained under other settings before, such as the part before a run was resumed with another seed;
             see [`training_parts`].
@@ -350,7 +350,8 @@ class RunRecord:
                 "evaluation_sequences": _length(trainer.eval_dataset),
                 "evaluation_lengths": _lengths(trainer.eval_dataset),
             },
-            training={"steps": last_part["steps"]} | last_part["training"],
+            training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)}
+            | last_part["training"],
             earlier_parts=earlier_parts,
             metrics=metrics,
             metrics_on_base_blocks=None,

@@ -300,7 +300,7 @@ def test_what_was_trained_before_the_last_part_is_told(family: Path, tmp_path: P
         "training": training | {"learning_rate": 0.25},
     }  # fmt: skip
     unknown = dict.fromkeys(known) | {"steps": 5}
-    change(folder, earlier_parts=[unknown, known])
+    change(folder, earlier_parts=[unknown, known], training={"steps": 13})
     text = card(folder).text
     assert (
         "under a configuration that is not recorded, then the `linear` configuration, then the `quintic` configuration "

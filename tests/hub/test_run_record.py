@@ -153,7 +153,8 @@ def finish(trainer, **train: str) -> RunRecord:
 
 def steps_and_settings(record: RunRecord) -> list[tuple[int, str | None, int | None]]:
     parts = [(part["steps"], part["variant"], part["seed"]) for part in record.earlier_parts]
-    return [*parts, (record.training["steps"], record.variant, record.seed)]
+    last = record.training["steps"] - sum(steps for steps, *_ in parts)
+    return [*parts, (last, record.variant, record.seed)]
 
 
 def test_a_resumed_run_says_what_led_to_its_weights(make_trainer: Callable, family: Path, tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ def test_a_resumed_run_says_what_led_to_its_weights(make_trainer: Callable, fami
     other = make_trainer(tmp_path / "run", "quintic", tmp_path / "run" / "checkpoint-1", max_steps=4, seed=5)
     record = finish(other, resume_from_checkpoint=checkpoint)
     assert steps_and_settings(record) == [(1, "linear", 3), (3, "quintic", 5)]
+    assert record.training["steps"] == 4
     assert record.earlier_parts[0]["planned_steps"] == 2
     assert (record.base_run, record.base_weights) == ("base", weight_hashes(family / "base"))
     assert not record.is_comparable(RunRecord.load(family / "quintic"))
