@@ -18,8 +18,9 @@ from transformers.integrations import get_available_reporting_integrations
 from ..configuration import VARIANTS, variant_config
 from ..modeling import LocalistGPT2Config
 from ..trainers import LocalistTrainingArguments
+from ..trainers.checkpoints import find_checkpoint
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .folders import find_checkpoint, write_whole
+from .folders import write_whole
 
 
 DEFAULT_VARIANT = "quintic"
@@ -189,7 +190,8 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
             f"`resume_from_checkpoint` is {wanted!r} and `overwrite_output_dir` true; a run can go on or start anew."
         )
     folder = Path(namespace.output_dir or f"runs/{namespace.variant or DEFAULT_VARIANT}")
-    checkpoint, damaged = find_checkpoint(wanted, folder)
+    with ending_with(2, ValueError):
+        checkpoint, damaged = find_checkpoint(True if wanted.lower() == "true" else wanted, folder)
     for other, what in damaged.items():
         print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
     saved = _saved_settings(checkpoint.parent)

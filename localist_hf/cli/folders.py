@@ -1,14 +1,11 @@
-"""The folder of a run: held by one process at a time, and its checkpoints."""
+"""The folder of a run: held by one process at a time, and written as a whole."""
 
-import json
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 
 from .errors import INPUT_ERRORS, CommandError, ending_with
 
@@ -46,78 +43,6 @@ def held(folder: Path) -> Iterator[None]:
         for path in missing:
             with suppress(OSError):  # not empty
                 path.rmdir()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the last one first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _step(path) >= 0]
-    return sorted(found, key=_step, reverse=True)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; `None` where it is complete and can be read."""
-    try:
-        # The last file that is written.
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        for index in checkpoint.glob("*.safetensors.index.json"):
-            for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
-                if not (checkpoint / name).is_file():
-                    return f"{name} is missing"
-        weights = list(checkpoint.glob("*.safetensors"))
-        # FSDP and DeepSpeed keep theirs in a folder.
-        if not weights and not any(path.is_dir() for path in checkpoint.iterdir()):
-            return "its weights are missing"
-        for path in weights:
-            with safe_open(path, "pt"):  # which compares the file's length with what its header says
-                pass
-    except FileNotFoundError:
-        return "trainer_state.json is missing, which is written last"
-    except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
-        return f"it cannot be read: {error}"
-    for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:  # of the optimizer, schedule and random numbers
-        if not zipfile.is_zipfile(path):
-            return f"{path.name} is damaged"
-    return None
-
-
-def find_checkpoint(wanted: str, folder: Path) -> tuple[Path, dict[Path, str]]:
-    """
-    The checkpoint to go on from, and the damaged ones that were passed over, with what is wrong with them.
-
-    Args:
-        wanted (`str`):
-            `"true"` for the last one in `folder`, or a checkpoint's own folder; the one before it where it is damaged.
-        folder (`Path`):
-            The run's folder.
-
-    Raises:
-        CommandError: where there is none, or all are damaged.
-    """
-    if wanted.lower() == "true":
-        candidates = checkpoints(folder)
-        if not candidates:
-            raise CommandError(f"`resume_from_checkpoint` is true, but `output_dir` {str(folder)!r} has no checkpoint.")
-    else:
-        first = Path(wanted)
-        if not first.is_dir():
-            raise CommandError(
-                f"`resume_from_checkpoint` is {wanted!r}; there is no such folder. It must be a checkpoint's folder, "
-                "or 'true' for the last one in `output_dir`."
-            )
-        candidates = [first, *(path for path in checkpoints(first.parent) if _step(path) < _step(first))]
-    damaged: dict[Path, str] = {}
-    for checkpoint in candidates:
-        if (what := damage(checkpoint)) is None:
-            return checkpoint, damaged
-        damaged[checkpoint] = what
-    what = "; ".join(f"{path}: {what}" for path, what in damaged.items())
-    raise CommandError(f"`resume_from_checkpoint` is {wanted!r}; there is no checkpoint that can be read ({what}).")
-
-
-def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint, by its name; -1 for another name."""
-    step = checkpoint.name.removeprefix("checkpoint-")
-    return int(step) if step.isdecimal() else -1
 
 
 @contextmanager

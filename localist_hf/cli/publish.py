@@ -1,11 +1,12 @@
 """`localist-hf publish`: runs to repositories on the Hub."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import HfApi, ModelInfo
 
-from ..hub import CARD_FILE, PublishError, prepare, publish
+from ..hub import CARD_FILE, RECORD_FILE, Publication, PublishError, RunRecord, find_model, prepare, publish
 from .errors import INPUT_ERRORS, ending_with
 
 
@@ -20,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="folder of a run, or of several, such as runs/family")
     parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
+    parser.add_argument("--name", help="of a single run: publish it as NAMESPACE/localist-gpt2-NAME")
     parser.add_argument("--private", action="store_true", help="make new repositories (and the collection) private")
     parser.add_argument(
         "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"
@@ -28,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--base-model", metavar="ID", help="Hub id of the base, where the run started from a folder of this machine"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="upload nothing: show every file with its size, and the card"
+        "--dry-run",
+        action="store_true",
+        help="upload nothing: show every file with its size, the card, and what the Hub has already",
     )
     return parser
 
@@ -38,22 +42,52 @@ def main(arguments: list[str]) -> None:
     args = build_parser().parse_args(arguments)
     with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError):
         if args.dry_run:
-            show(prepare(args.run, args.namespace, args.base_model))
+            show(prepare(args.run, args.namespace, args.base_model, args.name), HfApi())
         else:
-            publish(args.run, args.namespace, args.private, args.collection, args.base_model)
+            publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name)
 
 
-def show(repositories: dict[str, dict[str, Path | bytes]]) -> None:
-    """Prints what would be published."""
-    for repo_id, files in repositories.items():
+def show(publication: Publication, api: HfApi) -> None:
+    """Prints what would be published, and what is there already where the Hub can be asked."""
+    found = ask(publication, api)
+    for repo_id, files in publication.repositories.items():
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in files.items()
         }
-        print(f"{constants.ENDPOINT}/{repo_id}\n")
+        print(f"{api.endpoint}/{repo_id}\n  {found[repo_id]}\n")
         for name, size in sorted(sizes.items()):
             print(f"  {size:>12,}  {name}")
         print(f"  {sum(sizes.values()):>12,}  bytes in {len(sizes)} files\n")
         print("\n".join(f"  | {line}".rstrip() for line in files[CARD_FILE].decode().splitlines()))
         print()
-    print(f"Dry run: nothing was uploaded; it would go to {len(repositories)} repositories.")
+    for path, reason in publication.left_out.items():
+        print(f"left out: {path}: {reason}")
+    print(f"Dry run: nothing was uploaded; it would go to {len(publication.repositories)} repositories.")
+
+
+def ask(publication: Publication, api: HfApi) -> dict[str, str]:
+    """What the Hub has of each repository, in words."""
+    found = {}
+    base_model = publication.base_model
+    try:
+        if base_model is not None and find_model(api, base_model) is None:
+            print(f"The Hub shows no model {base_model!r}, which `--base-model` names.\n")
+        for repo_id, files in publication.repositories.items():
+            found[repo_id] = describe(find_model(api, repo_id), files)
+    except PublishError as error:
+        print(f"What exists already is not known, since the Hub could not be asked: {error}\n")
+    return {repo_id: found.get(repo_id, "not known whether it exists") for repo_id in publication.repositories}
+
+
+def describe(info: ModelInfo | None, files: Mapping[str, Path | bytes]) -> str:
+    """A repository as it is found, and what its weights are to those that would be published."""
+    if info is None:
+        return "new (the Hub shows no such repository)"
+    stored = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
+    weights = RunRecord.load(files[RECORD_FILE].parent).weights
+    same = all(stored.get(name) == digest for name, digest in weights.items())
+    other = "with these weights" if same else "with other weights, which would be replaced"
+    if not any(name.endswith(".safetensors") for name in stored):
+        other = "without weights"
+    return f"exists, {'private' if info.private else 'public'}, {other}"

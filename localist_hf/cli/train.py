@@ -17,10 +17,11 @@ from ..evaluation import layer_table
 from ..hub import RECORD_FILE, PublishError
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
+from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
 from .arguments import RunArguments, parse, save_settings
 from .data import check_source, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
-from .folders import checkpoints, damage, held, replacing
+from .folders import held, replacing
 
 
 def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> LocalistTrainer:
@@ -164,7 +165,7 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
     """Refuses an output folder that already holds a run, unless it is to be resumed or overwritten."""
     folder = Path(args.output_dir)
     names = ("config.json", "adapter_config.json", "trainer_state.json")
-    holds_run = any((folder / name).exists() for name in names) or checkpoints(folder)
+    holds_run = any((folder / name).exists() for name in names) or list_checkpoints(folder)
     if holds_run and not run.overwrite_output_dir and args.resume_from_checkpoint is None:
         raise ValueError(
             f"`output_dir` is {args.output_dir!r}, which already holds a run. Choose another folder, or pass "
@@ -196,7 +197,7 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
         CommandError: where the disk is full, the training diverges or the Hub does not take the model.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
-    before = checkpoints(folder)
+    before = list_checkpoints(folder)
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         with replacing(folder, args.should_save) as saving:
@@ -222,11 +223,11 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                 callback.training_bar.close()  # so that the last line is the message's
         if args.should_save:
-            for checkpoint in set(checkpoints(folder)).difference(before):
-                if damage(checkpoint) is not None:
+            for checkpoint in set(list_checkpoints(folder)).difference(before):
+                if checkpoint_damage(checkpoint) is not None:
                     shutil.rmtree(checkpoint, ignore_errors=True)
         if is_disk_full(error):
-            left = checkpoints(folder)
+            left = list_checkpoints(folder)
             hint = f" {left[0]} is complete: make room, and pass `--resume_from_checkpoint true`." if left else ""
             raise CommandError(
                 f"`output_dir` is {args.output_dir!r}, on whose disk no space is left ({one_line(error)}).{hint}",
@@ -257,7 +258,7 @@ def main(arguments: list[str]) -> None:
             trainer = prepare_trainer(run, args)
         if args.should_save:
             if run.overwrite_output_dir:
-                for checkpoint in checkpoints(folder):
+                for checkpoint in list_checkpoints(folder):
                     shutil.rmtree(checkpoint)
             save_settings(kept, folder)
         metrics = run_training(trainer, **card_of(run))

@@ -2,17 +2,31 @@
 
 from .export import export_gpt2
 from .model_card import CARD_FILE, card_files, write_card
-from .publish import PublishError, full_repository_id, prepare, publish, push_to_hub, repository_files, upload
-from .run_record import RECORD_FILE, RunRecord, last_evaluation
+from .publish import (
+    Publication,
+    PublishError,
+    find_model,
+    full_repository_id,
+    prepare,
+    publish,
+    push_to_hub,
+    repository_files,
+    upload,
+)
+from .run_history import RECORD_FILE, RunHistory
+from .run_record import RunRecord, last_evaluation
 
 
 __all__ = [
     "CARD_FILE",
     "RECORD_FILE",
+    "Publication",
     "PublishError",
+    "RunHistory",
     "RunRecord",
     "card_files",
     "export_gpt2",
+    "find_model",
     "full_repository_id",
     "last_evaluation",
     "prepare",

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from huggingface_hub.errors import StrictDataclassError
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -22,6 +23,10 @@ logger = logging.get_logger(__name__)
 
 #: Whatever has a tokenizer has one of these.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+#: What is read of a source as one JSON object.
+_JSON_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json"
+)  # fmt: skip
 #: Largest difference that merging an adapter may make, as a share of the largest logit: float32 rounding.
 _MERGE_TOLERANCE = 1e-5
 
@@ -59,14 +64,17 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     source, target = str(source), Path(folder).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"`folder` is {str(folder)!r}, which is occupied; it must be new or empty.")
+    # On the target's file system, so that the last step is a renaming. Missing parents are made when all is well.
+    parent = next(path for path in target.parents if path.exists())
+    if not parent.is_dir():
+        raise ValueError(f"`folder` is {str(folder)!r}; {str(parent)!r} is a file.")
+    _check_json(source)
     if _is_adapter(source):
         adapter = _lora_config(source)
         model, tokenizer_sources = _merged_model(source, adapter), (source, adapter.base_model_name_or_path)
     else:
         model, tokenizer_sources = _load_model(source), (source,)
 
-    # On the target's file system, so that the last step is a renaming. Missing parents are made when all is well.
-    parent = next(path for path in target.parents if path.exists())
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary:
         written = Path(temporary) / "gpt2"  # the temporary folder itself is closed to other users
         _plain_gpt2(model).save_pretrained(written)
@@ -75,6 +83,17 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
         _check_logits("the exported model", _probe_logits(exported), _probe_logits(model), tolerance=0.0)
         target.parent.mkdir(parents=True, exist_ok=True)
         written.rename(target)  # onto nothing or an empty folder; fails if there is something by now
+
+
+def _check_json(source: str) -> None:
+    """Refuses a folder with a damaged file, which transformers would pass over or stumble on without its name."""
+    for path in (Path(source) / name for name in _JSON_FILES):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"`source` is {source!r}, whose {path.name} is damaged: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"`source` is {source!r}, whose {path.name} is damaged: it holds no JSON object.")
 
 
 def _load_model(name: str, revision: str | None = None, adapter: str | None = None) -> LocalistGPT2LMHeadModel:
@@ -89,10 +108,18 @@ def _load_model(name: str, revision: str | None = None, adapter: str | None = No
                 f"{described}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."
             )
         model, info = LocalistGPT2LMHeadModel.from_pretrained(
-            name, revision=revision, dtype="auto", output_loading_info=True
+            name, revision=revision, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, SafetensorError) as error:
         raise OSError(f"{described}, which cannot be read: {error}") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{described}, whose configuration is wrong: {error}") from error
+    if info["mismatched_keys"]:
+        weight, found, expected = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{described}, whose weights do not fit its configuration: {weight} has the shape {tuple(found)}, not "
+            f"{tuple(expected)}."
+        )
     if info["missing_keys"]:  # transformers has filled them with random numbers
         raise ValueError(f"{described}, which lacks the weights {', '.join(sorted(info['missing_keys']))}.")
     for field in ("locality_dial", "min_fidelity"):
@@ -113,7 +140,13 @@ def _is_adapter(source: str) -> bool:
 
 
 def _lora_config(source: str) -> PeftConfig:
-    config = PeftConfig.from_pretrained(source)
+    try:
+        config = PeftConfig.from_pretrained(source)
+    except (OSError, TypeError) as error:
+        raise OSError(f"`source` is {source!r}, whose adapter cannot be read: {error}") from error
+    if config.peft_type is None or not config.base_model_name_or_path:
+        field = "peft_type" if config.peft_type is None else "base_model_name_or_path"
+        raise ValueError(f"`source` is {source!r}, whose adapter_config.json has no `{field}`.")
     if config.peft_type != PeftType.LORA:
         raise ValueError(
             f"`source` is {source!r}, an adapter of type {config.peft_type.value!r}; it must be of type 'LORA'."
@@ -127,7 +160,17 @@ def _merged_model(source: str, config: PeftConfig) -> LocalistGPT2LMHeadModel:
     dtype = base.dtype
     # In bf16 every step would round, and hide from the check whether the merging is right.
     base.to(torch.promote_types(dtype, torch.float32))
-    adapted = PeftModel.from_pretrained(base, source).eval()
+    try:
+        found = load_peft_weights(source, device="cpu").keys()
+        adapted = PeftModel.from_pretrained(base, source).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise OSError(f"`source` is {source!r}, whose adapter's weights cannot be read: {error}") from error
+    except RuntimeError as error:  # another shape
+        raise ValueError(
+            f"`source` is {source!r}, whose adapter does not fit {config.base_model_name_or_path!r}: {error}"
+        ) from error
+    if missing := get_peft_model_state_dict(adapted).keys() - found:
+        raise ValueError(f"`source` is {source!r}, whose adapter lacks the weights {', '.join(sorted(missing))}.")
     logits = _probe_logits(adapted)
     merged = adapted.merge_and_unload()
     _check_logits("the merged adapter", _probe_logits(merged), logits, tolerance=_MERGE_TOLERANCE)

@@ -1,6 +1,8 @@
 """The model card: text, metadata and picture, from the records of runs and from nothing else."""
 
 import io
+import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,11 +15,10 @@ from jinja2 import Environment, StrictUndefined
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import comparison_table, plot_fidelity_over_depth, spread
-from .run_record import RunRecord, load_siblings
+from .example import PROMPT, shown_layer
+from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings, repository_id
 
 
-#: Stands for the namespace where it is not known yet.
-PLACEHOLDER_NAMESPACE = "org"
 CARD_FILE = "README.md"
 PICTURE_FILE = "fidelity_over_depth.png"
 EVAL_RESULTS_FILE = ".eval_results/localist-hf.yaml"
@@ -29,11 +30,6 @@ _PARTITIONS = {
     "delimiter": "blocks of {min_block_length} to {max_block_length} tokens that end at given tokens",
     "window": "blocks of {window_length} tokens each, whatever the text says",
 }
-
-
-def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
-    """The repository of the run of this name."""
-    return f"{namespace}/localist-gpt2-{run}"
 
 
 def card_files(folder: str | Path, repo_id: str | None = None, base_model: str | None = None) -> dict[str, bytes]:
@@ -52,7 +48,7 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
         `dict[str, bytes]`: path in the repository to content.
 
     Raises:
-        ValueError: where a number is missing.
+        ValueError: where a number is missing, or the run started from the very repository that the card is for.
     """
     records = load_siblings(folder)
     record = records[0]
@@ -96,8 +92,14 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
     record = records[0]
     namespace = repo_id.rpartition("/")[0] or PLACEHOLDER_NAMESPACE
     base_model = base_model or record.base_model
-    if base_model is None and any(other.name == record.base_run for other in records[1:]):
-        base_model = repository_id(record.base_run, namespace)
+    base = next((other for other in records[1:] if other.is_base_of(record)), None)
+    if base_model is None and base is not None:
+        base_model = repository_id(base.name, namespace)
+    if base_model is not None and base_model.lower() == repo_id.lower():
+        raise ValueError(
+            f"The run started from {base_model} and cannot be published over it; give it another name (`--name`, or "
+            "`hub_model_id` of a trainer)."
+        )
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -151,13 +153,25 @@ def _eval_result_entries(record: RunRecord) -> list[EvalResultEntry]:
 
 
 def _groups(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """The comparable runs by name, in the order of the variants, each name's by seed."""
-    comparable = [other for other in records if other.is_comparable(records[0])]
-    comparable.sort(key=_order)
-    groups: dict[str, list[RunRecord]] = {}
-    for run in comparable:
-        groups.setdefault(run.name, []).append(run)
-    return groups
+    """
+    The comparable runs by what the card calls them, in the order of the variants: together those that differ in the
+    seed only, by seed. Of two groups of one name the other one's settings are added to it.
+    """
+    own = records[0]
+    groups = [[own]]
+    for run in sorted(filter(own.is_comparable, records[1:]), key=_order):
+        group = next((group for group in groups if group[0].is_repetition(run)), None)
+        if group is None:
+            groups.append([run])
+        elif run.seed not in [other.seed for other in group]:
+            group.append(run)
+    names = [group[0].name for group in groups]
+    labelled = []
+    for name, group in zip(names, groups, strict=True):
+        differences = [f"{key} {value}" for key, value in group[0].settings.items() if value != own.settings.get(key)]
+        label = name if group[0] is own or names.count(name) == 1 else f"{name} ({', '.join(differences)})"
+        labelled.append((label, sorted(group, key=lambda run: run.seed)))
+    return dict(sorted(labelled, key=lambda entry: _order(entry[1][0])))
 
 
 def _order(run: RunRecord) -> tuple[int, str, int]:
@@ -184,18 +198,22 @@ def _metrics(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[dict[s
     return {name: [run.metrics for run in runs] for name, runs in groups.items()}
 
 
-def _picture(records: Sequence[RunRecord]) -> bytes:
+def _drawn(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The runs in the picture and in the table of layers: this card's own, and the baseline."""
     groups = _groups(records)
     names = dict.fromkeys(filter(None, (_baseline(groups), records[0].name)))
-    metrics = _metrics(groups)
+    return {name: groups[name] for name in names}
+
+
+def _picture(records: Sequence[RunRecord]) -> bytes:
     buffer = io.BytesIO()
-    plot_fidelity_over_depth({name: metrics[name] for name in names}, buffer, lambdas=records[0].lambdas)
+    plot_fidelity_over_depth(_metrics(_drawn(records)), buffer, lambdas=records[0].lambdas)
     return buffer.getvalue()
 
 
 def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_model: str | None) -> dict[str, Any]:
     """What the template shows."""
-    record, data = records[0], records[0].data
+    record, data, config = records[0], records[0].data, records[0].config
     groups = _groups(records)
     baseline = _baseline(groups)
     own = groups[record.name]
@@ -208,36 +226,108 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
         if all(metrics for runs in on_base.values() for metrics in runs):
             base_blocks_comparison = comparison_table(on_base, baseline, labels, every_layer=False)
+    layer = shown_layer(config["locality_schedule"], config["n_layer"])
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
-        "summary": _summary(record, groups, baseline, base_model),
+        "summary": _summary(records, groups, baseline, base_model),
         "has_baseline": baseline is not None,
         "is_baseline": record.variant == BASELINE_VARIANT,
-        "is_base": record.from_scratch,
+        "from_scratch": record.from_scratch,
         "adapter": record.adapter,
         "base_model": base_model,
         "base_run": record.base_run,
         "localised": any(record.lambdas),
-        "seeds": [run.seed for run in own],
-        "seed": record.seed,
+        "own_local_set": _local_set(record, "its own block of the text"),
+        "local_set": _local_set(record, "its block"),
+        "not_local": "the token's block" + (f" and {_sinks(record)}" if _sinks(record) else ""),
+        "seen": "their block" + (f" and {_sinks(record)}" if _sinks(record) else ""),
+        "layer": -1 if layer == config["n_layer"] - 1 else layer,
+        "layer_name": _layer_name(record),
+        "prompt": _prompt_literal(record.example["prompt"] if record.example else PROMPT),
+        "printed": record.example and record.example["printed"],
+        "max_new_tokens": min(40, config["n_positions"] // 2),
+        "defaults": {name: config[name] for name in ("locality_dial", "min_fidelity") if config[name]},
+        "spread_note": _spread_note(records),
+        "seeds": [_seed(run) for run in own],
+        "seed": _seed(record),
+        "others_have_seeds": any(len(runs) > 1 for runs in groups.values()),
         "evaluation": f"{_evaluation_sequences(data)} of {_text_name(data)} ({data['evaluation_split']})",
         "comparison": comparison,
         "base_blocks_comparison": base_blocks_comparison,
+        "blocks_note": _blocks_note(groups),
         "perplexity": spread([run.metrics["perplexity"] for run in own]),
         "fidelity": spread([run.metrics["fidelity"] for run in own]),
         "entropy": spread([run.metrics["entropy"] for run in own]),
-        "layer_table": _layer_table(record, groups, baseline),
+        "layer_table": _layer_table(record, _drawn(records)),
+        "layers_are_means": any(len(runs) > 1 for runs in _drawn(records).values()),
+        "num_layers": config["n_layer"],
         "started_from": _started_from(record, base_model),
         "configuration": _configuration(record),
         "training_data": _training_data(data),
-        "training": record.training,
-        "hyperparameters": _hyperparameters(record),
+        "earlier_parts": [_earlier_part(record, part) for part in record.earlier_parts],
+        "hyperparameters": _hyperparameters(record.training | {"steps": _last_steps(record)}),
+        "locality_loss": _locality_loss(record.training),
         "hardware": record.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "localist_version": record.versions["localist-hf"],
         "family": _family(records, namespace),
     }
+
+
+def _sinks(record: RunRecord) -> str:
+    """The tokens that are local everywhere; empty where there are none."""
+    number = record.config["num_sink_tokens"]
+    return "" if number == 0 else "the first token" if number == 1 else f"the first {number} tokens"
+
+
+def _local_set(record: RunRecord, block: str) -> str:
+    """Where attention is local."""
+    return f"inside {block}" + (f" or on {_sinks(record)}" if _sinks(record) else "")
+
+
+def _layer_name(record: RunRecord) -> str:
+    """The layer that the card speaks of."""
+    num_layers = record.config["n_layer"]
+    layer = shown_layer(record.config["locality_schedule"], num_layers)
+    if layer < num_layers - 1:
+        return f"layer {layer}"
+    return "the last layer" if num_layers > 1 else "the only layer"
+
+
+def _prompt_literal(prompt: str) -> str:
+    """A Python literal of several lines."""
+    lines = textwrap.wrap(prompt, 100, break_long_words=False, break_on_hyphens=False)
+    lines = [f"{line} " for line in lines[:-1]] + lines[-1:]
+    return "\n".join(["(", *(f"    {json.dumps(line, ensure_ascii=False)}" for line in lines), ")"])
+
+
+def _seed(record: RunRecord) -> str:
+    """The seed of a run; of several parts each one's."""
+    seeds = [part["seed"] for part in record.earlier_parts] + [record.seed]
+    return ", then ".join("unknown" if seed is None else str(seed) for seed in dict.fromkeys(seeds))
+
+
+def _spread_note(records: Sequence[RunRecord]) -> str:
+    """What lines and bands of the picture are."""
+    seeds = {name: ", ".join(map(_seed, runs)) for name, runs in _drawn(records).items() if len(runs) > 1}
+    if not seeds:
+        return ""
+    if len(seeds) == len(_drawn(records)) and len(set(seeds.values())) == 1:
+        which = f"Lines are means over the seeds {next(iter(seeds.values()))}"
+    else:
+        which = "Means over seeds are " + " and ".join(f"the line of {name} ({text})" for name, text in seeds.items())
+    return f" {which}; bands go from the least to the greatest."
+
+
+def _blocks_note(groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Whose blocks a table is measured on."""
+    partitions = {runs[0].config["block_partition"] for runs in groups.values()}
+    if partitions == {"semantic"}:
+        return "These are the blocks that each model finds itself"
+    if "semantic" in partitions:
+        return "Each row has the blocks of its own partition, and semantic ones are those that each model finds itself"
+    return "The blocks follow from the text alone, and are no model's own"
 
 
 def _text_name(data: Mapping[str, Any]) -> str:
@@ -259,60 +349,91 @@ def _evaluation_sequences(data: Mapping[str, Any]) -> str:
 def _shape(record: RunRecord) -> str:
     config = record.config
     return (
-        f"{config['n_layer']} layers, width {config['n_embd']}, {config['n_head']} heads, "
+        f"{_counted(config['n_layer'], 'layer')}, width {config['n_embd']}, {_counted(config['n_head'], 'head')}, "
         f"{record.num_parameters / 1e6:.1f} million parameters"
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _numbers(lambdas: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2g}" for value in lambdas)
+
+
 def _summary(
-    record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None, base_model: str | None
+    records: Sequence[RunRecord],
+    groups: Mapping[str, Sequence[RunRecord]],
+    baseline: str | None,
+    base_model: str | None,
 ) -> str:
-    """What the model is, in three sentences."""
+    """What the model is, how it was trained, and what that gave."""
+    record = records[0]
     paper = "progressive localisation ([arXiv:2511.18375](https://arxiv.org/abs/2511.18375))"
-    fidelity, perplexity = f"fidelity_layer_{record.config['n_layer'] - 1}", "perplexity"
+    if record.from_scratch:
+        what = f"GPT-2 ({_shape(record)}) trained from random weights on {_text_name(record.data)}"
+        if any(record.is_base_of(other) for other in records[1:]):
+            what += f", the base of models fine-tuned by {paper}."
+        else:
+            what += f" under {_variants(record)} of {paper}."
+    else:
+        rank = record.adapter and record.adapter["rank"]
+        what = f"A LoRA adapter of rank {rank} for" if rank else f"GPT-2 ({_shape(record)}), fine-tuned from"
+        what += f" {_base(record, base_model)} on {_text_name(record.data)} under {_variants(record)} of {paper}."
+    lambdas = f"lambda = {_numbers(record.lambdas)}"
+    if not any(record.lambdas):
+        how = "Its attention is free in every layer"
+        how += "." if record.from_scratch else ": it is there to be compared with."
+    elif record.training["locality_weight"] == 0:
+        how = f"Training left its attention free; the schedule ({lambdas}) is that of the dial."
+    else:
+        each = "Each layer was" if record.config["n_layer"] > 1 else "Its only layer was"
+        how = (
+            f"{each} trained to keep {record.training['target_fidelity']:.0%} of every token's attention "
+            f"{_local_set(record, 'the block of the text that the token stands in')}, to the degree that the schedule "
+            f"sets ({lambdas}), so that it can be read off where the attention goes."
+        )
+    layer = shown_layer(record.config["locality_schedule"], record.config["n_layer"])
 
     def mean(name: str, metric: str) -> float:
         return fmean(run.metrics[metric] for run in groups[name])
 
-    if record.from_scratch:
-        what = f"GPT-2 ({_shape(record)}) trained from random weights on {_text_name(record.data)}, "
-        what += f"the base of models fine-tuned by {paper}."
-    else:
-        rank = record.adapter and record.adapter["rank"]
-        what = f"A LoRA adapter of rank {rank} for" if rank else f"GPT-2 ({_shape(record)}), fine-tuned from"
-        what += f" {_base(record, base_model)} on {_text_name(record.data)}"
-        what += f" under the {_variant(record)} configuration of {paper}."
-    if any(record.lambdas):
-        how = (
-            "Its attention is held inside blocks of the text to a degree that the layer's place in the schedule sets "
-            f"(lambda = {', '.join(f'{value:.2f}' for value in record.lambdas)}), so that where the late layers look "
-            "can be read off."
-        )
-    else:
-        how = "Its attention is free in every layer: it is there to be compared with."
+    own_block, num_seeds = "the token's own block", len(groups[record.name])
+    over = f"In evaluation, on average over {num_seeds} seeds," if num_seeds > 1 else "In evaluation"
     share = (
-        f"On held-out text its perplexity is {mean(record.name, perplexity):.2f}, and "
-        f"{mean(record.name, fidelity):.0%} of the last layer's attention stays inside the token's own block"
+        f"{over} its perplexity is {mean(record.name, 'perplexity'):.2f}, and "
+        f"{mean(record.name, f'fidelity_layer_{layer}'):.1%} of {_layer_name(record)}'s attention stays "
+        f"{_local_set(record, own_block)}"
     )
     if baseline is not None and baseline != record.name:
         share += (
-            f"; the same fine-tuning without locality (`{baseline}`) gives {mean(baseline, perplexity):.2f} and "
-            f"{mean(baseline, fidelity):.0%}"
+            f"; the same training without locality (`{baseline}`) gives {mean(baseline, 'perplexity'):.2f} and "
+            f"{mean(baseline, f'fidelity_layer_{layer}'):.1%}"
         )
     return f"{what} {how} {share}."
 
 
-def _variant(record: RunRecord) -> str:
-    return f"`{record.variant}`" if record.variant else "custom"
+def _variant(variant: str | None) -> str:
+    return f"`{variant}`" if variant else "custom"
 
 
-def _layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None) -> str:
-    names = list(dict.fromkeys(filter(None, (record.name, baseline))))
+def _variants(record: RunRecord) -> str:
+    """The locality configurations that a run was trained under, one after another."""
+    variants = [
+        f"the {_variant(part['variant'])} configuration" if part["training"] else "a configuration that is not recorded"
+        for part in record.earlier_parts
+    ]
+    return ", then ".join(dict.fromkeys([*variants, f"the {_variant(record.variant)} configuration"]))
+
+
+def _layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    names = list(reversed(groups))  # this card's own first
     header = ["layer", "lambda"]
     header += [f"{quantity}, {name}" for quantity in ("fidelity", "entropy (bits)") for name in names]
     lines = [header, ["---"] * len(header)]
     for layer, value in enumerate(record.lambdas):
-        line = [str(layer), f"{value:.3f}"]
+        line = [str(layer), f"{value:.3g}"]
         for quantity in ("fidelity", "entropy"):
             for name in names:
                 line.append(f"{fmean(run.metrics[f'{quantity}_layer_{layer}'] for run in groups[name]):.2f}")
@@ -334,29 +455,63 @@ def _started_from(record: RunRecord, base_model: str | None) -> str:
 
 
 def _configuration(record: RunRecord) -> str:
-    lambdas = ", ".join(f"{value:.3f}" for value in record.lambdas)
     blocks = _PARTITIONS[record.config["block_partition"]].format(**record.config)
-    sinks = record.config["num_sink_tokens"]
-    extra = f"; the first {sinks} tokens count as local everywhere" if sinks else ""
-    return f"{_variant(record)}, lambda = {lambdas}; {blocks}{extra}"
+    verb = "counts" if record.config["num_sink_tokens"] == 1 else "count"
+    extra = f"; {_sinks(record)} of a text {verb} as local everywhere" if _sinks(record) else ""
+    return f"{_variant(record.variant)}, lambda = {_numbers(record.lambdas)}; {blocks}{extra}"
 
 
 def _training_data(data: Mapping[str, Any]) -> str:
     number = data["training_sequences"]
     amount = "a stream" if number is None else f"{number} sequences"
-    held_out = f"{_evaluation_sequences(data)} held out ({data['evaluation_split']})"
+    measured = f"{_evaluation_sequences(data)} to measure on ({data['evaluation_split']})"
     details = f" {data['details']}" if data["details"] else ""
-    return f"{_text_name(data)}: {amount} to train on, {held_out}.{details}"
+    return f"{_text_name(data)}: {amount} to train on, {measured}.{details}"
 
 
-def _hyperparameters(record: RunRecord) -> str:
-    training = record.training
+def _earlier_part(record: RunRecord, part: Mapping[str, Any]) -> str:
+    """What was trained before the last part, under other settings."""
+    if part["training"] is None:
+        return f"{_counted(part['steps'], 'step')} whose settings are not recorded"
+    fields = [f"`{name}` {value}" for name, value in part["locality"].items() if value != record.config[name]]
+    locality = f" ({', '.join(fields)})" if fields else ""
+    training = {**part["training"], "steps": part["steps"]}
     return (
-        f"{training['steps']} steps of {training['batch_size']} sequences, {training['optimizer']} with learning rate "
-        f"{training['learning_rate']:g}, betas {training['betas'][0]:g} and {training['betas'][1]:g}, weight decay "
-        f"{training['weight_decay']:g}, gradients clipped at {training['max_grad_norm']:g}, schedule "
-        f"{training['schedule']} with warm-up {training['warmup_steps']:g}, {training['precision']}"
+        f"{_variant(part['variant'])} configuration{locality}, seed {part['seed']}; {_hyperparameters(training)}, with "
+        f"{part['planned_steps']} steps planned; locality loss: {_locality_loss(training)}"
     )
+
+
+def _last_steps(record: RunRecord) -> int:
+    """Number of steps of the last part."""
+    return record.training["steps"] - sum(part["steps"] for part in record.earlier_parts)
+
+
+def _hyperparameters(training: Mapping[str, Any]) -> str:
+    betas = ""
+    if "adam" in training["optimizer"]:
+        betas = f", betas {training['betas'][0]:g} and {training['betas'][1]:g}"
+    clipping = f"gradients clipped at {training['max_grad_norm']:g}" if training["max_grad_norm"] else "no clipping"
+    return (
+        f"{_counted(training['steps'], 'step')} of {_counted(training['batch_size'], 'sequence')}, "
+        f"{training['optimizer']} with learning rate {training['learning_rate']:g}{betas}, weight decay "
+        f"{training['weight_decay']:g}, {clipping}, schedule {training['schedule']} with "
+        f"{_warmup(training['warmup_steps'])}, {training['precision']}"
+    )
+
+
+def _locality_loss(training: Mapping[str, Any]) -> str:
+    return (
+        f"target fidelity {training['target_fidelity']:g}, weight {training['locality_weight']:g}, exponent "
+        f"{training['locality_exponent']}, {_warmup(training['locality_warmup_steps'])}"
+    )
+
+
+def _warmup(steps: float) -> str:
+    """Below 1 it is a share of all steps."""
+    if not steps:
+        return "no warm-up"
+    return f"warm-up over {steps:.0%} of the steps" if steps < 1 else f"warm-up over {_counted(int(steps), 'step')}"
 
 
 def _family(records: Sequence[RunRecord], namespace: str) -> list[str]:
@@ -365,8 +520,7 @@ def _family(records: Sequence[RunRecord], namespace: str) -> list[str]:
     others = {other.name: other for other in records[1:] if other.name != record.name}
     lines = []
     for other in sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run))):
-        role = "the common base" if other.name == record.base_run else ""
+        role = "the common base" if other.is_base_of(record) else ""
         role = role or ("free attention, the baseline" if other.variant == BASELINE_VARIANT else "")
-        lambdas = "lambda = " + ", ".join(f"{value:.2f}" for value in other.lambdas)
-        lines.append(f"{_link(repository_id(other.name, namespace))}: {role or lambdas}")
+        lines.append(f"{_link(repository_id(other.name, namespace))}: {role or f'lambda = {_numbers(other.lambdas)}'}")
     return lines

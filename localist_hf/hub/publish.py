@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,22 @@ from huggingface_hub import (
     ModelInfo,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .. import modeling
 from ..modeling import LocalistGPT2Config
-from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files, repository_id
-from .run_record import RECORD_FILE, RunRecord, weight_hashes
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
+from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
+from .run_record import RunRecord, repository_id
 
 
 logger = logging.get_logger(__name__)
@@ -64,6 +71,25 @@ class PublishError(RuntimeError):
     """The Hub refused, or could not be reached; the message says what to do."""
 
 
+@dataclass(frozen=True)
+class Publication:
+    """
+    What would be uploaded.
+
+    Args:
+        repositories (`dict[str, dict[str, Path | bytes]]`):
+            Id of each repository to what it will hold; see [`repository_files`].
+        left_out (`dict[Path, str]`):
+            The folders that are not published, and why.
+        base_model (`str`, *optional*):
+            The Hub id that was named as the base.
+    """
+
+    repositories: dict[str, dict[str, Path | bytes]]
+    left_out: dict[Path, str]
+    base_model: str | None
+
+
 def repository_files(
     folder: str | Path, repo_id: str | None = None, base_model: str | None = None
 ) -> dict[str, Path | bytes]:
@@ -84,25 +110,36 @@ def repository_files(
         `dict[str, Path | bytes]`: path in the repository to a file, or to its content where it differs from the file.
 
     Raises:
-        ValueError: for a folder without a complete run, weights other than those measured, or content that would give
-            away this machine.
+        ValueError: for a folder without a complete run, weights or a configuration other than those measured, a
+            tokenizer that does not load, a `base_model` that is no Hub id or that the run did not start from, or
+            content that would give away this machine.
     """
     folder = Path(folder)
     record = RunRecord.load(folder)
     record.check_weights(folder)
     repo_id = repo_id or repository_id(record.name)
+    if base_model is not None:
+        check_model_id("base_model", base_model)
+        if record.from_scratch or record.base_model not in (None, base_model):
+            raise ValueError(
+                f"`base_model` is {base_model!r}; the run in {str(folder)!r} started from "
+                f"{'random weights' if record.from_scratch else record.base_model}."
+            )
     files: dict[str, Path | bytes] = {name: folder / name for name in sorted(record.weights)}
     if record.adapter:
         files |= _adapter_files(folder, record, repo_id, base_model)
         code = Path(modeling.__file__).with_name(_CODE_ENTRY)
     else:
-        files |= {path.name: path for path in sorted(folder.glob("*.safetensors.index.json"))}
+        if len(record.weights) > 1:
+            files["model.safetensors.index.json"] = folder / "model.safetensors.index.json"
         files |= {name: folder / name for name in ("config.json", "generation_config.json")}
         code = folder / _CODE_ENTRY
     if missing := [
         name for name, path in [*files.items(), (code.name, code)] if isinstance(path, Path) and not path.is_file()
     ]:
         raise ValueError(f"{str(folder)!r} is no complete run: {missing[0]} is missing.")
+    if not record.adapter:
+        _check_config(folder, record)
     files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
@@ -123,7 +160,7 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} is no complete run: {path.name} is missing.")
-    adapter = json.loads(path.read_text(encoding="utf-8"))
+    adapter = _read_json(path)
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
     config = LocalistGPT2Config(**record.config, architectures=["LocalistGPT2LMHeadModel"]).to_dict()
@@ -133,16 +170,65 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     return {path.name: _json(adapter), "config.json": _json(config)}
 
 
+def _check_config(folder: Path, record: RunRecord) -> None:
+    """Refuses a configuration that is damaged, or other than the one that was measured."""
+    _read_json(folder / "generation_config.json")
+    try:
+        config = LocalistGPT2Config(**_read_json(folder / "config.json")).to_dict()
+    except StrictDataclassError as error:
+        raise ValueError(f"config.json of {str(folder)!r} is damaged: {error}") from error
+    for name in LOCALITY_FIELDS:
+        if config[name] != record.config[name]:
+            raise ValueError(
+                f"`{name}` in config.json of {str(folder)!r} is {config[name]!r}; the run was measured with "
+                f"{record.config[name]!r}."
+            )
+
+
 def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    if "tokenizer_config.json" not in files:
+    needed = [] if {"vocab.json", "merges.txt"} <= files.keys() else ["tokenizer.json"]
+    if missing := [name for name in ["tokenizer_config.json", *needed] if name not in files]:
         raise ValueError(
-            f"{str(folder)!r} holds no tokenizer, without which the model cannot be used; give the trainer one as "
-            "`processing_class`, or save it there."
+            f"{str(folder)!r} holds no tokenizer that others can load ({missing[0]} is missing), without which the "
+            "model cannot be used; give the trainer one as `processing_class`, or save it there."
         )
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = _read_json(folder / "tokenizer_config.json")
     files["tokenizer_config.json"] = _json({key: value for key, value in settings.items() if key not in _MACHINE_KEYS})
+    with tempfile.TemporaryDirectory() as published:
+        for name, content in files.items():
+            (Path(published) / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        try:
+            AutoTokenizer.from_pretrained(published, trust_remote_code=False)
+        except Exception as error:  # the Rust library raises `Exception` itself
+            raise ValueError(f"The tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
     return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(path)!r} is damaged: it holds no JSON object.")
+    return values
+
+
+def check_model_id(name: str, value: str) -> None:
+    """
+    Checks that an argument is a model's id on the Hub.
+
+    Raises:
+        ValueError: if it is not of the form `namespace/name`.
+    """
+    try:
+        validate_repo_id(value)
+        reason = None if "/" in value else "it has no namespace"
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise ValueError(f"`{name}` is {value!r}; it must be the id of a model on the Hub, NAMESPACE/NAME ({reason}).")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -165,11 +251,11 @@ def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
                     raise ValueError(f"{name} of {str(folder)!r} names {what}, which must not be published.")
 
 
-def find_runs(folder: str | Path) -> dict[Path, RunRecord]:
+def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str]]:
     """
-    The folders to publish and their records: the folder itself where it is a run, else those of the runs in it, the
-    base first. Of several runs of one name it is that in the folder of this name, or else of the lowest seed (the
-    others are part of its card's statistics).
+    The folders to publish and their records, and the folders that are left out and why. To publish is the folder itself
+    where it is a run, else the runs in it, the base first. Of several runs of one name it is the one in the folder of
+    this name, or else of the lowest seed.
 
     Raises:
         ValueError: where there is no finished run.
@@ -178,15 +264,33 @@ def find_runs(folder: str | Path) -> dict[Path, RunRecord]:
     if not folder.is_dir():
         raise ValueError(f"`run` is {str(folder)!r}; there is no such folder.")
     if (own := RunRecord.find(folder)) is not None:
-        return {folder: own}
-    runs = [(RunRecord.load(path.parent), path.parent) for path in sorted(folder.glob(f"*/{RECORD_FILE}"))]
+        return {folder: own}, {}
+    runs, left_out = [], {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            try:
+                runs.append((RunRecord.load(path), path))
+            except (ValueError, OSError) as error:
+                left_out[path] = str(error)
     if not runs:
+        for path, reason in left_out.items():
+            if (path / RECORD_FILE).is_file():
+                raise ValueError(reason)
         RunRecord.load(folder)  # says what is missing
     runs.sort(key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed))
     first: dict[str, tuple[Path, RunRecord]] = {}
     for record, path in runs:
-        first.setdefault(record.name, (path, record))
-    return dict(first.values())
+        other, published = first.setdefault(record.name.lower(), (path, record))
+        if other == path:
+            continue
+        if published.is_repetition(record) and published.seed != record.seed:
+            left_out[path] = f"seed {record.seed} of {published.name!r}, whose card has it in its statistics"
+        else:
+            left_out[path] = (
+                f"another run than {other.name!r}, and called {record.name!r} as well: publish it by itself with "
+                "another name (`--name`)"
+            )
+    return dict(first.values()), left_out
 
 
 def publish(
@@ -195,6 +299,7 @@ def publish(
     private: bool = False,
     collection: str | None = None,
     base_model: str | None = None,
+    name: str | None = None,
     api: HfApi | None = None,
     report: Callable[[str], None] = print,
 ) -> list[CommitInfo]:
@@ -213,7 +318,9 @@ def publish(
         collection (`str`, *optional*):
             Title of a collection in the namespace, made where there is none, that gets all of them.
         base_model (`str`, *optional*):
-            See [`repository_files`].
+            See [`repository_files`]; for the runs in the folder that started from a local one.
+        name (`str`, *optional*):
+            Of a single run: the repository's name in place of the run's own, so `namespace/localist-gpt2-<name>`.
         api ([`~huggingface_hub.HfApi`], *optional*):
             The client, which finds credentials by itself.
         report (`Callable`, *optional*):
@@ -225,7 +332,8 @@ def publish(
             the same call made again does what is left to do.
     """
     api = api or HfApi()
-    repositories = prepare(folder, namespace, base_model)
+    publication = prepare(folder, namespace, base_model, name)
+    repositories = publication.repositories
     with _explained(f"the account of {api.endpoint}"):
         account = api.whoami()
     allowed = [account["name"], *(org["name"] for org in account.get("orgs", ()))]
@@ -233,13 +341,19 @@ def publish(
         raise PublishError(
             f"`namespace` is {namespace!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
         )
-    found = {repo_id: _existing(api, repo_id, private) for repo_id in repositories}
+    if base_model is not None and find_model(api, base_model) is None:
+        raise PublishError(f"`base_model` is {base_model!r}; the Hub shows this account no such model.")
+    found = {repo_id: find_model(api, repo_id) for repo_id in repositories}
+    if public := [repo_id for repo_id, info in found.items() if private and info is not None and not info.private]:
+        raise PublishError(f"`private` was asked for, and {public[0]} exists and is public; nothing has been uploaded.")
     commits = []
     for repo_id, files in repositories.items():
         info = found[repo_id]
         commits.append(upload(api, repo_id, files, private=private or None, info=info))
         is_unchanged = info is not None and commits[-1].oid == info.sha
         report(f"{api.endpoint}/{repo_id}: {'unchanged' if is_unchanged else f'commit {commits[-1].oid[:12]}'}")
+    for path, reason in publication.left_out.items():
+        report(f"left out: {path}: {reason}")
     if collection is not None:
         with _explained(f"the collection {collection!r}"):
             slug = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True).slug
@@ -249,17 +363,38 @@ def publish(
     return commits
 
 
-def prepare(folder: str | Path, namespace: str, base_model: str | None = None) -> dict[str, dict[str, Path | bytes]]:
-    """The repositories that [`publish`] makes of a folder, by id; see [`repository_files`]. Nothing is uploaded."""
-    runs = find_runs(folder)
-    names = {record.name: repository_id(record.name, namespace) for record in runs.values()}
-    for repo_id in names.values():
-        validate_repo_id(repo_id)
+def prepare(folder: str | Path, namespace: str, base_model: str | None = None, name: str | None = None) -> Publication:
+    """What [`publish`] makes of a folder, all checked. Nothing is uploaded and nobody is asked."""
+    if base_model is not None:
+        check_model_id("base_model", base_model)
+    runs, left_out = find_runs(folder)
+    if name is not None and len(runs) > 1:
+        raise ValueError(f"`name` is {name!r}, for one run; {str(folder)!r} holds {len(runs)}.")
+    names = {path: repository_id(name or record.name, namespace) for path, record in runs.items()}
+    for path, repo_id in names.items():
+        try:
+            validate_repo_id(repo_id)
+        except ValueError as error:
+            what = f"`namespace` is {namespace!r} and "
+            what += f"`name` is {name!r}" if name is not None else f"the run is called {runs[path].name!r}"
+            raise ValueError(f"{what}, which give no name of a repository: {error}") from error
     # A run whose base is published with it names that repository as its base.
-    return {
-        names[record.name]: repository_files(path, names[record.name], base_model or names.get(record.base_run))
-        for path, record in runs.items()
-    }
+    bases = {path: _base_of(record, runs, names, base_model) for path, record in runs.items()}
+    if base_model is not None and base_model not in bases.values():
+        raise ValueError(f"`base_model` is {base_model!r}; no run in {str(folder)!r} started from a local folder.")
+    return Publication(
+        {names[path]: repository_files(path, names[path], bases[path]) for path in runs}, left_out, base_model
+    )
+
+
+def _base_of(
+    record: RunRecord, runs: Mapping[Path, RunRecord], names: Mapping[Path, str], base_model: str | None
+) -> str | None:
+    """The Hub id of a run's base where its own record does not know it."""
+    if record.base_run is None:
+        return base_model if record.base_model == base_model else None
+    published = (names[path] for path, other in runs.items() if other.is_base_of(record))
+    return base_model or next(published, None)
 
 
 def upload(
@@ -340,7 +475,12 @@ def push_to_hub(
             As in [`~transformers.PreTrainedModel.push_to_hub`].
     """
     folder = Path(model.name_or_path)
-    if (record := RunRecord.find(folder)) is not None:
+    try:
+        record = RunRecord.find(folder)
+    except (ValueError, OSError) as error:
+        record = None
+        logger.warning(f"The model is pushed without a model card of ours: {error}")
+    if record is not None:
         with tempfile.TemporaryDirectory() as saved:
             model.save_pretrained(saved)
             is_measured = weight_hashes(saved) == record.weights
@@ -371,22 +511,26 @@ def full_repository_id(api: HfApi, repo_id: str) -> str:
         return f"{api.whoami()['name']}/{repo_id}"
 
 
-def _existing(api: HfApi, repo_id: str, private: bool) -> ModelInfo | None:
-    """What the Hub says of a repository; `None` where there is none."""
-    with _explained(repo_id):
+def find_model(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """
+    What the Hub says of a model; `None` where it shows none.
+
+    Raises:
+        PublishError: where the Hub cannot be asked.
+    """
+    with _explained(repo_id, again=""):
         try:
-            info = api.model_info(repo_id)
+            return api.model_info(repo_id, files_metadata=True)
         except RepositoryNotFoundError:
             return None
-    if private and not info.private:
-        raise PublishError(f"`private` was asked for, and {repo_id} exists and is public; nothing has been uploaded.")
-    return info
+
+
+_AGAIN = "It shows its former state or the whole new one; the same call made again does what is left to do."
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, again: str = _AGAIN) -> Iterator[None]:
     """Turns what the client raises into a message that says what to do."""
-    again = "It shows its former state or the whole new one; the same call made again does what is left to do."
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -402,10 +546,10 @@ def _explained(what: str) -> Iterator[None]:
             said = f"somebody else has changed it in the meantime ({said}). {again}"
         elif status >= 500:
             said = f"the Hub failed with status {status} ({said}). {again}"
-        raise PublishError(f"{what}: {said}") from error
+        raise PublishError(f"{what}: {said}".strip()) from error
     except (_HTTPError, ConnectionError) as error:
-        raise PublishError(f"{what}: the Hub cannot be reached ({error}). {again}") from error
+        raise PublishError(f"{what}: the Hub cannot be reached ({error}). {again}".strip()) from error
     except RuntimeError as error:  # what the client makes of an upload to the storage that failed to the end
         if isinstance(error, PublishError):
             raise
-        raise PublishError(f"{what}: {error} {again}") from error
+        raise PublishError(f"{what}: {error} {again}".strip()) from error

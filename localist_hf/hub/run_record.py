@@ -1,30 +1,66 @@
 """What a run trained on what, and what it measured: the one source of the numbers on a model card."""
 
-import hashlib
 import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import peft
 import torch
 import transformers
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
+from transformers.utils import logging
 
-from ..configuration import variant_name
-from ..modeling import LocalistGPT2Config
+from ..configuration import VARIANTS, variant_name
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
+from .example import attention_example
+from .run_history import (
+    LOCALITY_ARGUMENTS,
+    LOCALITY_FIELDS,
+    RECORD_FILE,
+    find_base,
+    find_history,
+    has_best_weights,
+    training_parts,
+    weight_hashes,
+)
 
 
-#: The record's file in a run's folder.
-RECORD_FILE = "run.json"
-_LOCALITY_FIELDS = tuple(LocalistGPT2Config.__annotations__)
-_LOCALITY_ARGUMENTS = ("target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps")
+logger = logging.get_logger(__name__)
+
+#: Stands for the namespace where it is not known yet.
+PLACEHOLDER_NAMESPACE = "org"
+_REPOSITORY_PREFIX = "localist-gpt2-"
+# What makes a variant; runs that differ in other fields of locality measure other things.
+_VARIANT_FIELDS = tuple(sorted({field for variant in VARIANTS.values() for field in variant}))
+# What the card reads of the fields that are dictionaries.
+_KEYS = {
+    "config": ("n_layer", "n_embd", "n_head", *LOCALITY_FIELDS),
+    "data": (
+        "name", "details", "dataset_id", "dataset_config", "evaluation_split", "training_sequences",
+        "evaluation_sequences", "evaluation_lengths",
+    ),
+    "training": (
+        "steps", "batch_size", "optimizer", "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas",
+        "max_grad_norm", "precision", *LOCALITY_ARGUMENTS,
+    ),
+    "adapter": ("rank", "alpha", "target_modules", "parameters"),
+    "versions": ("localist-hf",),
+    "example": ("prompt", "printed"),
+}  # fmt: skip
+
+
+def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
+    """The repository of the run of this name."""
+    return f"{namespace}/{_REPOSITORY_PREFIX}{run}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,8 @@ class RunRecord:
             Hub id of the model that the training started from.
         base_run (`str`, *optional*):
             Name of the local run or folder that it started from. Neither of the two for random weights.
+        base_weights (`dict[str, str]`, *optional*):
+            SHA-256 of every weight file of that local run or folder.
         adapter (`dict`, *optional*):
             Rank, alpha, target modules and number of parameters of a LoRA adapter.
         config (`dict`):
@@ -54,7 +92,10 @@ class RunRecord:
         data (`dict`):
             Name, details, Hub id and configuration of the text, and how much of it was trained and measured on.
         training (`dict`):
-            Hyper-parameters.
+            Number of steps of all parts, and hyper-parameters (of the last part where there are several).
+        earlier_parts (`list[dict]`):
+            What was trained under other settings before, such as the part before a run was resumed with another seed;
+            see [`training_parts`].
         metrics (`dict[str, float]`):
             Perplexity, and fidelity and entropy of every layer, on the evaluation part (see
             [`LocalityMeter.compute`]), on the blocks that the model finds itself.
@@ -70,9 +111,11 @@ class RunRecord:
             Licence of the weights, as the Hub spells it.
         language (`str`, *optional*):
             ISO 639-1 code of the text's language.
+        example (`dict[str, str]`, *optional*):
+            A prompt, and what the code on the card prints for it; see [`attention_example`].
 
     Raises:
-        ValueError: where a metric is missing or not a finite number.
+        ValueError: where something is missing or of another type, or a metric is not a finite number.
     """
 
     name: str
@@ -80,11 +123,13 @@ class RunRecord:
     seed: int
     base_model: str | None
     base_run: str | None
+    base_weights: dict[str, str] | None
     adapter: dict[str, Any] | None
     config: dict[str, Any]
     num_parameters: int
     data: dict[str, Any]
     training: dict[str, Any]
+    earlier_parts: list[dict[str, Any]]
     metrics: dict[str, float]
     metrics_on_base_blocks: dict[str, float] | None
     versions: dict[str, str]
@@ -92,8 +137,23 @@ class RunRecord:
     weights: dict[str, str]
     license: str | None
     language: str | None
+    example: dict[str, str] | None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+            if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)):
+                raise ValueError(f"`{field.name}` is {value!r}; it must be of type {field.type}.")
+            missing = [key for key in _KEYS.get(field.name, ()) if value is not None and key not in value]
+            if missing:
+                raise ValueError(f"`{field.name}` has no {missing[0]!r}.")
+        if self.variant is not None and self.variant not in VARIANTS:
+            raise ValueError(f"`variant` is {self.variant!r}; allowed are {', '.join(map(repr, VARIANTS))}.")
+        for part in self.earlier_parts:
+            if missing := {"steps", "planned_steps", "seed", "variant", "locality", "training"} - part.keys():
+                raise ValueError(f"`earlier_parts` holds one without {min(missing)!r}.")
+        schedule_lambdas(self.config["locality_schedule"], self.config["n_layer"])
         for field, metrics in (
             ("metrics", self.metrics),
             ("metrics_on_base_blocks", self.metrics_on_base_blocks),
@@ -111,18 +171,41 @@ class RunRecord:
         """Whether the training started from random weights."""
         return self.base_model is None and self.base_run is None
 
+    @property
+    def objective(self) -> dict[str, Any] | None:
+        """`dict[str, Any]`: arguments of the locality loss; `None` where no layer is local and they do nothing."""
+        return {name: self.training[name] for name in LOCALITY_ARGUMENTS} if any(self.lambdas) else None
+
     def is_comparable(self, other: "RunRecord") -> bool:
-        """Whether two runs differ in nothing but their locality and their seed."""
+        """
+        Whether two runs differ in nothing but their variant, the locality loss and the seed. Runs with other block
+        lengths, sinks or thresholds are not comparable, since their fidelities are shares of something else.
+        """
         return all(
             (
                 self.base_model == other.base_model,
                 self.base_run == other.base_run,
+                self.base_weights == other.base_weights,
                 self.adapter == other.adapter,
-                _without(self.config, _LOCALITY_FIELDS) == _without(other.config, _LOCALITY_FIELDS),
+                _without(self.config, _VARIANT_FIELDS) == _without(other.config, _VARIANT_FIELDS),
                 self.data == other.data,
-                _without(self.training, _LOCALITY_ARGUMENTS) == _without(other.training, _LOCALITY_ARGUMENTS),
+                _without(self.training, LOCALITY_ARGUMENTS) == _without(other.training, LOCALITY_ARGUMENTS),
+                self.earlier_parts == other.earlier_parts,
             )
         )
+
+    def is_repetition(self, other: "RunRecord") -> bool:
+        """Whether two runs differ in nothing but the seed."""
+        return self.is_comparable(other) and self.settings == other.settings
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`dict[str, Any]`: what comparable runs may differ in, but for the seed."""
+        return {name: self.config[name] for name in _VARIANT_FIELDS} | (self.objective or {})
+
+    def is_base_of(self, other: "RunRecord") -> bool:
+        """Whether the other run started from this one's weights."""
+        return self.weights == other.base_weights
 
     def save(self, folder: str | Path) -> None:
         """Writes the record to a run's folder."""
@@ -147,11 +230,13 @@ class RunRecord:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it holds no JSON object.")
             missing = sorted({field.name for field in fields(cls)} ^ values.keys())
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
             return cls(**values)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
 
     @classmethod
@@ -191,10 +276,11 @@ class RunRecord:
         The record of a trainer that has trained, evaluated and saved its model.
 
         Args:
-            trainer ([`LocalistTrainer`]):
-                The trainer.
+            trainer ([`~transformers.Trainer`]):
+                The trainer, with a [`RunHistory`] among its callbacks.
             name (`str`, *optional*):
-                Name of the run. Defaults to that of the variant, with `-lora` for an adapter, or else of the folder.
+                Name of the run. Defaults to that of the variant, with `-lora` for an adapter, or else of the folder;
+                never to that of the run that it started from.
             dataset (`str`, *optional*), dataset_details (`str`, *optional*):
                 Name of the text, and a sentence on how it was used.
             dataset_id (`str`, *optional*), dataset_config (`str`, *optional*):
@@ -207,7 +293,8 @@ class RunRecord:
                 As on the Hub.
 
         Raises:
-            ValueError: without an evaluation of the trainer's present weights, or without saved weights.
+            ValueError: without an evaluation of the trainer's present weights, or without saved weights; for a `name`
+                that no repository can have or that is the base's.
         """
         model, args = trainer.model, trainer.args
         folder = Path(args.output_dir)
@@ -217,16 +304,21 @@ class RunRecord:
             trained, total = model.get_nb_trainable_parameters()
             num_parameters = total - trained
             lora = model.active_peft_config
+            targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules)
             adapter = {
                 "rank": lora.r,
                 "alpha": lora.lora_alpha,
-                "target_modules": sorted(lora.target_modules),
+                "target_modules": targets,
                 "parameters": trained,
             }
-        base_run = None
-        if base_model is None and trainer.started_from:
-            source = Path(trainer.started_from)
-            base_model, base_run = (None, _run_name(source)) if source.is_dir() else (trainer.started_from, None)
+        history = find_history(trainer)
+        base = history.base or find_base(history.started_from)
+        if base_model is not None:
+            try:
+                validate_repo_id(base_model)
+            except ValueError as error:
+                raise ValueError(f"`base_model` is {base_model!r}, which is no Hub id: {error}") from error
+            base = {"base_model": base_model, "base_run": None, "base_weights": None}
         variant = variant_name(config)
         metrics = last_evaluation(trainer)
         if metrics is None:
@@ -237,12 +329,13 @@ class RunRecord:
         weights = weight_hashes(folder)
         if not weights:
             raise ValueError(f"`output_dir` {args.output_dir!r} holds no weights; call `save_model()` first.")
+        wanted = f"{variant}-lora" if variant and adapter else variant
+        *earlier_parts, last_part = training_parts(trainer)
         return cls(
-            name=name or (f"{variant}-lora" if variant and adapter else variant) or folder.resolve().name,
+            name=_free_name(wanted, folder, base) if name is None else _checked_name(name, base),
             variant=variant,
-            seed=args.seed,
-            base_model=base_model,
-            base_run=base_run,
+            seed=last_part["seed"],
+            **base,
             adapter=adapter,
             # Where it was loaded from is a path of this machine, and the rest depends on who saves it.
             config=_without(config.to_dict(), ("_name_or_path", "auto_map", "architectures", "transformers_version")),
@@ -257,7 +350,9 @@ class RunRecord:
                 "evaluation_sequences": _length(trainer.eval_dataset),
                 "evaluation_lengths": _lengths(trainer.eval_dataset),
             },
-            training=_hyperparameters(trainer),
+            training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)}
+            | last_part["training"],
+            earlier_parts=earlier_parts,
             metrics=metrics,
             metrics_on_base_blocks=None,
             versions={
@@ -271,12 +366,15 @@ class RunRecord:
             weights=weights,
             license=license,
             language=language,
+            example=attention_example(model, trainer.processing_class, folder),
         )
 
 
 def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
+        if "train_runtime" in entry and has_best_weights(trainer):
+            return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
             kinds = ("loss", "perplexity", "fidelity", "entropy")
@@ -284,30 +382,53 @@ def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     return None
 
 
-def weight_hashes(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weight file in a folder, by its name."""
-    hashes = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
 def load_siblings(folder: str | Path) -> list[RunRecord]:
     """
     The records of the finished runs beside a run, its own first: those that differ from it in their locality and seed
-    only, the run that they all started from, or, of such a base, the runs that started from it.
+    only, the run that they all started from, or, of such a base, the runs that started from it. What is no record is
+    passed over with a warning.
     """
     folder = Path(folder).resolve()
     record = RunRecord.load(folder)
-    paths = sorted(folder.parent.glob(f"*/{RECORD_FILE}"))
-    others = [RunRecord.load(path.parent) for path in paths if path.parent != folder]
-    return [record] + [other for other in others if other.is_comparable(record) or _is_base(other, record)]
+    records = [record]
+    for path in sorted(folder.parent.glob(f"*/{RECORD_FILE}")):
+        if path.parent == folder:
+            continue
+        try:
+            other = RunRecord.load(path.parent)
+        except (ValueError, OSError) as error:
+            logger.warning(f"A folder beside {folder.name!r} is passed over: {error}")
+            continue
+        if other.is_comparable(record) or other.is_base_of(record) or record.is_base_of(other):
+            records.append(other)
+    return records
 
 
-def _is_base(one: RunRecord, other: RunRecord) -> bool:
-    """Whether one of the two started from the other."""
-    return one.name == other.base_run or other.name == one.base_run
+def _parents(base: Mapping[str, Any]) -> list[str]:
+    """Names of runs that a base may have."""
+    hub_name = (base["base_model"] or "").rpartition("/")[2].removeprefix(_REPOSITORY_PREFIX)
+    return [name for name in (base["base_run"], hub_name) if name]
+
+
+def _checked_name(name: str, base: Mapping[str, Any]) -> str:
+    if name in _parents(base):
+        raise ValueError(f"`name` is {name!r}, the name of the model that the run started from; it must be another.")
+    try:
+        validate_repo_id(repository_id(name))
+    except ValueError as error:
+        raise ValueError(f"`name` is {name!r}, which no repository can be called: {error}") from error
+    return name
+
+
+def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any]) -> str:
+    """The variant's name, or else the folder's; another where the base (or what that started from) is called so."""
+    parents = _parents(base)
+    # As a repository may be called, whatever the folder's name.
+    folder_name = re.sub(r"[-.]{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)).strip("-.")[:80]
+    names = [name for name in (variant, folder_name) if name] + [f"{parent}-2" for parent in parents] + ["run"]
+    return next(
+        name for name in names if not any(parent == name or parent.startswith(f"{name}-") for parent in parents)
+    )
 
 
 def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
@@ -320,12 +441,6 @@ def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) ->
 
 def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in set(names)}
-
-
-def _run_name(folder: Path) -> str:
-    """The name of the run in a folder; the folder's own name where it holds no record."""
-    record = RunRecord.find(folder)
-    return folder.resolve().name if record is None else record.name
 
 
 def _length(dataset: Any) -> int | None:
@@ -342,23 +457,6 @@ def _lengths(dataset: Any) -> list[int]:
             "`eval_dataset` must be a data set with a column `input_ids`, for the card to say what was measured on."
         ) from error
     return [min(lengths), max(lengths)]
-
-
-def _hyperparameters(trainer: transformers.Trainer) -> dict[str, Any]:
-    args = trainer.args
-    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    return {
-        "steps": trainer.state.global_step,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "optimizer": str(getattr(args.optim, "value", args.optim)),
-        "learning_rate": args.learning_rate,
-        "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "warmup_steps": args.warmup_steps,
-        "weight_decay": args.weight_decay,
-        "betas": [args.adam_beta1, args.adam_beta2],
-        "max_grad_norm": args.max_grad_norm,
-        "precision": precision,
-    } | {name: getattr(args, name) for name in _LOCALITY_ARGUMENTS}
 
 
 def _hardware(device: torch.device, world_size: int) -> str:

@@ -6,41 +6,47 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
-
-
-def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathLike) -> Path:
+def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathLike) -> tuple[Path, dict[Path, str]]:
     """
-    The checkpoint that training is to go on from.
+    The checkpoint that training is to go on from: the one that is wanted, or, where a crash has left that one
+    half-written, the last before it that is whole.
 
     Args:
         wanted (`str`, `os.PathLike` or `True`):
-            A checkpoint's folder, or `True` for the last one in `output_dir` that is whole: one that a crash has left
-            half-written is passed over with a warning.
+            A checkpoint's folder, or `True` for the last one in `output_dir`.
         output_dir (`str` or `os.PathLike`):
             Folder of the run.
 
+    Returns:
+        `tuple(Path, dict[Path, str])`: the checkpoint, and those that were passed over with what is wrong with them.
+
     Raises:
-        ValueError: where there is none, or it is damaged.
+        ValueError: where there is none, or none is whole.
     """
-    if wanted is not True:
-        if (damage := checkpoint_damage(wanted)) is not None:
-            raise ValueError(f"`resume_from_checkpoint` is {str(wanted)!r}, which is no whole checkpoint: {damage}.")
-        return Path(wanted)
-    damages = {}
-    for checkpoint in list_checkpoints(output_dir):
-        damage = checkpoint_damage(checkpoint)
-        if damage is None:
-            return checkpoint
-        logger.warning(f"{checkpoint} is no whole checkpoint and is passed over: {damage}.")
-        damages[checkpoint.name] = damage
-    found = "; ".join(f"{name}: {damage}" for name, damage in damages.items()) or "it holds none"
-    raise ValueError(
-        f"`resume_from_checkpoint` is True, but `output_dir` {str(output_dir)!r} has no whole checkpoint ({found})."
-    )
+    if wanted is True:
+        candidates = list_checkpoints(output_dir)
+        if not candidates:
+            raise ValueError(
+                f"`resume_from_checkpoint` is True, but `output_dir` {str(output_dir)!r} has no checkpoint."
+            )
+    else:
+        first = Path(wanted)
+        if not first.is_dir():
+            raise ValueError(
+                f"`resume_from_checkpoint` is {str(wanted)!r}; there is no such folder. It must be a checkpoint's, "
+                "or True (on the command line 'true') for the last one in `output_dir`."
+            )
+        others = list_checkpoints(first.parent)
+        candidates = [first, *(others[others.index(first) + 1 :] if first in others else ())]
+    damages: dict[Path, str] = {}
+    for checkpoint in candidates:
+        if (damage := checkpoint_damage(checkpoint)) is None:
+            return checkpoint, damages
+        damages[checkpoint] = damage
+    found = "; ".join(f"{path}: {damage}" for path, damage in damages.items())
+    raise ValueError(f"`resume_from_checkpoint` is {str(wanted)!r}; there is no whole checkpoint ({found}).")
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -56,8 +62,6 @@ def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:
     itself. Reads the heads of files, not their contents, so that gigabytes take no time.
     """
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_dir():
-        return "there is no such folder"
     state = checkpoint / "trainer_state.json"
     if not state.is_file():
         return f"{state.name}, which is written last, is missing"
@@ -70,7 +74,11 @@ def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:
             return f"{path.name} cannot be read ({error})"
         if missing := sorted(shard for shard in set(shards) if not (checkpoint / shard).is_file()):
             return f"{missing[0]} is missing"
-    for path in sorted(checkpoint.glob("*.safetensors")):
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    # FSDP and DeepSpeed keep theirs in a folder.
+    if not weights and not any(path.is_dir() for path in checkpoint.iterdir()):
+        return "its weights are missing"
+    for path in weights:
         try:
             with safe_open(path, "pt"):
                 pass

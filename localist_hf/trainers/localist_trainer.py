@@ -12,13 +12,17 @@ from huggingface_hub import HfApi
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..evaluation import LocalityMeter, causal_lm_collator
 from ..evaluation.check_model import check_model
-from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
+from ..hub import RunHistory, RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
+
+
+logger = logging.get_logger(__name__)
 
 
 _MEASUREMENTS = ("fidelity", "fidelity_mask", "block_starts", "entropy")
@@ -91,8 +95,7 @@ class LocalistTrainer(Trainer):
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._meter = LocalityMeter()
-        #: Where the model was loaded from; empty for random weights.
-        self.started_from: str = self.model.name_or_path
+        self.add_callback(RunHistory(self.model.name_or_path))
 
     @property
     def _lambdas(self) -> dict[int, float]:
@@ -109,14 +112,17 @@ class LocalistTrainer(Trainer):
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """
-        As [`~transformers.Trainer.train`]. A checkpoint that is not there or is damaged is refused before anything is
-        done; with `resume_from_checkpoint=True`, training goes on from the last one that is whole.
+        As [`~transformers.Trainer.train`]. A checkpoint that is not there is refused before anything is done; one that
+        a crash has left half-written is passed over for the one before it, with a warning.
 
         Raises:
             ValueError: where there is no checkpoint to go on from.
         """
         if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            resume_from_checkpoint = str(find_checkpoint(resume_from_checkpoint, self.args.output_dir))
+            checkpoint, damaged = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            for other, damage in damaged.items():
+                logger.warning(f"{other} is no whole checkpoint and is passed over: {damage}.")
+            resume_from_checkpoint = str(checkpoint)
         is_data_parallel = self.args.world_size > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if is_data_parallel and self.model_wrapped is self.model:
             # An evaluation before the training marks the model as prepared, without DistributedDataParallel around it;

@@ -252,7 +252,7 @@ TRAIN = (
         ("--output-dir book.txt/run", "`output_dir` is 'book.txt/run', which cannot be used"),
         ("--output-dir finished", "`output_dir` is 'finished', which already holds a run"),
         ("--output-dir gpt2 --overwrite_output_dir", "`output_dir` is 'gpt2', which holds `model` 'gpt2'"),
-        ("--resume_from_checkpoint true", "`resume_from_checkpoint` is true, but `output_dir` 'run' has no checkpoint"),
+        ("--resume_from_checkpoint true", "`resume_from_checkpoint` is True, but `output_dir` 'run' has no checkpoint"),
         ("--resume_from_checkpoint nowhere", "`resume_from_checkpoint` is 'nowhere'; there is no such folder"),
         (
             "--resume_from_checkpoint true --overwrite_output_dir",

@@ -24,16 +24,6 @@ def test_it_writes_the_folder_and_says_how_to_load_it(run: Path, tmp_path: Path,
     assert type(eval(line, {"AutoModelForCausalLM": AutoModelForCausalLM})) is GPT2LMHeadModel
 
 
-def test_what_cannot_be_exported_ends_with_one_line(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        SystemExit, match=r"^localist-hf export: error: `folder` is '.*run', which is occupied"
-    ) as error:
-        main([str(run), "--to", "gpt2", str(run)])
-    assert isinstance(error.value.code, str)  # printed on standard error, exit status 1
-    with pytest.raises(SystemExit, match=r"^localist-hf export: error: `source` is '.*missing', which cannot be read"):
-        main([str(tmp_path / "missing"), "--to", "gpt2", str(tmp_path / "out")])
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -209,12 +209,12 @@ def test_a_resumed_run_keeps_its_model(stopped: Path, checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("file", "length", "what"),
     [
-        ("model.safetensors", -50, "it cannot be read: "),
+        ("model.safetensors", -50, "model.safetensors cannot be read ("),
         ("model.safetensors", None, "its weights are missing"),
-        ("optimizer.pt", -50, "optimizer.pt is damaged"),
-        ("rng_state.pth", 0, "rng_state.pth is damaged"),
-        ("trainer_state.json", -50, "it cannot be read: "),
-        ("trainer_state.json", None, "trainer_state.json is missing, which is written last"),
+        ("optimizer.pt", -50, "optimizer.pt cannot be read"),
+        ("rng_state.pth", 0, "rng_state.pth cannot be read"),
+        ("trainer_state.json", -50, "trainer_state.json cannot be read ("),
+        ("trainer_state.json", None, "trainer_state.json, which is written last, is missing"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(stopped: Path, file: str, length: int | None, what: str, capsys) -> None:

@@ -293,6 +293,93 @@ def test_a_bad_source_is_refused_and_leaves_nothing(
     assert names(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"whose config\.json is damaged: Expecting"),
+        ("config.json", "[]", r"whose config\.json is damaged: it holds no JSON object"),
+        ("config.json", {"n_head": "x"}, "whose configuration is wrong: .*n_head"),
+        ("config.json", {"n_embd": 64}, r"whose weights do not fit its configuration: .* has the shape \(\d+"),
+        ("generation_config.json", "{", r"whose generation_config\.json is damaged"),
+        ("tokenizer.json", "{", r"whose tokenizer\.json is damaged"),
+        ("tokenizer_config.json", "\xff", r"whose tokenizer_config\.json is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    make_run, tmp_path: Path, name: str, content: str | dict, message: str
+) -> None:
+    run = make_run()
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((run / name).read_text()) | content)
+    (run / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"`source` is '.*run', {message}"):
+        export_gpt2(run, tmp_path / "out")
+    assert names(tmp_path) == {"run"}
+
+
+def broken_json(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+def no_type(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def no_base(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+
+
+def no_adapter_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def cut_off_adapter(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+
+
+def change_adapter(folder: Path, change: Callable[[dict[str, torch.Tensor], str], object]) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights, min(weights))
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+def another_shape(folder: Path) -> None:
+    change_adapter(folder, lambda weights, name: weights.update({name: torch.zeros(3, 3)}))
+
+
+def one_weight_less(folder: Path) -> None:
+    change_adapter(folder, lambda weights, name: weights.pop(name))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (broken_json, ValueError, r"whose adapter_config\.json is damaged"),
+        (no_type, ValueError, r"whose adapter_config\.json has no `peft_type`"),
+        (no_base, ValueError, r"whose adapter_config\.json has no `base_model_name_or_path`"),
+        (no_adapter_weights, OSError, "whose adapter's weights cannot be read"),
+        (cut_off_adapter, OSError, "whose adapter's weights cannot be read"),
+        (another_shape, ValueError, "whose adapter does not fit '.*run'"),
+        (one_weight_less, ValueError, r"whose adapter lacks the weights .*h\.0\.attn\.c_attn\.lora_A\.weight"),
+    ],
+)
+def test_a_damaged_adapter_is_named(
+    make_run, tmp_path: Path, damage: Callable, error: type[Exception], message: str
+) -> None:
+    make_adapter(LocalistGPT2LMHeadModel.from_pretrained(make_run()), tmp_path / "lora")
+    damage(tmp_path / "lora")
+    with pytest.raises(error, match=f"`source` is '.*lora', {message}"):
+        export_gpt2(tmp_path / "lora", tmp_path / "out")
+    assert names(tmp_path) == {"run", "lora"}
+
+
+def test_a_folder_inside_a_file_is_refused(make_run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"`folder` is '.*file/out'; '.*file' is a file"):
+        export_gpt2(make_run(), tmp_path / "file" / "out")
+
+
 def test_an_export_that_differs_is_refused_and_leaves_nothing(make_run, tmp_path: Path, monkeypatch) -> None:
     run, plain_gpt2 = make_run(), export._plain_gpt2
 

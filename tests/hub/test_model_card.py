@@ -43,7 +43,8 @@ def code(card: ModelCard) -> list[str]:
 @pytest.mark.parametrize("name", ["base", "distributed", "quintic", "quintic-lora"])
 def test_every_card_has_its_sections_code_and_repository(family: Path, name: str) -> None:
     found = card(family / name, repo_id="me/mine")
-    assert re.findall(r"^## (.*)$", found.text, re.MULTILINE) == SECTIONS
+    sections = SECTIONS if name.startswith("quintic") else [section.split(", turn")[0] for section in SECTIONS]
+    assert re.findall(r"^## (.*)$", found.text, re.MULTILINE) == sections
     assert found.text.lstrip().startswith("# mine\n")
     for block in code(found):
         ast.parse(block)
@@ -160,6 +161,175 @@ def test_the_card_is_written_with_its_picture(family: Path, tmp_path: Path) -> N
     assert "](fidelity_over_depth.png)" in path.read_text()
 
 
+def change(folder: Path, **changes: object) -> None:
+    """Changes a record; `config`, `training` are added to what it has."""
+    record = RunRecord.load(folder)
+    merged = {
+        name: getattr(record, name) | value if isinstance(value, dict) and name != "example" else value
+        for name, value in changes.items()
+    }
+    replace(record, **merged).save(folder)
+
+
+def test_only_runs_that_differ_in_the_seed_alone_are_averaged(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family, tmp_path / "family")
+    change(folder / "quintic-seed1", config={"num_sink_tokens": 2})
+    text = card(folder / "quintic").text
+    assert "One run (seed 42)" in text
+    assert f"perplexity is {RunRecord.load(folder / 'quintic').metrics['perplexity']:.2f}" in text
+    # Another weight of the loss is another row, under a name that tells them apart.
+    change(folder / "quintic-seed1", config={"num_sink_tokens": 0}, training={"locality_weight": 1.0})
+    text = card(folder / "quintic").text
+    assert "One run (seed 42)" in text
+    assert "\n| quintic (locality_weight 1.0) |" in text
+    assert "\n| **quintic** " in text
+    assert "\n| quintic (locality_weight 5.0) |" in card(folder / "quintic-seed1").text
+    # Where nothing is local, the loss says nothing, and the baseline stays one.
+    change(folder / "distributed", training={"locality_weight": 0.0})
+    assert "\n| distributed " in card(folder / "quintic").text
+    # The same run twice is no second seed.
+    shutil.copytree(folder / "quintic", folder / "copy")
+    assert "One run (seed 42)" in card(folder / "quintic").text
+
+
+def test_rows_with_several_seeds_are_told_on_the_card_of_one_run(family: Path) -> None:
+    assert (
+        "One run (seed 42), so there is no spread to show; other rows are means over several seeds"
+        in card(family / "cubic").text
+    )
+    text = card(family / "quintic").text
+    assert "Means over seeds are the line of quintic (1, 42); bands go from the least to the greatest" in text
+
+
+def test_sinks_are_part_of_what_is_said(family: Path, tmp_path: Path) -> None:
+    for name in ("quintic", "distributed", "base"):
+        shutil.copytree(family / name, tmp_path / name)
+        change(tmp_path / name, config={"num_sink_tokens": 3})
+    text = card(tmp_path / "quintic").text
+    for said in (
+        "attention stays inside the token's own block or on the first 3 tokens; the same",
+        "every token's attention inside the block of the text that the token stands in or on the first 3 tokens, to",
+        "stays inside its own block of the text or on the first 3 tokens, by layer",
+        "![Share of each token's attention that stays inside its block or on the first 3 tokens, by layer]",
+        "share of attention inside its block or on the first 3 tokens\n",
+        "weights outside the token's block and the first 3 tokens are multiplied",
+        "tokens that\nsee more than their block and the first 3 tokens, entropy",
+        "; the first 3 tokens of a text count as local everywhere.",
+    ):
+        assert said in text, said
+    change(tmp_path / "quintic", config={"num_sink_tokens": 1})
+    assert "or on the first token" in card(tmp_path / "quintic").text
+
+
+def test_every_sentence_fits_the_schedule(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
+    metrics = RunRecord.load(folder).metrics
+    # A list that does not rise: the layer that is spoken of is the most local one.
+    change(folder, variant=None, name="mine", config={"locality_schedule": [0.0, 1.0, 0.0002, 0.0]})
+    text = card(folder).text
+    assert "under the custom configuration of" in text
+    assert f"{metrics['fidelity_layer_1']:.1%} of layer 1's attention stays inside" in text
+    assert "(lambda = 0, 1, 0.0002, 0)" in text  # low, and not none
+    assert "| 2 | 0.0002 |" in text
+    assert "fidelity = outputs.fidelity[1]  # layer 1: " in text
+    assert "late layers" not in text
+    # No loss: nothing was held anywhere.
+    change(folder, training={"locality_weight": 0.0})
+    assert (
+        "Training left its attention free; the schedule (lambda = 0, 1, 0.0002, 0) is that of the dial."
+        in card(folder).text
+    )
+    # No locality: nothing to turn.
+    change(folder, config={"locality_schedule": [0.0] * 4})
+    text = card(folder).text
+    assert "Its attention is free in every layer" in text
+    assert "locality_dial" not in text
+    assert "- **Locality loss**" not in text
+    # One layer is not the last of several.
+    change(folder, config={"locality_schedule": "quintic", "n_layer": 1}, training={"locality_weight": 5.0})
+    text = card(folder).text
+    assert "Its only layer was trained to keep 90% of every token's attention" in text
+    assert "of the only layer's attention stays inside" in text
+    assert "GPT-2 (1 layer, width 32, 4 heads" in text
+    assert "last layer" not in text
+    assert "lower" not in text
+
+
+def test_blocks_that_no_model_finds_are_not_said_to_be_found(family: Path, tmp_path: Path) -> None:
+    for name in ("quintic", "distributed", "linear"):
+        shutil.copytree(family / name, tmp_path / name)
+        change(tmp_path / name, config={"block_partition": "window", "window_length": 7})
+    change(tmp_path / "quintic", variant="window", name="window")
+    text = card(tmp_path / "quintic").text
+    assert "blocks of 7 tokens each, whatever the text says" in text
+    assert "The blocks follow from the text alone, and are no model's own" in text
+    assert "model finds" not in text
+    change(tmp_path / "linear", config={"block_partition": "semantic"})
+    assert "Each row has the blocks of its own partition" in card(tmp_path / "quintic").text
+
+
+def test_a_dial_in_the_configuration_is_told(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
+    assert "\n0 (the default) changes nothing" in card(folder).text
+    change(folder, config={"locality_dial": 0.5})
+    text = card(folder).text
+    assert "\n0 changes nothing" in text
+    assert "`locality_dial` of this model is 0.5." in text
+
+
+def test_a_run_from_random_weights_that_nothing_started_from_is_no_base(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
+    change(folder, base_run=None, base_weights=None)
+    text = card(folder).text
+    assert "trained from random weights on the book of sentences under the `quintic` configuration of" in text
+    assert "the base of models" not in text
+
+
+def test_the_baseline_alone_does_not_miss_itself(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "distributed", tmp_path / "distributed")
+    assert "There is no comparable run of another configuration" in card(folder).text
+
+
+def test_what_was_trained_before_the_last_part_is_told(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
+    record = RunRecord.load(folder)
+    training = {name: value for name, value in record.training.items() if name != "steps"}
+    locality = {"locality_schedule": "linear", "num_sink_tokens": 2}
+    known = {
+        "steps": 7, "planned_steps": 9, "seed": 3, "variant": "linear", "locality": locality,
+        "training": training | {"learning_rate": 0.25},
+    }  # fmt: skip
+    unknown = dict.fromkeys(known) | {"steps": 5}
+    change(folder, earlier_parts=[unknown, known], training={"steps": 13})
+    text = card(folder).text
+    assert (
+        "under a configuration that is not recorded, then the `linear` configuration, then the `quintic` configuration "
+        "of" in text
+    )
+    assert "- **First**: 5 steps whose settings are not recorded.\n- **Then**: `linear` configuration (" in text
+    assert "`locality_schedule` linear, `num_sink_tokens` 2), seed 3; 7 steps of 8 sequences" in text
+    assert "learning rate 0.25" in text
+    assert "with 9 steps planned" in text
+    assert "- **Last**: 1 step of 8 sequences" in text
+    assert "One run (seed unknown, then 3, then 42)" in text
+
+
+def test_a_record_without_an_example_gets_the_prompt_alone(family: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
+    assert "It prints, for each block" in card(folder).text
+    change(folder, example=None)
+    text = card(folder).text
+    assert "It prints" not in text
+    assert "The with statement wraps" in text
+
+
+def test_a_model_is_not_its_own_base(family: Path, tmp_path: Path) -> None:
+    folder = copy_run(family / "quintic", tmp_path, base_model="me/localist-gpt2-quintic", base_run=None)
+    with pytest.raises(ValueError, match="started from me/localist-gpt2-quintic and cannot be published over it"):
+        card(folder, repo_id="me/Localist-gpt2-quintic")
+    assert card(folder, repo_id="me/other").data.base_model == "me/localist-gpt2-quintic"
+
+
 @pytest.mark.parametrize("variant", PAPER_VARIANTS)
 def test_the_cards_of_this_repository_are_those_of_their_records(variant: str) -> None:
     folder = Path(__file__).parents[2] / "model_cards" / variant
@@ -184,6 +354,6 @@ def test_trainer_arguments_reach_the_card(make_trainer: Callable, tmp_path: Path
     assert (found.data.language, found.data.license, found.data.base_model) == ("de", "mit", "some/base")
     assert found.data.model_name == "org/localist-gpt2-mine"
     assert (
-        "ein Buch: 4 sequences to train on, 2 sequences of 40 tokens held out (last chapter). Es ist kurz."
+        "ein Buch: 4 sequences to train on, 2 sequences of 40 tokens to measure on (last chapter). Es ist kurz."
         in found.text
     )

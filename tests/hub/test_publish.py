@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
+from localist_hf.cli.publish import show
 from localist_hf.hub import PublishError, prepare, publish, repository_files
-from localist_hf.hub.run_record import weight_hashes
+from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"
@@ -56,6 +57,11 @@ def change_weights(folder: Path) -> None:
     record["weights"] = weight_hashes(folder)
     record["metrics"]["perplexity"] = 123.45
     (folder / "run.json").write_text(json.dumps(record))
+
+
+def change_record(folder: Path, **changes: object) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | changes))
 
 
 # What is published
@@ -112,8 +118,9 @@ def test_a_home_that_is_the_root_is_no_secret(runs: Path, monkeypatch: pytest.Mo
 
 def test_an_adapter_on_a_variant_loads_that_variant(runs: Path) -> None:
     record = json.loads((runs / "quintic-lora" / "run.json").read_text())
-    (runs / "quintic-lora" / "run.json").write_text(json.dumps(record | {"base_run": "quintic", "name": "again"}))
-    files = prepare(runs, "org")["org/localist-gpt2-again"]  # before `quintic` in the alphabet
+    record |= {"base_run": "quintic", "base_weights": weight_hashes(runs / "quintic"), "name": "again"}
+    (runs / "quintic-lora" / "run.json").write_text(json.dumps(record))
+    files = prepare(runs, "org").repositories["org/localist-gpt2-again"]  # before `quintic` in the alphabet
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/localist-gpt2-quintic"
 
 
@@ -182,7 +189,9 @@ def test_a_collection_gets_every_sibling_once(hub: HubServer, api: HfApi, runs: 
 # What cannot be published is refused before anything is uploaded
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json", "config.json", "local_cache.py"])
+@pytest.mark.parametrize(
+    "missing", ["model.safetensors", "tokenizer_config.json", "tokenizer.json", "config.json", "local_cache.py"]
+)
 def test_an_incomplete_run_is_refused(hub: HubServer, api: HfApi, runs: Path, missing: str) -> None:
     (runs / "quintic" / missing).unlink()
     with pytest.raises((ValueError, OSError), match=missing.removesuffix("_config.json").removesuffix(".py")):
@@ -211,6 +220,133 @@ def test_a_namespace_that_cannot_be_one_is_refused(hub: HubServer, api: HfApi, r
     with pytest.raises(ValueError, match="Repo id"):
         publish(runs, namespace, api=api, report=str)
     assert hub.requests == []
+
+
+def test_files_that_would_not_load_are_refused(runs: Path) -> None:
+    folder = runs / "quintic"
+    for name, text, message in (
+        ("tokenizer.json", "{}", "The tokenizer in '.*quintic' cannot be loaded"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config.json' is damaged: it holds no JSON object"),
+        ("generation_config.json", "{", r"generation_config.json' is damaged"),
+        ("config.json", "{", r"config.json' is damaged"),
+        ("config.json", '{"n_layer": "4"}', r"config.json of '.*quintic' is damaged: .*n_layer"),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            repository_files(folder)
+        (folder / name).write_bytes(content)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_sink_tokens": 2}))
+    with pytest.raises(ValueError, match=r"`num_sink_tokens` in config\.json of .* is 2; the run was measured with 0"):
+        repository_files(folder)
+    (runs / "quintic-lora" / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config\.json' is damaged"):
+        repository_files(runs / "quintic-lora", base_model="org/base")
+
+
+def test_weights_in_several_files_need_their_index(runs: Path) -> None:
+    folder = runs / "quintic"
+    LocalistGPT2LMHeadModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="30kB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"weights": weight_hashes(folder)}))
+    assert "model.safetensors.index.json" in repository_files(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is missing"):
+        repository_files(folder)
+
+
+@pytest.mark.parametrize("base_model", ["gpt2", "a/b/c", "no space/x", "", "https://huggingface.co/a/b", "./base"])
+def test_a_base_that_is_no_hub_id_is_refused(hub: HubServer, api: HfApi, runs: Path, base_model: str) -> None:
+    with pytest.raises(ValueError, match=f"`base_model` is '{re.escape(base_model)}'; it must be the id of a model"):
+        publish(runs / "quintic", "org", base_model=base_model, api=api, report=str)
+    assert hub.requests == []
+
+
+def test_a_base_is_named_only_for_runs_that_started_from_a_folder(hub: HubServer, api: HfApi, runs: Path) -> None:
+    with pytest.raises(ValueError, match=r"`base_model` is 'org/x'; no run in .* started from a local folder"):
+        publish(runs / "base", "org", base_model="org/x", api=api, report=str)
+    with pytest.raises(ValueError, match=r"`base_model` is 'org/x'; the run in .*base' started from random weights"):
+        repository_files(runs / "base", base_model="org/x")
+    assert hub.requests == []
+    with pytest.raises(PublishError, match="`base_model` is 'org/x'; the Hub shows this account no such model"):
+        publish(runs, "org", base_model="org/x", api=api, report=str)
+    assert repositories(hub) == set()
+    api.create_repo("org/x")
+    publish(runs, "org", base_model="org/x", api=api, report=str)
+    assert ModelCard(files_of(hub, "quintic")["README.md"].decode()).data.base_model == "org/x"
+    assert ModelCard(files_of(hub, "base")["README.md"].decode()).data.base_model is None
+
+
+def test_a_run_does_not_replace_the_one_that_it_started_from(hub: HubServer, api: HfApi, runs: Path) -> None:
+    change_record(runs / "quintic", base_model="org/localist-gpt2-quintic", base_run=None, base_weights=None)
+    with pytest.raises(ValueError, match="started from org/localist-gpt2-quintic and cannot be published over it"):
+        publish(runs / "quintic", "org", api=api, report=str)
+    assert hub.requests == []
+    publish(runs / "quintic", "org", name="second", api=api, report=str)
+    assert ModelCard(files_of(hub, "second")["README.md"].decode()).data.base_model == "org/localist-gpt2-quintic"
+
+
+def test_one_run_can_have_another_name(hub: HubServer, api: HfApi, runs: Path) -> None:
+    publish(runs / "quintic", "org", name="mine", api=api, report=str)
+    assert repositories(hub) == {"org/localist-gpt2-mine"}
+    assert b'repo_id = "org/localist-gpt2-mine"' in files_of(hub, "mine")["README.md"]
+    with pytest.raises(ValueError, match=r"`name` is 'mine', for one run; '.*runs' holds 4"):
+        publish(runs, "org", name="mine", api=api, report=str)
+    with pytest.raises(ValueError, match=r"`namespace` is 'org' and `name` is 'a/b', which give no name of a repos"):
+        publish(runs / "quintic", "org", name="a/b", api=api, report=str)
+
+
+def test_what_is_left_out_is_told_with_its_reason(hub: HubServer, api: HfApi, runs: Path, family: Path) -> None:
+    shutil.copytree(family / "quintic-seed1", runs / "quintic-seed1")
+    shutil.copytree(runs / "quintic", runs / "with-sinks")
+    record = json.loads((runs / "with-sinks" / "run.json").read_text())
+    change_record(runs / "with-sinks", config=record["config"] | {"num_sink_tokens": 2})
+    shutil.copytree(runs / "quintic", runs / "broken")
+    (runs / "broken" / "run.json").write_text("{")
+    (runs / "unfinished").mkdir()
+    (runs / "table.md").write_text("no folder")
+    said: list[str] = []
+    publish(runs, "org", api=api, report=said.append)
+    left_out = {line.split(": ")[1]: line for line in said if line.startswith("left out: ")}
+    assert {Path(path).name for path in left_out} == {"quintic-seed1", "with-sinks", "broken", "unfinished"}
+    assert "seed 1 of 'quintic', whose card has it in its statistics" in left_out[str(runs / "quintic-seed1")]
+    assert (
+        "called 'quintic' as well: publish it by itself with another name (`--name`)"
+        in (left_out[str(runs / "with-sinks")])
+    )
+    assert "is no record of a run" in left_out[str(runs / "broken")]
+    assert "holds no finished run" in left_out[str(runs / "unfinished")]
+    assert files_of(hub, "quintic")["run.json"] == (runs / "quintic" / "run.json").read_bytes()
+
+
+def test_an_adapter_does_not_get_the_weights_of_another_run_of_its_base_s_name(runs: Path, family: Path) -> None:
+    shutil.copytree(family / "quintic-seed1", runs / "quintic-seed1")
+    change_record(runs / "quintic-lora", base_run="quintic", base_weights=weight_hashes(runs / "quintic-seed1"))
+    with pytest.raises(ValueError, match="was trained on the local folder 'quintic', which nobody else can load"):
+        prepare(runs, "org")
+
+
+def test_a_dry_run_says_what_the_hub_has(
+    hub: HubServer, api: HfApi, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(runs / "base", "org", api=api, report=str)
+    publish(runs / "quintic", "org", private=True, api=api, report=str)
+    api.create_repo("org/localist-gpt2-distributed")
+    change_weights(runs / "quintic")
+    heads = {name: hub.repo(f"org/localist-gpt2-{name}").head for name in ("base", "quintic")}
+    show(prepare(runs, "org"), api)
+    said = dict(re.findall(r"^http.*localist-gpt2-(.*)\n  (.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert said == {
+        "base": "exists, public, with these weights",
+        "quintic": "exists, private, with other weights, which would be replaced",
+        "distributed": "exists, public, without weights",
+        "quintic-lora": "new (the Hub shows no such repository)",
+    }
+    assert {name: hub.repo(f"org/localist-gpt2-{name}").head for name in heads} == heads
+    show(prepare(runs, "org", base_model="org/none"), api)
+    assert "The Hub shows no model 'org/none', which `--base-model` names." in capsys.readouterr().out
 
 
 # A Hub that refuses or breaks
@@ -310,6 +446,19 @@ def test_a_model_pushes_what_publish_publishes(hub: HubServer, api: HfApi, runs:
     assert "extra" in card.data.tags
     assert 'repo_id = "alice/mine"' in card.text
     assert files == {path: content for path, content in files_of(hub, "quintic").items() if path != "README.md"}
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_record_of_another_program_is_no_obstacle(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, transformers_warnings: pytest.LogCaptureFixture
+) -> None:
+    pushed = []
+    monkeypatch.setattr(PreTrainedModel, "push_to_hub", lambda *args, **kwargs: pushed.append(args))
+    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
+    (runs / "quintic" / "run.json").write_text("[]")
+    model.push_to_hub("org/mine")
+    assert "is no record of a run" in transformers_warnings.text
+    assert pushed == [(model, "org/mine")]
 
 
 @pytest.mark.usefixtures("environment")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -10,15 +11,20 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from localist_hf.hub import RunRecord
-from localist_hf.hub.run_record import load_siblings
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.hub import RunHistory, RunRecord
+from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.run_record import last_evaluation, load_siblings
 
 
 def test_a_record_says_what_was_trained_on_what(family: Path) -> None:
     record = RunRecord.load(family / "cubic")
     assert (record.name, record.variant, record.seed) == ("cubic", "cubic", 42)
     assert (record.base_model, record.base_run, record.adapter) == (None, "base", None)
+    assert record.base_weights == weight_hashes(family / "base")
+    assert record.earlier_parts == []
     assert record.lambdas == [0.0, (1 / 3) ** 3, (2 / 3) ** 3, 1.0]
     assert record.data["training_sequences"] == 4
     assert record.data["evaluation_sequences"] == 2
@@ -136,3 +142,160 @@ def test_siblings_differ_in_locality_and_seed_only(family: Path, tmp_path: Path,
     )
     assert {record.name for record in load_siblings(folder / "base")} >= {"base", "quintic", "quintic-lora", "linear"}
     assert [record.name for record in load_siblings(folder / "quintic-lora")] == ["quintic-lora", "base"]
+
+
+def finish(trainer, **train: str) -> RunRecord:
+    trainer.train(**train)
+    trainer.save_model()
+    trainer.evaluate()
+    return RunRecord.from_trainer(trainer)
+
+
+def steps_and_settings(record: RunRecord) -> list[tuple[int, str | None, int | None]]:
+    parts = [(part["steps"], part["variant"], part["seed"]) for part in record.earlier_parts]
+    last = record.training["steps"] - sum(steps for steps, *_ in parts)
+    return [*parts, (last, record.variant, record.seed)]
+
+
+def test_a_resumed_run_says_what_led_to_its_weights(make_trainer: Callable, family: Path, tmp_path: Path) -> None:
+    steps = {"save_strategy": "steps", "save_steps": 1}
+    finish(make_trainer(tmp_path / "run", "linear", family / "base", max_steps=2, seed=3, **steps))
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    # Interrupted and gone on with, it is one run.
+    same = make_trainer(tmp_path / "run", "linear", family / "base", max_steps=2, seed=3, **steps)
+    record = finish(same, resume_from_checkpoint=checkpoint)
+    assert steps_and_settings(record) == [(2, "linear", 3)]
+    # Under another variant and seed, from a model that was loaded from the checkpoint, it is one of two parts.
+    other = make_trainer(tmp_path / "run", "quintic", tmp_path / "run" / "checkpoint-1", max_steps=4, seed=5)
+    record = finish(other, resume_from_checkpoint=checkpoint)
+    assert steps_and_settings(record) == [(1, "linear", 3), (3, "quintic", 5)]
+    assert record.training["steps"] == 4
+    assert record.earlier_parts[0]["planned_steps"] == 2
+    assert (record.base_run, record.base_weights) == ("base", weight_hashes(family / "base"))
+    assert not record.is_comparable(RunRecord.load(family / "quintic"))
+
+
+def test_training_twice_adds_up(make_trainer: Callable, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", seed=3)
+    assert steps_and_settings(finish(trainer)) == [(1, "linear", 3)]
+    assert steps_and_settings(finish(trainer)) == [(2, "linear", 3)]
+    trainer.args.learning_rate /= 10
+    record = finish(trainer)
+    assert steps_and_settings(record) == [(2, "linear", 3), (1, "linear", 3)]
+    assert record.earlier_parts[0]["training"]["learning_rate"] == 10 * record.training["learning_rate"]
+    assert record.from_scratch
+
+
+def test_what_a_foreign_checkpoint_does_not_tell_is_unknown(make_trainer: Callable, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", save_strategy="steps", save_steps=1)
+    trainer.remove_callback(RunHistory)
+    trainer.train()
+    again = make_trainer(tmp_path / "run", "linear", max_steps=3, save_strategy="steps", save_steps=1)
+    record = finish(again, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert steps_and_settings(record) == [(1, None, None), (2, "linear", 42)]
+
+
+def test_the_best_weights_are_those_of_their_step(make_trainer: Callable, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path / "run", "linear", max_steps=4, save_strategy="steps", save_steps=1, eval_strategy="steps",
+        eval_steps=1, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=1.0,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_global_step < 4
+    assert last_evaluation(trainer) is None  # what was measured at step 4 was measured on other weights
+    trainer.save_model()
+    trainer.evaluate()
+    record = RunRecord.from_trainer(trainer)
+    assert record.training["steps"] == trainer.state.best_global_step
+    assert record.metrics["loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
+
+
+def test_a_variant_trained_from_itself_gets_a_name_of_its_own(
+    make_trainer: Callable, train_run: Callable, family: Path, tmp_path: Path
+) -> None:
+    for source, folder, name in (
+        (family / "quintic", "mine", "mine"),
+        (family / "quintic", "quintic", "quintic-2"),
+        (family / "quintic", "my own: run", "my-own-run"),
+    ):
+        record = finish(make_trainer(tmp_path / folder, "quintic", source))
+        assert (record.name, record.base_run) == (name, "quintic")
+    # In its parent's own folder, whose weights are then gone, the parent is not taken for itself.
+    folder = shutil.copytree(family / "quintic", tmp_path / "again" / "quintic")
+    trainer = train_run(folder, "quintic", folder)
+    record = RunRecord.load(folder)
+    assert (record.name, record.base_run) == ("quintic-2", "quintic")
+    assert record.base_weights == weight_hashes(family / "quintic")
+    for name, message in (("quintic", "the name of the model that the run started from"), ("a b", "no repository")):
+        with pytest.raises(ValueError, match=f"`name` is '{name}'.*{message}"):
+            RunRecord.from_trainer(trainer, name=name)
+    with pytest.raises(ValueError, match="`base_model` is 'no id!', which is no Hub id"):
+        RunRecord.from_trainer(trainer, base_model="no id!")
+
+
+def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
+    train_run: Callable, family: Path, tmp_path: Path, transformers_warnings: pytest.LogCaptureFixture
+) -> None:
+    record = asdict(RunRecord.load(family / "cubic"))
+    for number, text in enumerate(
+        ("{", "[]", '{"name": "x"}', json.dumps(record | {"config": None}), json.dumps(record | {"variant": "sextic"}))
+    ):
+        (tmp_path / f"other{number}").mkdir()
+        (tmp_path / f"other{number}" / "run.json").write_text(text)
+    base = shutil.copytree(family / "base", tmp_path / "start")
+    (base / "run.json").write_text('["of another program"]')
+    train_run(tmp_path / "run", "cubic", base)
+    assert (tmp_path / "run" / "README.md").exists()
+    assert RunRecord.load(tmp_path / "run").base_run == "start"
+    for name in ("other0", "other1", "other2", "other3", "other4", "start"):
+        assert f"{name}/run.json' is no record of a run" in transformers_warnings.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "1"}, "`seed` is '1'; it must be of type"),
+        ({"metrics": []}, "`metrics` is"),
+        ({"training": {}}, "`training` has no 'steps'"),
+        ({"data": {"name": "x"}}, "`data` has no 'details'"),
+        ({"variant": "sextic"}, "`variant` is 'sextic'; allowed are 'distributed'"),
+        ({"earlier_parts": [{}]}, "`earlier_parts` holds one without 'locality'"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(family: Path, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(RunRecord.load(family / "quintic"), **change)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_sink_tokens": 2}, {"max_block_length": 20}, {"semantic_threshold": 2.0}, {"min_fidelity": 0.5}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_runs_with_other_blocks_or_sinks_are_not_compared(family: Path, tmp_path: Path, fields: dict) -> None:
+    folder = shutil.copytree(family, tmp_path / "family")
+    record = RunRecord.load(folder / "quintic-seed1")
+    replace(record, config=record.config | fields).save(folder / "quintic-seed1")
+    assert 1 not in [record.seed for record in load_siblings(folder / "quintic")]
+    assert [record.name for record in load_siblings(folder / "quintic-seed1")] == ["quintic", "base"]
+
+
+def test_a_model_that_is_evaluated_only_has_no_steps(make_trainer: Callable, family: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", family / "base")
+    trainer.save_model()
+    trainer.evaluate()
+    record = RunRecord.from_trainer(trainer)
+    assert steps_and_settings(record) == [(0, "linear", 42)]
+    assert record.base_run == "base"
+
+
+def test_the_example_is_that_of_the_saved_model(family: Path) -> None:
+    example = RunRecord.load(family / "quintic").example
+    assert len(example["printed"].splitlines()) > 3
+    model = LocalistGPT2LMHeadModel.from_pretrained(family / "quintic")
+    tokenizer = AutoTokenizer.from_pretrained(family / "quintic")
+    ids = tokenizer(example["prompt"], return_tensors="pt")["input_ids"]
+    assert ids.shape[1] <= model.config.n_positions // 2  # the card's code goes on from it
+    outputs = model(ids, output_fidelity=True)
+    first = int((outputs.block_starts[-1] == 0).sum())
+    assert example["printed"].startswith(f"1.00 {tokenizer.decode(ids[0, :first])!r}\n")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
-from localist_hf.hub.run_record import weight_hashes
+from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"
@@ -127,12 +127,15 @@ def test_strangers_load_it_then_again_without_a_network(
         assert loaded["fidelity"].shape == (2, 4, 19)
 
 
-def test_the_code_on_the_cards_runs_as_it_stands(hub: HubServer, published: str, tmp_path: Path) -> None:
+def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, published: str, tmp_path: Path) -> None:
     for name in ("quintic", "quintic-lora"):
         card = hub.repo(f"org/localist-gpt2-{name}").files()["README.md"].decode()
-        load, use = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        done = "assert outputs.fidelity[-1].shape == (1, 4, inputs['input_ids'].shape[1])\nprint('done')"
-        assert stranger(hub, tmp_path / "home", f"{load}\n{use}\n{done}") == "done\n"
+        code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+        (printed,) = re.findall(r"^It prints.*?```\n(.*?)```", card, re.DOTALL | re.MULTILINE)
+        assert len(printed.splitlines()) > 3  # blocks
+        assert len({line[:4] for line in printed.splitlines()}) > 2  # and not the same everywhere
+        done = "assert fidelity.shape == (1, 4, inputs['input_ids'].shape[1])\nassert tokens.shape[1] > 100"
+        assert stranger(hub, tmp_path / "home", f"{code}\n{done}") == printed
 
 
 def test_without_trust_remote_code_it_is_refused(hub: HubServer, published: str, tmp_path: Path) -> None:
@@ -255,7 +258,8 @@ with torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(base_id, config=config, trust_remote_code=True)
         local = PeftModel.from_pretrained(base, repo_id)
         outputs = local(tokens, output_fidelity=True)
-        loaded[name] = [config.locality_schedule, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1]]
+        dialled = local(tokens, locality_dial=1.0).logits
+        loaded[name] = [config.locality_schedule, adapter(tokens).logits, outputs.logits, outputs.fidelity[-1], dialled]
 torch.save(loaded, "loaded.pt")
 """
     stranger(hub, tmp_path / "home", loaded)
@@ -265,17 +269,20 @@ torch.save(loaded, "loaded.pt")
         ("pushed", tmp_path / "runs" / "adapter", "cubic"),
         ("published", runs / "quintic-lora", "quintic"),
     ):
-        schedule, in_one_line, logits, fidelity = loaded[name]
+        schedule, in_one_line, logits, fidelity, dialled = loaded[name]
         base = LocalistGPT2LMHeadModel.from_pretrained(runs / "base", locality_schedule=variant)
         with torch.no_grad():
-            outputs = PeftModel.from_pretrained(base, folder)(TOKENS, output_fidelity=True)
+            adapted = PeftModel.from_pretrained(base, folder)
+            outputs = adapted(TOKENS, output_fidelity=True)
+            assert torch.equal(dialled, adapted(TOKENS, locality_dial=1.0).logits)
+        assert not torch.allclose(dialled, outputs.logits)  # the dial that the card's code gives does something
         assert schedule == variant
         assert torch.equal(in_one_line, outputs.logits)
         assert torch.equal(logits, outputs.logits)
         assert torch.equal(fidelity, outputs.fidelity[-1])
 
 
-def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, capsys) -> None:
+def test_a_dry_run_shows_everything_without_a_network(hub: HubServer, runs: Path, capsys) -> None:
     requests = len(hub.requests)
     main(["publish", str(runs / "cubic"), "--namespace", "me", "--dry-run"])
     printed = capsys.readouterr().out
@@ -284,6 +291,7 @@ def test_a_dry_run_shows_everything_and_asks_nobody(hub: HubServer, runs: Path, 
     assert "/me/localist-gpt2-cubic" in printed
     assert f"perplexity is {RunRecord.load(runs / 'cubic').metrics['perplexity']:.2f}" in printed
     assert "nothing was uploaded" in printed
+    assert "could not be asked" in printed  # without a network it says so, and shows the rest
     assert len(hub.requests) == requests
 
 

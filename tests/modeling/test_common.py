@@ -43,6 +43,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
@@ -684,7 +685,7 @@ def test_trainer_counts_the_labels_that_there_are(tmp_path: Path):
 def asked(**overrides: Any) -> LocalistGPT2LMHeadModel:
     """A model all of whose layers are local, with blocks of at most four tokens."""
     torch.manual_seed(0)
-    blocks = {"min_block_length": 2, "max_block_length": 4, "semantic_window": 2}
+    blocks = {"min_block_length": 2, "max_block_length": 4}
     config = LocalistGPT2Config(**{**TINY, **blocks, "locality_schedule": "localist", **overrides})
     return LocalistGPT2LMHeadModel(config).eval()
 
@@ -719,9 +720,38 @@ def continuous_batching() -> None:
     )
 
 
+class OtherCache(Cache):
+    """Stands for a cache that gives back other values than it was given, as a quantised one does."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+
+
+def steps_without_the_explicit_blocks() -> None:
+    model = asked()
+    starts = torch.zeros_like(IDS[:, :4])
+    cache = model(IDS[:, :4], locality_dial=1.0, block_starts=starts).past_key_values
+    model(IDS[:, 4:], past_key_values=cache, locality_dial=1.0)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model: LocalistGPT2LMHeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, locality_dial=0.5, min_fidelity=0.0, use_cache=False).logits
+
+
+def export_of_any_length() -> None:
+    length = torch.export.Dim("length", min=4, max=20)
+    torch.export.export(Logits(asked()), (IDS,), dynamic_shapes={"ids": {1: length}}, strict=False)
+
+
 EXCLUDED: dict[str, Callable[[], Any]] = {
     "Eager attention": lambda: asked(attn_implementation="eager")(IDS, locality_dial=0.5),
     "Static caches": lambda: asked().generate(IDS, cache_implementation="static", locality_dial=0.5, max_new_tokens=2),
+    "Caches of other kinds": lambda: asked()(IDS, past_key_values=OtherCache(), locality_dial=0.5),
     "Masks of four dimensions": lambda: asked()(IDS, attention_mask=torch.ones(2, 1, 9, 9).tril(), locality_dial=0.5),
     "Padding between tokens": lambda: asked()(IDS, attention_mask=HOLED, locality_dial=0.5),
     "Reentrant checkpointing": reentrant_checkpointing,
@@ -729,7 +759,11 @@ EXCLUDED: dict[str, Callable[[], Any]] = {
     "A cache of dial 1 at another dial": going_on_without_the_dial,
     "Longer blocks than a cache of dial 1 keeps": longer_blocks_than_the_cache_keeps,
     "Cropping a cache of dial 1": lambda: asked()(IDS, locality_dial=1.0).past_key_values.crop(-2),
+    "Steps without the explicit blocks of the prompt": steps_without_the_explicit_blocks,
     "Continuous batching": continuous_batching,
+    "Tracing": lambda: torch.jit.trace(Logits(asked()), IDS),
+    "Export of any length": export_of_any_length,
+    "A configuration of GPT-2": lambda: LocalistGPT2LMHeadModel(GPT2Config()),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
-from localist_hf.trainers.checkpoints import checkpoint_damage
+from localist_hf.trainers.checkpoints import checkpoint_damage, find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +74,20 @@ def test_a_damaged_one_is_passed_over(run, finished, make_trainer, transformers_
         assert torch.equal(tensor, finished[1][name]), name
 
 
-def test_a_damaged_one_that_is_asked_for_is_refused(run, make_trainer) -> None:
+def test_a_damaged_one_that_is_asked_for_gives_way_to_the_one_before(run, make_trainer) -> None:
     truncate(run / "checkpoint-6" / "optimizer.pt")
-    trainer = make_trainer(run)
-    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is .*checkpoint-6', .*: optimizer\.pt cannot"):
-        trainer.train(resume_from_checkpoint=run / "checkpoint-6")
-    with pytest.raises(ValueError, match=r"checkpoint-5', which is no whole checkpoint: there is no such folder\."):
-        trainer.train(resume_from_checkpoint=str(run / "checkpoint-5"))
+    last, before = run / "checkpoint-6", run / "checkpoint-4"
+    assert find_checkpoint(last, run) == (before, {last: "optimizer.pt cannot be read"})
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is '.*checkpoint-5'; there is no such folder\."):
+        make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-5"))
 
 
 def test_nothing_to_go_on_from_is_an_error(run, make_trainer, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"has no whole checkpoint \(it holds none\)"):
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is True, but `output_dir` .* has no checkpoint"):
         make_trainer(tmp_path / "new").train(resume_from_checkpoint=True)
     for checkpoint in run.glob("checkpoint-*"):
         truncate(checkpoint / "trainer_state.json")
-    with pytest.raises(ValueError, match=r"no whole checkpoint \(checkpoint-6: trainer_state.json cannot be read"):
+    with pytest.raises(ValueError, match=r"no whole checkpoint \(.*checkpoint-6: trainer_state.json cannot be read"):
         make_trainer(run).train(resume_from_checkpoint=True)
 
 

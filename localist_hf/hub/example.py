@@ -1,0 +1,76 @@
+"""The example on a model's card: a prompt of several blocks, and what the card's code prints for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..modeling.locality_schedule import schedule_lambdas
+
+
+logger = logging.get_logger(__name__)
+
+#: Several sentences, each about something else: longer than a block, so that there is something to see.
+PROMPT = (
+    "The with statement wraps a block of code: one method is called before it, and another one after it, even if the "
+    "block fails. A dictionary finds things by their names. Its keys can be numbers or strings, but they must not "
+    "change. When a function returns, the names inside it are gone. In the evening it began to rain, and the old man "
+    "closed the window."
+)
+
+
+def shown_layer(schedule: str | list[float], num_layers: int) -> int:
+    """The layer that a card speaks of: the last of the most local ones."""
+    lambdas = schedule_lambdas(schedule, num_layers)
+    return max(range(num_layers), key=lambda layer: (lambdas[layer], layer))
+
+
+def attention_example(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> dict[str, str] | None:
+    """
+    What the code on the card prints for a model as it was saved, loaded anew as by somebody else: the model at hand may
+    be spread over processes, of which only one writes cards.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model whose weights the folder holds; it is not run.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its tokenizer; without one there is no example.
+        folder (`Path`):
+            Where it was saved.
+
+    Returns:
+        `dict[str, str]`: the `prompt`, shortened for a model of few positions, and what is `printed`: for each block of
+        the shown layer the mean fidelity of its tokens, and its text. `None` where the model cannot be loaded.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    try:
+        saved = type(base).from_pretrained(folder, config=base.config).eval()
+    except (OSError, ValueError) as error:
+        logger.warning(f"The card goes without its example, because {folder} cannot be loaded: {error}")
+        return None
+    prompt = PROMPT
+    while len(tokenizer(prompt)["input_ids"]) > base.config.max_position_embeddings // 2:  # the card's code goes on
+        prompt = prompt.rpartition(" ")[0]
+    return {"prompt": prompt, "printed": blocks_and_fidelity(saved, tokenizer, prompt)} if prompt else None
+
+
+@torch.no_grad()
+def blocks_and_fidelity(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """What the code on the card prints; the very same steps."""
+    layer = shown_layer(model.config.locality_schedule, model.config.num_hidden_layers)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    outputs = model(**inputs, output_fidelity=True)
+    fidelity = outputs.fidelity[layer][0].mean(0)
+    starts = outputs.block_starts[layer][0]
+    lines = []
+    for start in starts.unique():
+        block = starts == start
+        lines.append(f"{fidelity[block].mean():.2f} {tokenizer.decode(inputs['input_ids'][0][block])!r}\n")
+    return "".join(lines)

@@ -1,0 +1,158 @@
+"""What led to a trainer's weights: where they started, and what was done to them over every interruption."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..configuration import variant_name
+from ..modeling import LocalistGPT2Config
+
+
+#: The record's file in a run's folder.
+RECORD_FILE = "run.json"
+#: What a configuration says of locality.
+LOCALITY_FIELDS = tuple(LocalistGPT2Config.__annotations__)
+#: The training arguments of the locality loss.
+LOCALITY_ARGUMENTS = ("target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps")
+
+
+class RunHistory(TrainerCallback, ExportableState):
+    """
+    A [`~transformers.TrainerCallback`] that remembers what led to a trainer's weights. Every checkpoint keeps it, so
+    that a run that goes on from one knows what was done before; so does training that is called a second time.
+
+    Args:
+        started_from (`str`, *optional*, defaults to `""`):
+            Where the model was loaded from: a folder or a Hub id; empty for random weights.
+
+    Example:
+
+    ```python
+    >>> trainer = Trainer(model, args, train_dataset=dataset, callbacks=[RunHistory(model.name_or_path)])
+    ```
+    """
+
+    def __init__(self, started_from: str = "") -> None:
+        self.started_from = started_from
+        #: `base_model`, `base_run` and `base_weights` of [`RunRecord`]; found when training begins, since it may
+        #: overwrite that folder.
+        self.base: dict[str, Any] | None = None
+        #: See [`training_parts`].
+        self.parts: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        attributes = {"base": self.base, "parts": [dict(part) for part in self.parts]}
+        return {"args": {"started_from": self.started_from}, "attributes": attributes}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Takes up what the checkpoint tells; the same settings go on with the same part."""
+        name = type(self).__name__
+        if (saved := state.stateful_callbacks.get(name)) is not None:
+            self.base, self.parts = saved["attributes"]["base"], saved["attributes"]["parts"]
+        elif state.global_step:  # from a checkpoint of a trainer that kept no history
+            unknown = dict.fromkeys(("planned_steps", "seed", "variant", "locality", "training"))
+            self.parts = [unknown | {"steps": state.global_step}]
+        if self.base is None and state.is_world_process_zero:
+            self.base = find_base(self.started_from)
+        settings = _settings(args, model, state.max_steps)
+        if not self.parts or settings | {"steps": self.parts[-1]["steps"]} != self.parts[-1]:
+            self.parts.append(settings | {"steps": 0})
+        state.stateful_callbacks[name] = self.state()  # transformers saves it only where there is something already
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Counts the step."""
+        self.parts[-1]["steps"] += 1
+
+
+def find_history(trainer: transformers.Trainer) -> RunHistory:
+    """
+    The history among a trainer's callbacks.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, RunHistory):
+            return callback
+    raise ValueError("`trainer` has no `RunHistory` among its callbacks, which tells what its weights started from.")
+
+
+def training_parts(trainer: transformers.Trainer) -> list[dict[str, Any]]:
+    """
+    The parts of the training that led to a trainer's present weights, the last one last. Each is a stretch of `steps`
+    under the same settings: `planned_steps` (what the schedule of the learning rate reckoned with), `seed`, `variant`,
+    `locality` (fields of the configuration) and `training` (hyper-parameters). All but `steps` are `None` where a
+    checkpoint of another trainer does not tell.
+    """
+    parts = [dict(part) for part in find_history(trainer).parts]
+    surplus = trainer.state.global_step - trainer.state.best_global_step if has_best_weights(trainer) else 0
+    while parts and surplus >= parts[-1]["steps"]:
+        surplus -= parts.pop()["steps"]
+    if parts:
+        parts[-1]["steps"] -= surplus
+    return parts or [_settings(trainer.args, trainer.model, 0) | {"steps": 0}]
+
+
+def has_best_weights(trainer: transformers.Trainer) -> bool:
+    """Whether training ended by loading the weights of an earlier step, as `load_best_model_at_end` asks for."""
+    state = trainer.state
+    return (
+        trainer.args.load_best_model_at_end
+        and state.best_model_checkpoint is not None
+        and state.best_global_step not in (None, state.global_step)
+    )
+
+
+def find_base(started_from: str) -> dict[str, Any]:
+    """The fields of [`RunRecord`] that say what a training started from."""
+    folder = Path(started_from)
+    if not started_from or not folder.is_dir():
+        return {"base_model": started_from or None, "base_run": None, "base_weights": None}
+    return {"base_model": None, "base_run": run_name(folder), "base_weights": weight_hashes(folder)}
+
+
+def run_name(folder: Path) -> str:
+    """The name of the run in a folder; the folder's own name where no record tells it."""
+    try:
+        return str(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder.resolve().name
+
+
+def weight_hashes(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every weight file in a folder, by its name."""
+    hashes = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _settings(args: TrainingArguments, model: Any, planned_steps: int) -> dict[str, Any]:
+    config = model.config
+    return {
+        "planned_steps": planned_steps,
+        "seed": args.seed,
+        "variant": variant_name(config),
+        "locality": {name: getattr(config, name) for name in LOCALITY_FIELDS},
+        "training": {
+            "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optimizer": str(getattr(args.optim, "value", args.optim)),
+            "learning_rate": args.learning_rate,
+            "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "warmup_steps": args.warmup_steps,
+            "weight_decay": args.weight_decay,
+            "betas": [args.adam_beta1, args.adam_beta2],
+            "max_grad_norm": args.max_grad_norm,
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        }
+        | {name: getattr(args, name) for name in LOCALITY_ARGUMENTS},
+    }
