@@ -128,7 +128,7 @@ def _load_model(name: str, revision: str | None = None, adapter: str | None = No
                 f"`{field}` of {name} is {getattr(model.config, field)}; plain GPT-2 has no dial, so the export "
                 "behaves as the model does at dial 0."
             )
-    model.set_locality_dial(0.0)
+    model.config.locality_dial = model.config.min_fidelity = 0.0
     return model.eval()
 
 

@@ -268,6 +268,8 @@ class LocalistGenerationMixin(LocalistMixin):
 
 #: Where a query's attention goes: the outputs that sum to 1.
 SHARES = ("self_share", "sink_share", "block_share", "outside_share")
+#: All that `output_fidelity` adds to the output.
+MEASUREMENTS = ("fidelity", "fidelity_mask", "context_mask", *SHARES, "block_starts", "entropy")
 #: Arguments of the native models that say what can be measured.
 _READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 

@@ -17,15 +17,13 @@ from transformers.utils import logging
 from ..evaluation import LocalityMeter, causal_lm_collator
 from ..evaluation.check_model import check_model
 from ..hub import RunHistory, RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
+from ..modeling.localist_model import MEASUREMENTS
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
 
 
 logger = logging.get_logger(__name__)
-
-
-_MEASUREMENTS = ("fidelity", "fidelity_mask", "block_starts", "entropy")
 
 
 class LocalistTrainer(Trainer):
@@ -164,7 +162,7 @@ class LocalistTrainer(Trainer):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             self._meter.update(outputs, labels, self.accelerator.gather_for_metrics)
             # What is measured is no prediction for `Trainer` to gather.
-            outputs = {name: value for name, value in outputs.items() if name not in _MEASUREMENTS}
+            outputs = {name: value for name, value in outputs.items() if name not in MEASUREMENTS}
             return (loss, outputs) if return_outputs else loss
 
         if not self._lambdas or self.args.locality_weight == 0:

@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_passed_over(stopped: Path, file: str, length: i
     (stopped / "checkpoint-1" / "trainer_state.json").write_text("{")
     refused(
         capsys,
-        "there is no checkpoint that can be read",
+        "there is no whole checkpoint",
         "--output-dir",
         str(stopped),
         "--resume_from_checkpoint",

@@ -207,7 +207,7 @@ def test_a_dial_that_is_set_is_warned_of(make_run, tmp_path: Path, transformers_
     assert f"`{field}` of {run} is 0.75; plain GPT-2 has no dial" in transformers_warnings.text
     source, exported = LocalistGPT2LMHeadModel.from_pretrained(run), load(tmp_path / "out")
     assert not torch.allclose(logits(source), logits(exported), atol=1e-2)
-    source.set_locality_dial(0.0)
+    source.config.locality_dial = source.config.min_fidelity = 0.0
     assert torch.equal(logits(source), logits(exported))
 
 

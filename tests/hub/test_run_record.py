@@ -198,7 +198,7 @@ def test_what_a_foreign_checkpoint_does_not_tell_is_unknown(make_trainer: Callab
 def test_the_best_weights_are_those_of_their_step(make_trainer: Callable, tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path / "run", "linear", max_steps=4, save_strategy="steps", save_steps=1, eval_strategy="steps",
-        eval_steps=1, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=1.0,
+        eval_steps=1, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=3.0,
     )  # fmt: skip
     trainer.train()
     assert trainer.state.best_global_step < 4
