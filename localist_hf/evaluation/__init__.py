@@ -5,6 +5,7 @@ from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
 from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth, spread
+from .shares import context_fidelity
 
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LocalityProfile",
     "causal_lm_collator",
     "comparison_table",
+    "context_fidelity",
     "layer_table",
     "locality_probe",
     "measure",

@@ -1,4 +1,4 @@
-"""Perplexity, fidelity and entropy of a model over a data set."""
+"""Perplexity, context fidelity, attention shares and entropy of a model over a data set."""
 
 import torch
 from datasets import Dataset
@@ -16,7 +16,7 @@ def measure(
     model: PreTrainedModel, dataset: Dataset, batch_size: int = 8, block_model: PreTrainedModel | None = None
 ) -> dict[str, float]:
     """
-    Perplexity, fidelity and entropy of every layer over a data set.
+    Perplexity, and fidelity, attention shares and entropy of every layer, over a data set.
 
     Each model finds its own blocks, so fidelities of several models are comparable only on the same ones: pass their
     common base as `block_model`.
@@ -43,7 +43,7 @@ def measure(
     check_model("model", model)
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
-    meter = LocalityMeter()
+    meter = LocalityMeter(model.config)
     model.eval()
     block_decoder = None if block_model is None else block_model.eval().get_decoder()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
