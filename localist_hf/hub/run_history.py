@@ -18,7 +18,9 @@ RECORD_FILE = "run.json"
 #: What a configuration says of locality.
 LOCALITY_FIELDS = tuple(LocalistGPT2Config.__annotations__)
 #: The training arguments of the locality loss.
-LOCALITY_ARGUMENTS = ("target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps")
+LOCALITY_ARGUMENTS = (
+    "locality_objective", "target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps",
+)  # fmt: skip
 
 
 class RunHistory(TrainerCallback, ExportableState):

@@ -118,6 +118,7 @@ class LocalistMixin:
         output_fidelity: bool | Sequence[int] | None = None,
         output_entropy: bool = False,
         block_starts: torch.LongTensor | None = None,
+        local_starts: torch.LongTensor | None = None,
         locality_dial: float | None = None,
         min_fidelity: float | None = None,
         **kwargs: Any,
@@ -127,15 +128,19 @@ class LocalistMixin:
 
         Args:
             output_fidelity (`bool` or `Sequence[int]`, *optional*):
-                Measure the fidelity of every layer, or of these layers only. Without it no block is computed and the
-                model is the native one. The `attention_mask` must then have padding at its ends only. Without a mask
-                and a cache, `position_ids` that start anew mark packed documents, which then attend and are measured
-                as if each stood alone (plain GPT-2 separates them only with `use_cache=False`).
+                Measure the fidelity and the attention shares of every layer, or of these layers only. Without it no
+                block is computed and the model is the native one. The `attention_mask` must then have padding at its
+                ends only. Without a mask and a cache, `position_ids` that start anew mark packed documents, which then
+                attend and are measured as if each stood alone (plain GPT-2 separates them only with
+                `use_cache=False`).
             output_entropy (`bool`, *optional*, defaults to `False`):
                 Measure the entropy of the same layers too.
             block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The position at which each token's block starts, in place of the partition of the configuration, for
                 all layers. With a filled cache it covers the cached tokens too.
+            local_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                In place of blocks, for measuring what is no partition, such as the last n keys: the first key of the
+                stretch that is local to each token. The whole stretch then counts as its block.
             locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
                 The dial and the guarantee of the configuration, for this call in place of what is set.
 
@@ -146,7 +151,9 @@ class LocalistMixin:
         if "locality" in kwargs:
             locality = kwargs.pop("locality")  # the language model hands down its own; None where nothing is asked for
         else:
-            request = LocalityRequest(output_fidelity, output_entropy, block_starts, locality_dial, min_fidelity)
+            request = LocalityRequest(
+                output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
+            )
             inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
             locality = build_locality(self.config, request, **inputs)
             if locality is not None:

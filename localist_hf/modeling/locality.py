@@ -50,6 +50,7 @@ class LocalityRequest:
     output_fidelity: bool | Sequence[int] | None = None
     output_entropy: bool = False
     block_starts: torch.LongTensor | None = None
+    local_starts: torch.LongTensor | None = None
     locality_dial: float | None = None
     min_fidelity: float | None = None
 
@@ -323,6 +324,23 @@ class Locality:
         return output
 
 
+def context_fidelity(block: torch.Tensor, outside: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
+    """
+    psi, of the attention that goes to other words the share in the block: `block / (block + outside + eps)`.
+    Attention that moves to the query's own token or to a sink leaves it as it is.
+
+    Args:
+        block (`torch.Tensor`), outside (`torch.Tensor` of the same shape):
+            Shares of the attention, or sums of them over many queries: a mean of psi is the ratio of the sums.
+        eps (`float`, *optional*, defaults to 0.0):
+            What a loss needs, where hardly any attention may go to other words.
+
+    Returns:
+        `torch.Tensor`: in [0, 1]; no number where all are 0.
+    """
+    return block / (block + outside + eps)
+
+
 def dialled_fidelity(fidelity: torch.Tensor, weight: float, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The fidelity under the dial, `phi' = phi / (phi + w * (1 - phi))`, raised to `floor` where it is below, and the
@@ -423,7 +441,15 @@ def build_locality(
     documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
 
     blocks, delimiter_state, max_local_length = None, None, config.max_local_length
-    if request.block_starts is not None:
+    if request.local_starts is not None:
+        if request.block_starts is not None:
+            raise ValueError("`block_starts` and `local_starts` are both given; only one can tell.")
+        starts = request.local_starts.to(tokens.device)
+        _check_local_starts(starts, documents)
+        starts = torch.where(documents < 0, -1, starts)
+        blocks = Blocks(starts, starts)
+        max_local_length = _check_local_length(blocks, query_length, cache)
+    elif request.block_starts is not None:
         starts = request.block_starts.to(tokens.device)
         _check_block_starts(starts, documents)
         starts = torch.where(documents < 0, -1, starts)
@@ -524,6 +550,24 @@ def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
             f"`block_starts[{row}, {at}]` is {starts[row, at]}; it must lie between the start of the text "
             f"({documents[row, at]}) and the position itself, be the start of its own block, and not go back to an "
             "earlier one."
+        )
+
+
+@torch.compiler.disable
+def _check_local_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
+    """An error where a stretch does not lie between the start of the text and its query."""
+    if starts.shape != documents.shape:
+        raise ValueError(
+            f"`local_starts` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one entry for "
+            "each token, those in the cache included."
+        )
+    position = torch.arange(documents.shape[1], device=documents.device)
+    wrong = (documents >= 0) & ((starts < documents) | (starts > position))
+    if wrong.any():
+        row, at = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"`local_starts[{row}, {at}]` is {starts[row, at]}; it must lie between the start of the text "
+            f"({documents[row, at]}) and the position itself."
         )
 
 

@@ -1,7 +1,7 @@
 """Trainer with the scheduled locality loss."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers.utils import logging
 from ..evaluation import LocalityMeter, causal_lm_collator
 from ..evaluation.check_model import check_model
 from ..hub import RunHistory, RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
-from ..modeling.localist_model import MEASUREMENTS
+from ..modeling.localist_model import MEASUREMENTS, SHARES
+from ..modeling.locality import context_fidelity
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
@@ -182,11 +183,20 @@ class LocalistTrainer(Trainer):
         loss = lm_loss + self.args.locality_weight * self._warmup() * locality
         return (loss, outputs) if return_outputs else loss
 
+    def _objective(self, outputs: Any) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """What the loss asks for, and the positions that count, of each localised layer."""
+        if self.args.locality_objective == "fidelity":
+            return outputs.fidelity, outputs.fidelity_mask
+        is_half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
+        eps = 1e-2 if is_half else 1e-3  # METHOD.md
+        pairs = zip(outputs.block_share, outputs.outside_share, strict=True)
+        return [context_fidelity(block, outside, eps) for block, outside in pairs], outputs.context_mask
+
     def _locality_loss(self, outputs: Any, num_sequences: int | torch.Tensor) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
         num_layers = self.model.config.num_hidden_layers
         total = 0.0
-        for weight, fidelity, mask in zip(self._lambdas.values(), outputs.fidelity, outputs.fidelity_mask, strict=True):
+        for weight, fidelity, mask in zip(self._lambdas.values(), *self._objective(outputs), strict=True):
             losses = locality_loss(fidelity, mask, self.args.target_fidelity, self.args.locality_exponent)
             # Layers may lie on different devices.
             total = total + (weight / num_layers * losses.sum()).to(self.args.device)
@@ -199,10 +209,10 @@ class LocalistTrainer(Trainer):
         return min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
 
     def _add_to_log(self, lm_loss: torch.Tensor, locality: torch.Tensor, outputs: Any, share: int) -> None:
-        """Adds a batch's losses, and the sum and number of its counted fidelities, to those of the next log."""
+        """Adds a batch's losses, and the sums and number of its counted attention shares, to those of the next log."""
         sums = [lm_loss.detach() / share, locality.detach() / share]
-        for fidelity, mask in zip(outputs.fidelity, outputs.fidelity_mask, strict=True):
-            sums += [(fidelity.detach().mean(1) * mask).sum(), mask.sum()]
+        for mask, *shares in zip(outputs.fidelity_mask, *(outputs[name] for name in SHARES), strict=True):
+            sums += [(share.detach().mean(1) * mask).sum() for share in shares] + [mask.sum()]
         sums = torch.stack([value.to(lm_loss.device, torch.float32) for value in sums])
         if self._training_sums is None:
             self._training_sums, self._first_step = sums, self.state.global_step
@@ -210,14 +220,20 @@ class LocalistTrainer(Trainer):
             self._training_sums += sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs what `Trainer` logs; a training step's losses and fidelities with it."""
+        """Logs what `Trainer` logs; a training step's losses and attention shares with it."""
         if "loss" in logs and self._training_sums is not None:
             sums = self.accelerator.reduce(self._training_sums, "mean").tolist()
             steps = max(1, self.state.global_step - self._first_step)
             logs |= {"lm_loss": sums[0] / steps, "locality_loss": sums[1] / steps}
-            for layer, total, count in zip(self._lambdas, sums[2::2], sums[3::2], strict=True):
+            size = len(SHARES) + 1
+            for at, layer in enumerate(self._lambdas):
+                *shares, count = sums[2 + at * size :][:size]
                 if count:
-                    logs[f"fidelity_layer_{layer}"] = total / count
+                    logs |= {f"{name}_layer_{layer}": total / count for name, total in zip(SHARES, shares, strict=True)}
+                    block, outside = shares[-2:]
+                    logs[f"fidelity_layer_{layer}"] = 1 - outside / count
+                    if block + outside > 0:
+                        logs[f"context_fidelity_layer_{layer}"] = context_fidelity(block, outside)
             self._training_sums = None
         super().log(logs, start_time)
 

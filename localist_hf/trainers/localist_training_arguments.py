@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 
+#: What the locality loss may ask for.
+LOCALITY_OBJECTIVES = ("context", "fidelity")
 # Numbers that transformers takes as they come, to fail or to go astray once training has begun.
 _NOT_NEGATIVE = (
     "locality_weight", "locality_warmup_steps", "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm",
@@ -26,8 +28,12 @@ class LocalistTrainingArguments(TrainingArguments):
     is no matter of training: it stands in the model's configuration (`locality_schedule`).
 
     Args:
+        locality_objective (`str`, *optional*, defaults to `"context"`):
+            What the loss asks of a localised layer. `"context"`: of the attention that a query pays to other words, a
+            share in its block (psi), which cannot be had by looking at itself or at a sink. `"fidelity"`: of all its
+            attention, a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
         target_fidelity (`float`, *optional*, defaults to 0.9):
-            phi*, the share of its attention that each query of a localised layer should keep in its block, in (0, 1].
+            The share that is asked for, in (0, 1].
         locality_weight (`float`, *optional*, defaults to 5.0):
             gamma, the weight of the locality loss beside the language modeling loss. 0 turns it off.
         locality_exponent (`int`, *optional*, defaults to 1):
@@ -45,9 +51,15 @@ class LocalistTrainingArguments(TrainingArguments):
         ValueError: for a value outside its range, with the name, the value and what is allowed.
     """
 
+    locality_objective: str = field(
+        default="context",
+        metadata={
+            "help": "What the locality loss asks for: 'context', of the attention that goes to other words a share in "
+            "the block; 'fidelity', of all attention a share on the token itself, its block and the sinks."
+        },
+    )
     target_fidelity: float = field(
-        default=0.9,
-        metadata={"help": "Share of its attention that a localised query should keep in its block, in (0, 1]."},
+        default=0.9, metadata={"help": "The share that the locality loss asks for, in (0, 1]."}
     )
     locality_weight: float = field(
         default=5.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}
@@ -61,6 +73,9 @@ class LocalistTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.locality_objective not in LOCALITY_OBJECTIVES:
+            allowed = " or ".join(map(repr, LOCALITY_OBJECTIVES))
+            raise ValueError(f"`locality_objective` is {self.locality_objective!r}; it must be {allowed}.")
         if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
             raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")
         if self.locality_exponent not in (1, 2):

@@ -8,18 +8,18 @@ def locality_loss(
 ) -> torch.Tensor:
     """
     How far one layer's attention falls short of the target, for each sequence of a batch: the mean over heads and
-    counted positions of `max(0, target_fidelity - fidelity) ** exponent`.
+    counted positions of `max(0, target_fidelity - fidelity) ** exponent` (METHOD.md).
 
     A target below 1 is the *low-fidelity* constraint of arXiv:2511.18375: a share of the attention is asked for, and
     nothing is gained beyond it.
 
     Args:
         fidelity (`torch.Tensor` of shape `(batch_size, num_heads, sequence_length)`):
-            From the model's output.
+            What the objective asks for: psi ([`~localist_hf.modeling.locality.context_fidelity`]) or phi, the fidelity.
         fidelity_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
-            Positions that count, from the model's output.
+            Positions that count: `context_mask` of the model's output with psi, `fidelity_mask` with phi.
         target_fidelity (`float`):
-            phi*, in (0, 1].
+            In (0, 1].
         exponent (`int`):
             1 or 2.
 

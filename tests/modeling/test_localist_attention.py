@@ -1,13 +1,21 @@
 import pytest
 import reference
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from localist_hf.modeling.localist_attention import localist_attention_forward
-from localist_hf.modeling.locality import REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
+from localist_hf.modeling.locality import (
+    REQUEST_ARGUMENTS,
+    Locality,
+    LocalityRequest,
+    build_locality,
+    context_fidelity,
+)
 
 
 LENGTH = 50
@@ -341,3 +349,56 @@ def test_the_fidelity_mask_leaves_out_what_is_one_by_construction(make_config, n
         visible = reference.visible_keys(locality.documents, LENGTH)
         local = reference.local_set(locality.block_starts(0), locality.documents, num_sink_tokens, LENGTH)
         assert torch.equal(locality.fidelity_mask(0), reference.counted(visible, local, locality.documents))
+
+
+# --- what is asked of a layer
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=4, max_size=4), st.floats(0, 0.99), st.sampled_from(["self", "sink"]))
+def test_attention_parked_on_self_or_sink_raises_the_fidelity_and_not_the_context_fidelity(parts, moved, to):
+    own, sink, block, outside = (torch.tensor(part, dtype=torch.float64) / sum(parts) for part in parts)
+    parked = moved * (block + outside)  # in proportion, from the other words
+    psi = context_fidelity((1 - moved) * block, (1 - moved) * outside)
+    assert_close(psi, context_fidelity(block, outside))
+    phi = own + sink + block + parked - moved * block
+    assert phi >= own + sink + block - 1e-12
+    if moved > 0.01:
+        assert phi > own + sink + block
+
+
+def test_the_last_keys_in_place_of_blocks_equal_the_matrix(make_config):
+    """Recency, which is no partition: for measuring only."""
+    position = torch.arange(LENGTH)
+    mask = left_padding(0, 7)
+    first = torch.tensor([[0], [7]])
+    starts = torch.maximum(position - 8, first).where(mask.bool(), torch.tensor(-1))
+    locality = build(make_config(num_sink_tokens=2), attention_mask=mask, local_starts=starts)
+    query, key, value = random_inputs(2, 2)
+    visible = reference.visible_keys(locality.documents, LENGTH)
+    localist_attention_forward(attention_module(1), query, key, value, visible, scaling=0.4, locality=locality)
+    _, weights, _ = reference.attention(query.double(), key.double(), value.double(), visible, 0.4)
+    start, is_token = starts[:, None, :, None], (starts >= 0)[:, None]
+    is_self = position[:, None] == position
+    is_last = (start <= position) & (position <= position[:, None])
+    is_sink = (first[:, None, None] <= position) & (position < first[:, None, None] + 2) & (position < start)
+    for share, keys in zip(
+        locality.shares[1], (is_self, is_sink, is_last & ~is_self, ~is_last & ~is_sink), strict=True
+    ):
+        expected = (weights * keys).sum(-1) * is_token
+        assert_close(share.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"local_starts": torch.zeros(2, 9)}, r"`local_starts` has the shape \(2, 9\); it must be \(2, 50\)"),
+        ({"local_starts": torch.full((2, LENGTH), 3)}, r"`local_starts\[0, 0\]` is 3; it must lie between"),
+        (
+            {"local_starts": torch.zeros(2, LENGTH).long(), "block_starts": explicit_starts()},
+            "`block_starts` and `local_starts` are both given",
+        ),
+    ],
+)
+def test_stretches_that_cannot_be_are_refused(make_config, arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        build(make_config(), **arguments)
