@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -19,6 +19,8 @@ from peft import PeftModel
 from transformers.utils import logging
 
 from ..configuration import VARIANTS, variant_name
+from ..evaluation import ControlResults
+from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from .example import attention_example
@@ -55,7 +57,15 @@ _KEYS = {
     "adapter": ("rank", "alpha", "target_modules", "parameters"),
     "versions": ("localist-hf",),
     "example": ("prompt", "printed"),
+    "controls": (
+        "layers", "blocks", "dials", "perplexity", "retention", "self_only_perplexity", "all_local_perplexity",
+        "all_local_self_only_perplexity", "divergence",
+    ),
 }  # fmt: skip
+# What is measured overall and of every layer, always a number, and what is none where no position counts.
+_ALWAYS = ("fidelity", "entropy")
+_WHERE_COUNTED = (*SHARES, "context_share", "visible_keys")
+_MEASURED = ("loss", "perplexity", *_ALWAYS, *_WHERE_COUNTED, "context_fidelity")
 
 
 def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
@@ -97,8 +107,10 @@ class RunRecord:
             What was trained under other settings before, such as the part before a run was resumed with another seed;
             see [`training_parts`].
         metrics (`dict[str, float]`):
-            Perplexity, and fidelity and entropy of every layer, on the evaluation part (see
-            [`LocalityMeter.compute`]), on the blocks that the model finds itself.
+            Perplexity, and for every layer context fidelity, attention shares, visible keys, fidelity and entropy, on
+            the evaluation part (see [`LocalityMeter.compute`]), on the blocks that the model finds itself. Of a layer
+            without counted positions (each token sees its local set only) shares, visible keys and context fidelity
+            are `None`; the context fidelity also where no attention goes to other words.
         metrics_on_base_blocks (`dict[str, float]`, *optional*):
             The same on the blocks that the common base of several runs finds.
         versions (`dict[str, str]`):
@@ -113,6 +125,9 @@ class RunRecord:
             ISO 639-1 code of the text's language.
         example (`dict[str, str]`, *optional*):
             A prompt, and what the code on the card prints for it; see [`attention_example`].
+        controls (`dict`, *optional*):
+            The same model on other blocks and at other dials, by [`measure_controls`]; see
+            [`ControlResults.to_dict`].
 
     Raises:
         ValueError: where something is missing or of another type, or a metric is not a finite number.
@@ -130,14 +145,15 @@ class RunRecord:
     data: dict[str, Any]
     training: dict[str, Any]
     earlier_parts: list[dict[str, Any]]
-    metrics: dict[str, float]
-    metrics_on_base_blocks: dict[str, float] | None
+    metrics: dict[str, float | None]
+    metrics_on_base_blocks: dict[str, float | None] | None
     versions: dict[str, str]
     hardware: str
     weights: dict[str, str]
     license: str | None
     language: str | None
     example: dict[str, str] | None
+    controls: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -160,6 +176,8 @@ class RunRecord:
         ):
             if metrics is not None:
                 _check_metrics(field, metrics, self.config["n_layer"])
+        if self.controls is not None:
+            _check_controls(self.controls, self.config["n_layer"])
 
     @property
     def lambdas(self) -> list[float]:
@@ -232,6 +250,8 @@ class RunRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("it holds no JSON object.")
+            if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
+                raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
             missing = sorted({field.name for field in fields(cls)} ^ values.keys())
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
@@ -243,6 +263,32 @@ class RunRecord:
     def find(cls, folder: str | Path) -> "RunRecord | None":
         """The record of a folder, read as by `load`; `None` where there is none."""
         return cls.load(folder) if (Path(folder) / RECORD_FILE).is_file() else None
+
+    def with_measurements(
+        self, metrics_on_base_blocks: Mapping[str, float] | None = None, controls: ControlResults | None = None
+    ) -> "RunRecord":
+        """
+        The record with what was measured of the same weights after it was made.
+
+        Args:
+            metrics_on_base_blocks (`Mapping[str, float]`, *optional*):
+                From [`measure`], with the common base as its `block_model`. Without it that of the record stays.
+            controls ([`ControlResults`], *optional*):
+                From [`measure_controls`]. Without them those of the record stay.
+
+        Example:
+
+        ```python
+        >>> record = RunRecord.load(folder)
+        >>> record.with_measurements(controls=measure_controls(model, dataset)).save(folder)
+        ```
+        """
+        changes: dict[str, Any] = {}
+        if metrics_on_base_blocks is not None:
+            changes["metrics_on_base_blocks"] = _recorded(metrics_on_base_blocks)
+        if controls is not None:
+            changes["controls"] = controls.to_dict()
+        return replace(self, **changes)
 
     def check_weights(self, folder: str | Path) -> None:
         """
@@ -367,18 +413,17 @@ class RunRecord:
             license=license,
             language=language,
             example=attention_example(model, trainer.processing_class, folder),
+            controls=None,
         )
 
 
-def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
+def last_evaluation(trainer: transformers.Trainer) -> dict[str, float | None] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
         if "train_runtime" in entry and has_best_weights(trainer):
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
-            metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
-            kinds = ("loss", "perplexity", "fidelity", "entropy")
-            return {name: value for name, value in metrics.items() if name.split("_")[0] in kinds}
+            return _recorded({name.removeprefix("eval_"): value for name, value in entry.items()})
     return None
 
 
@@ -431,12 +476,40 @@ def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any]) -> st
     )
 
 
-def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
-    names = ["loss", "perplexity", "fidelity", "entropy"]
-    names += [f"{name}_layer_{layer}" for name in ("fidelity", "entropy") for layer in range(num_layers)]
-    for name in names:
-        if not math.isfinite(metrics.get(name, math.nan)):
-            raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {metrics.get(name)}.")
+def _recorded(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """What a record keeps of an evaluation; JSON has no NaN."""
+    kept = {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
+    return {name: None if math.isnan(value) else value for name, value in kept.items()}
+
+
+def _check_metrics(field: str, metrics: Mapping[str, float | None], num_layers: int) -> None:
+    for part in ("", *(f"_layer_{layer}" for layer in range(num_layers))):
+        needed = [f"{name}{part}" for name in _ALWAYS] if part else ["loss", "perplexity", *_ALWAYS]
+        where_counted = [f"{name}{part}" for name in _WHERE_COUNTED]
+        psi = f"context_fidelity{part}"
+        absent = [name for name in (*where_counted, psi) if name not in metrics]
+        if absent:
+            raise ValueError(f"`{field}` has no {absent[0]!r}.")
+        if any(metrics[name] is not None for name in where_counted):
+            needed += where_counted
+        if metrics[psi] is not None or metrics[f"context_share{part}"]:  # else nothing goes to other words
+            needed.append(psi)
+        for name in needed:
+            value = metrics.get(name)
+            if not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {value}.")
+
+
+def _check_controls(controls: Mapping[str, Any], num_layers: int) -> None:
+    layers = controls["layers"]
+    if num_layers - 1 not in layers:
+        raise ValueError(f"`controls` are of the layers {layers}; the last, {num_layers - 1}, must be among them.")
+    figures = [dial["locality"] for dial in controls["dials"]]
+    for blocks in controls["blocks"]:
+        figures += [blocks["own"], blocks["wrong"], *filter(None, (blocks["windows"], blocks["recency"]))]
+    for name in ("visible_keys", "context_fidelity", "context_share", "fidelity"):
+        if any(len(figure[name]) != len(layers) for figure in figures):
+            raise ValueError(f"`controls` must hold {name!r} of each of the layers {layers}.")
 
 
 def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
