@@ -1,6 +1,7 @@
 """Measuring models and showing what was measured."""
 
 from .causal_lm_collator import causal_lm_collator
+from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
@@ -9,6 +10,10 @@ from .shares import context_fidelity
 
 
 __all__ = [
+    "BlockControls",
+    "ControlResults",
+    "DialFigures",
+    "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
     "causal_lm_collator",
@@ -17,6 +22,7 @@ __all__ = [
     "layer_table",
     "locality_probe",
     "measure",
+    "measure_controls",
     "plot_attention_map",
     "plot_fidelity_over_depth",
     "spread",

@@ -63,7 +63,7 @@ class LocalityMeter:
         """
         # For each sequence, the sum of its labels' losses and their number, and for each layer the number of tokens
         # and the sum of their entropies, the number of counted positions and what their means are taken of.
-        sums = [*_label_losses(outputs.logits, labels)]
+        sums = [*label_losses(outputs.logits, labels)]
         for layer, mask in enumerate(outputs.fidelity_mask):
             starts = outputs.block_starts[layer]
             sums += [(starts >= 0).sum(1), outputs.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
@@ -122,7 +122,7 @@ class LocalityMeter:
         return metrics
 
 
-def _label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the cross-entropies of each sequence's labels in nats, and their number: `(batch_size,)` both."""
     # Labels are moved instead of logits, which a slice would copy.
     targets = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
