@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -14,16 +15,21 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from jinja2 import Environment, StrictUndefined
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
-from ..evaluation import comparison_table, plot_fidelity_over_depth, spread
+from ..evaluation import plot_shares_over_depth, spread
 from .example import PROMPT, shown_layer
 from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings, repository_id
 
 
 CARD_FILE = "README.md"
-PICTURE_FILE = "fidelity_over_depth.png"
+PICTURE_FILE = "shares_over_depth.png"
 EVAL_RESULTS_FILE = ".eval_results/localist-hf.yaml"
 
-_METRICS = {"perplexity": "Perplexity", "fidelity": "Fidelity", "entropy": "Attention entropy (bits)"}
+_METRICS = {
+    "perplexity": "Perplexity",
+    "context_fidelity": "Context fidelity",
+    "fidelity": "Fidelity",
+    "entropy": "Attention entropy (bits)",
+}
 _PARTITIONS = {
     "semantic": "semantic blocks of {min_block_length} to {max_block_length} tokens, which the model finds in its own "
     "value vectors",
@@ -126,6 +132,7 @@ def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelC
             metric_value=round(record.metrics[metric], 4),
         )
         for metric, name in _METRICS.items()
+        if record.metrics[metric] is not None
     ]
     return ModelCardData(
         license=record.license,
@@ -149,6 +156,7 @@ def _eval_result_entries(record: RunRecord) -> list[EvalResultEntry]:
             dataset_id=data["dataset_id"], task_id=metric, value=round(record.metrics[metric], 4), notes=notes
         )
         for metric in _METRICS
+        if record.metrics[metric] is not None
     ]
 
 
@@ -194,12 +202,20 @@ def _baseline(groups: Mapping[str, Sequence[RunRecord]]) -> str | None:
     return next((name for name, runs in groups.items() if runs[0].variant == BASELINE_VARIANT), None)
 
 
-def _metrics(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[dict[str, float]]]:
-    return {name: [run.metrics for run in runs] for name, runs in groups.items()}
+def _metrics(groups: Mapping[str, Sequence[RunRecord]], on_base_blocks: bool = False) -> dict[str, list[dict]]:
+    """The metrics of each run, NaN where there is no number."""
+    return {
+        name: [_with_nan(run.metrics_on_base_blocks if on_base_blocks else run.metrics) for run in runs]
+        for name, runs in groups.items()
+    }
+
+
+def _with_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _drawn(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """The runs in the picture and in the table of layers: this card's own, and the baseline."""
+    """The runs in the picture, in the table of layers and among the controls: the baseline, and this card's own."""
     groups = _groups(records)
     names = dict.fromkeys(filter(None, (_baseline(groups), records[0].name)))
     return {name: groups[name] for name in names}
@@ -207,7 +223,8 @@ def _drawn(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _picture(records: Sequence[RunRecord]) -> bytes:
     buffer = io.BytesIO()
-    plot_fidelity_over_depth(_metrics(_drawn(records)), buffer, lambdas=records[0].lambdas)
+    drawn = _metrics(_drawn(records))
+    plot_shares_over_depth(drawn, next(iter(drawn)), buffer)
     return buffer.getvalue()
 
 
@@ -217,16 +234,9 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     groups = _groups(records)
     baseline = _baseline(groups)
     own = groups[record.name]
-    has_siblings = baseline is not None and len(groups) > 1
-    # One table row for each name, this one's in bold.
-    labels = {record.name: f"**{record.name}**"}
-    comparison = base_blocks_comparison = None
-    if has_siblings:
-        comparison = comparison_table(_metrics(groups), baseline, labels, every_layer=False)
-        on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
-        if all(metrics for runs in on_base.values() for metrics in runs):
-            base_blocks_comparison = comparison_table(on_base, baseline, labels, every_layer=False)
     layer = shown_layer(config["locality_schedule"], config["n_layer"])
+    has_base_blocks = len(groups) > 1 and all(run.metrics_on_base_blocks for runs in groups.values() for run in runs)
+    controlled = _controlled(records)
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
@@ -238,10 +248,11 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "base_model": base_model,
         "base_run": record.base_run,
         "localised": any(record.lambdas),
-        "own_local_set": _local_set(record, "its own block of the text"),
-        "local_set": _local_set(record, "its block"),
-        "not_local": "the token's block" + (f" and {_sinks(record)}" if _sinks(record) else ""),
-        "seen": "their block" + (f" and {_sinks(record)}" if _sinks(record) else ""),
+        "fully_local": 1 in record.lambdas,
+        "block": _block(record, "the token's own block"),
+        "local_set": _local_set(record),
+        "sinks": _sinks(record),
+        "parked": _parked(record),
         "layer": -1 if layer == config["n_layer"] - 1 else layer,
         "layer_name": _layer_name(record),
         "prompt": _prompt_literal(record.example["prompt"] if record.example else PROMPT),
@@ -253,15 +264,19 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "seed": _seed(record),
         "others_have_seeds": any(len(runs) > 1 for runs in groups.values()),
         "evaluation": f"{_evaluation_sequences(data)} of {_text_name(data)} ({data['evaluation_split']})",
-        "comparison": comparison,
-        "base_blocks_comparison": base_blocks_comparison,
+        "num_rows": len(groups),
+        "comparison": _comparison(record, _metrics(groups), baseline, layer),
+        "base_blocks_comparison": has_base_blocks and _comparison(record, _metrics(groups, True), baseline, layer),
         "blocks_note": _blocks_note(groups),
-        "perplexity": spread([run.metrics["perplexity"] for run in own]),
-        "fidelity": spread([run.metrics["fidelity"] for run in own]),
-        "entropy": spread([run.metrics["entropy"] for run in own]),
         "layer_table": _layer_table(record, _drawn(records)),
         "layers_are_means": any(len(runs) > 1 for runs in _drawn(records).values()),
         "num_layers": config["n_layer"],
+        "block_controls": controlled and _block_controls(record, controlled, layer),
+        "dial_controls": controlled and _dial_controls(record, controlled),
+        "dial_sweep": controlled and any(record.lambdas) and _dial_sweep(record, layer),
+        "controls_are_means": any(len(runs) > 1 for runs in controlled.values()),
+        "wrong_blocks": record.controls and _wrong_blocks(record, layer),
+        "attention_is_used": record.controls and _attention_is_used(record),
         "started_from": _started_from(record, base_model),
         "configuration": _configuration(record),
         "training_data": _training_data(data),
@@ -275,15 +290,32 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     }
 
 
+# --- where attention goes, in words
+
+
 def _sinks(record: RunRecord) -> str:
     """The tokens that are local everywhere; empty where there are none."""
     number = record.config["num_sink_tokens"]
     return "" if number == 0 else "the first token" if number == 1 else f"the first {number} tokens"
 
 
-def _local_set(record: RunRecord, block: str) -> str:
-    """Where attention is local."""
-    return f"inside {block}" + (f" or on {_sinks(record)}" if _sinks(record) else "")
+def _block(record: RunRecord, block: str) -> str:
+    """Where other words count as near."""
+    number = record.config["num_previous_blocks"]
+    return block + ("" if number == 0 else " or the one before it" if number == 1 else f" or the {number} before it")
+
+
+def _local_set(record: RunRecord) -> str:
+    """All that is local to a token, itself being in its block."""
+    blocks = ("their block", "their block and the one before it")
+    number = record.config["num_previous_blocks"]
+    block = blocks[number] if number < 2 else f"their block and the {number} before it"
+    return block + (f" and {_sinks(record)}" if _sinks(record) else "")
+
+
+def _parked(record: RunRecord) -> str:
+    """What is no other word."""
+    return f"neither the token itself nor {_sinks(record)}" if _sinks(record) else "not the token itself"
 
 
 def _layer_name(record: RunRecord) -> str:
@@ -309,15 +341,13 @@ def _seed(record: RunRecord) -> str:
 
 
 def _spread_note(records: Sequence[RunRecord]) -> str:
-    """What lines and bands of the picture are."""
+    """What the picture shows means of."""
     seeds = {name: ", ".join(map(_seed, runs)) for name, runs in _drawn(records).items() if len(runs) > 1}
     if not seeds:
         return ""
     if len(seeds) == len(_drawn(records)) and len(set(seeds.values())) == 1:
-        which = f"Lines are means over the seeds {next(iter(seeds.values()))}"
-    else:
-        which = "Means over seeds are " + " and ".join(f"the line of {name} ({text})" for name, text in seeds.items())
-    return f" {which}; bands go from the least to the greatest."
+        return f" Means over the seeds {next(iter(seeds.values()))}."
+    return " Means over seeds: " + " and ".join(f"{name} ({text})" for name, text in seeds.items()) + "."
 
 
 def _blocks_note(groups: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -371,47 +401,265 @@ def _summary(
     """What the model is, how it was trained, and what that gave."""
     record = records[0]
     paper = "progressive localisation ([arXiv:2511.18375](https://arxiv.org/abs/2511.18375))"
-    if record.from_scratch:
+    rank = record.adapter and record.adapter["rank"]
+    if not record.training["steps"]:
+        adapter = f"a LoRA adapter of rank {rank} on " if rank else ""
+        weights = "random weights" if record.from_scratch else f"{adapter}the weights of {_base(record, base_model)}"
+        what = f"GPT-2 ({_shape(record)}) with {weights}, measured on {_text_name(record.data)} under "
+        what += f"{_variants(record)} of {paper}."
+    elif record.from_scratch:
         what = f"GPT-2 ({_shape(record)}) trained from random weights on {_text_name(record.data)}"
         if any(record.is_base_of(other) for other in records[1:]):
             what += f", the base of models fine-tuned by {paper}."
         else:
             what += f" under {_variants(record)} of {paper}."
     else:
-        rank = record.adapter and record.adapter["rank"]
         what = f"A LoRA adapter of rank {rank} for" if rank else f"GPT-2 ({_shape(record)}), fine-tuned from"
         what += f" {_base(record, base_model)} on {_text_name(record.data)} under {_variants(record)} of {paper}."
-    lambdas = f"lambda = {_numbers(record.lambdas)}"
-    if not any(record.lambdas):
-        how = "Its attention is free in every layer"
-        how += "." if record.from_scratch else ": it is there to be compared with."
-    elif record.training["locality_weight"] == 0:
-        how = f"Training left its attention free; the schedule ({lambdas}) is that of the dial."
-    else:
-        each = "Each layer was" if record.config["n_layer"] > 1 else "Its only layer was"
-        how = (
-            f"{each} trained to keep {record.training['target_fidelity']:.0%} of every token's attention "
-            f"{_local_set(record, 'the block of the text that the token stands in')}, to the degree that the schedule "
-            f"sets ({lambdas}), so that it can be read off where the attention goes."
-        )
+    metrics = _metrics(groups)
     layer = shown_layer(record.config["locality_schedule"], record.config["n_layer"])
-
-    def mean(name: str, metric: str) -> float:
-        return fmean(run.metrics[metric] for run in groups[name])
-
-    own_block, num_seeds = "the token's own block", len(groups[record.name])
-    over = f"In evaluation, on average over {num_seeds} seeds," if num_seeds > 1 else "In evaluation"
-    share = (
-        f"{over} its perplexity is {mean(record.name, 'perplexity'):.2f}, and "
-        f"{mean(record.name, f'fidelity_layer_{layer}'):.1%} of {_layer_name(record)}'s attention stays "
-        f"{_local_set(record, own_block)}"
-    )
+    own = metrics[record.name]
+    over = f"In evaluation, on average over {len(own)} seeds," if len(own) > 1 else "In evaluation"
+    result = f"{over} its perplexity is {_mean(own, 'perplexity'):.2f}. {_attention(record, own, layer)}."
     if baseline is not None and baseline != record.name:
-        share += (
-            f"; the same training without locality (`{baseline}`) gives {mean(baseline, 'perplexity'):.2f} and "
-            f"{mean(baseline, f'fidelity_layer_{layer}'):.1%}"
+        others = metrics[baseline]
+        result += f" The same {'training' if record.training['steps'] else 'model'} without locality (`{baseline}`) has"
+        result += f" perplexity {_mean(others, 'perplexity'):.2f}"
+        psi, share = (_mean(others, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share"))
+        own_psi = _mean(own, f"context_fidelity_layer_{layer}")
+        if not math.isnan(psi + own_psi):
+            result += f", and of its attention to other words, {share:.1%} of all, {psi:.1%} is there"
+        result += "."
+    return f"{what} {_training_objective(record)} {result}"
+
+
+def _mean(metrics: Sequence[Mapping[str, float]], name: str) -> float:
+    """Over runs; NaN where one of them has no number."""
+    return fmean(run[name] for run in metrics)
+
+
+def _training_objective(record: RunRecord) -> str:
+    """What the training asked of the attention."""
+    training, lambdas = record.training, f"lambda = {_numbers(record.lambdas)}"
+    who = "The last part of the training" if record.earlier_parts else "Training"
+    if not any(record.lambdas):
+        return "Its attention is free in every layer" + (
+            "." if record.from_scratch else ": it is there to compare with."
         )
-    return f"{what} {how} {share}."
+    if not training["steps"]:
+        return f"It was not trained for it; the schedule ({lambdas}) is that of the dial."
+    if training["locality_weight"] == 0:
+        return f"{who} left its attention free; the schedule ({lambdas}) is that of the dial."
+    asked = f"at least {100 * training['target_fidelity']:g}%"
+    block = _block(record, "the block of the text that the token stands in")
+    if training["locality_objective"] == "context":
+        other = f"other words ({_parked(record)})" if _sinks(record) else "other words"
+        what = f"of the attention that a token pays to {other}, {asked} should go to {block}"
+    else:
+        sinks = f", or to {_sinks(record)}" if _sinks(record) else ""
+        what = f"{asked} of a token's attention should go to the token itself or elsewhere to {block}{sinks}"
+    degree = "in each layer to the degree of its lambda" if len(record.lambdas) > 1 else "in its only layer"
+    return f"{who} asked that {what}, {degree} ({lambdas})."
+
+
+def _attention(record: RunRecord, metrics: Sequence[Mapping[str, float]], layer: int) -> str:
+    """Where a layer's attention goes."""
+    psi, share, own, sink = (
+        _mean(metrics, f"{name}_layer_{layer}")
+        for name in ("context_fidelity", "context_share", "self_share", "sink_share")
+    )
+    name = _layer_name(record)
+    if math.isnan(share):
+        return (
+            f"There is nothing to say of where {name} looks: no token of the text sees more than {_local_set(record)}"
+        )
+    sinks = f", {_sinks(record)} {sink:.1%}" if _sinks(record) else ""
+    shares = f"in {name} other words get {share:.1%} of a token's attention, the token itself {own:.1%}{sinks}"
+    if math.isnan(psi):
+        return _capitalised(shares)
+    block = _block(record, "the token's own block")
+    return f"Of the attention that {name} pays to other words, {psi:.1%} goes to {block}; {shares}"
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- tables
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def _columns(record: RunRecord) -> dict[str, str]:
+    """The shares that tables show, by their metric."""
+    columns = {"context_fidelity": "psi", "context_share": "other words", "self_share": "self"}
+    return columns | ({"sink_share": "sink"} if _sinks(record) else {})
+
+
+def _comparison(
+    record: RunRecord, results: Mapping[str, Sequence[Mapping[str, float]]], baseline: str | None, layer: int
+) -> str:
+    """A row for each configuration, this card's own in bold; with the one layer that the card speaks of."""
+    columns = _columns(record) | {"fidelity": "phi", "visible_keys": "visible keys"}
+    ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
+    rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
+    for name, metrics in results.items():
+        row = [f"**{name}**" if name == record.name else name, spread([run["perplexity"] for run in metrics])]
+        if ratio:
+            row.append(f"{_mean(metrics, 'perplexity') / _mean(results[baseline], 'perplexity'):.3f}")
+        for metric in columns:
+            values = [run[f"{metric}_layer_{layer}"] for run in metrics]
+            if metric == "context_fidelity":
+                row.append(spread(values))
+            else:
+                row.append(spread([fmean(values)], digits=1 if metric == "visible_keys" else 2))
+        rows.append([*row, spread([_mean(metrics, "entropy")])])
+    return _table(rows)
+
+
+def _layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    metrics = _metrics(groups)
+    names = list(reversed(metrics))  # this card's own first
+    columns = _columns(record) | {"entropy": "entropy (bits)"}
+    rows = [["layer", "lambda", *(f"{title}, {name}" for title in columns.values() for name in names)]]
+    for layer, value in enumerate(record.lambdas):
+        cells = [spread([_mean(metrics[name], f"{metric}_layer_{layer}")]) for metric in columns for name in names]
+        rows.append([str(layer), f"{value:.3g}", *cells])
+    return _table(rows)
+
+
+# --- controls
+
+
+def _controlled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The runs whose controls the card shows, its own first; none where they were not measured for it."""
+    drawn = _drawn(records)
+    if records[0].controls is None:
+        return {}
+    kept = {name: [run for run in runs if run.controls is not None] for name, runs in reversed(drawn.items())}
+    return {name: runs for name, runs in kept.items() if runs}
+
+
+def _at_layer(record: RunRecord, figures: Mapping[str, Any] | None, name: str, layer: int) -> float:
+    """A figure of one layer; NaN where it was not measured or is no number."""
+    if figures is None or layer not in record.controls["layers"]:
+        return math.nan
+    return _or_nan(figures[name][record.controls["layers"].index(layer)])
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _block_controls(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], layer: int) -> str:
+    """psi on the own blocks and on others, with no previous blocks and with some."""
+    others = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "recency": "last tokens"}
+    rows = [
+        [
+            "configuration",
+            "blocks before",
+            "visible keys",
+            "other words",
+            *(f"psi, {title}" for title in others.values()),
+        ]
+    ]
+    for name, runs in groups.items():
+        for blocks in zip(*(run.controls["blocks"] for run in runs), strict=True):
+
+            def mean(
+                kind: str, figure: str, runs: Sequence[RunRecord] = runs, blocks: Sequence[dict] = blocks
+            ) -> float:
+                return fmean(
+                    _at_layer(run, of_run[kind], figure, layer) for run, of_run in zip(runs, blocks, strict=True)
+                )
+
+            row = [f"**{name}**" if name == record.name else name, str(blocks[0]["num_previous_blocks"])]
+            row += [spread([mean("own", "visible_keys")], digits=1), spread([mean("own", "context_share")])]
+            rows.append(row + [spread([mean(kind, "context_fidelity")]) for kind in others])
+    return _table(rows)
+
+
+#: Perplexities of the controls, by what the card calls them.
+_PERPLEXITIES = {
+    "dial 1": lambda controls: controls["dials"][-1]["perplexity"],
+    "self only": lambda controls: controls["self_only_perplexity"],
+    "all local": lambda controls: controls["all_local_perplexity"],
+    "all self only": lambda controls: controls["all_local_self_only_perplexity"],
+}
+
+
+def _ratio(controls: Mapping[str, Any], name: str) -> float:
+    """A perplexity, as a multiple of that at dial 0."""
+    return _or_nan(_PERPLEXITIES[name](controls)) / _or_nan(controls["perplexity"])
+
+
+def _dial_controls(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Perplexities under the dial."""
+    rows = [["configuration", "dial 0", *_PERPLEXITIES, "divergence (bits)"]]
+    for name, runs in groups.items():
+        controls = [run.controls for run in runs]
+        row = [f"**{name}**" if name == record.name else name]
+        row.append(spread([fmean(_or_nan(each["perplexity"]) for each in controls)]))
+        for ratio in _PERPLEXITIES:
+            is_changed = any(runs[0].lambdas) or ratio.startswith("all")
+            row.append(spread([fmean(_ratio(each, ratio) for each in controls) if is_changed else math.nan], digits=3))
+        divergence = fmean(_or_nan(each["divergence"]) for each in controls) if any(runs[0].lambdas) else math.nan
+        rows.append([*row, spread([divergence], digits=3)])
+    return _table(rows)
+
+
+def _dial_sweep(record: RunRecord, layer: int) -> str:
+    """The way from dial 0 to dial 1."""
+    dials = record.controls["dials"]
+    rows = [["dial", *(f"{dial['dial']:g}" for dial in dials)]]
+    rows.append(["perplexity", *(spread([_or_nan(dial["perplexity"])]) for dial in dials)])
+    for name, title in (("context_fidelity", "psi"), ("fidelity", "phi")):
+        rows.append([title, *(spread([_at_layer(record, dial["locality"], name, layer)]) for dial in dials)])
+    return _table(rows)
+
+
+def _wrong_blocks(record: RunRecord, layer: int) -> str:
+    """What psi on the blocks of another text says."""
+    if record.config["block_partition"] == "window":
+        return (
+            "The blocks do not depend on the text, so psi says how near a token looks and nothing about what the text "
+            "says."
+        )
+    number = record.config["num_previous_blocks"]
+    blocks = next(blocks for blocks in record.controls["blocks"] if blocks["num_previous_blocks"] == number)
+    own, wrong = (f"{_at_layer(record, blocks[kind], 'context_fidelity', layer):.2f}" for kind in ("own", "wrong"))
+    if "nan" in (own, wrong):
+        return "On the blocks of another text psi is not defined here, so it is not known what the own ones are worth."
+    both = f"Laid over this text, the blocks of another one get psi {wrong} where its own get {own}"
+    if float(own) > float(wrong):
+        return (
+            f"{both}: at most the {float(own) - float(wrong):.2f} between them is about where this text's blocks begin."
+        )
+    return f"{both}: psi says here how near a token looks, and nothing about where this text's blocks begin."
+
+
+def _attention_is_used(record: RunRecord) -> str:
+    """How much the model loses without the attention that leaves its blocks."""
+    local, alone = (_ratio(record.controls, name) for name in ("all local", "all self only"))
+    if math.isnan(local + alone):
+        return ""
+    layers = "all layers are" if record.config["n_layer"] > 1 else "the layer is"
+    itself = "itself" + (f" and {_sinks(record)}" if _sinks(record) else "")
+    return (
+        f"With {layers} held wholly inside the blocks the perplexity is {local:.3f} times that at dial 0, and with "
+        f"nothing to see for a token but {itself} {alone:.3f} times: where that is little, attention is little used, "
+        "and it costs nothing to constrain it."
+    )
+
+
+# --- training
 
 
 def _variant(variant: str | None) -> str:
@@ -425,20 +673,6 @@ def _variants(record: RunRecord) -> str:
         for part in record.earlier_parts
     ]
     return ", then ".join(dict.fromkeys([*variants, f"the {_variant(record.variant)} configuration"]))
-
-
-def _layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    names = list(reversed(groups))  # this card's own first
-    header = ["layer", "lambda"]
-    header += [f"{quantity}, {name}" for quantity in ("fidelity", "entropy (bits)") for name in names]
-    lines = [header, ["---"] * len(header)]
-    for layer, value in enumerate(record.lambdas):
-        line = [str(layer), f"{value:.3g}"]
-        for quantity in ("fidelity", "entropy"):
-            for name in names:
-                line.append(f"{fmean(run.metrics[f'{quantity}_layer_{layer}'] for run in groups[name]):.2f}")
-        lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _started_from(record: RunRecord, base_model: str | None) -> str:
@@ -458,6 +692,9 @@ def _configuration(record: RunRecord) -> str:
     blocks = _PARTITIONS[record.config["block_partition"]].format(**record.config)
     verb = "counts" if record.config["num_sink_tokens"] == 1 else "count"
     extra = f"; {_sinks(record)} of a text {verb} as local everywhere" if _sinks(record) else ""
+    if number := record.config["num_previous_blocks"]:
+        before = "the block" if number == 1 else f"the {number} blocks"
+        extra = f"; {before} before a token's own {'counts' if number == 1 else 'count'} as local too{extra}"
     return f"{_variant(record.variant)}, lambda = {_numbers(record.lambdas)}; {blocks}{extra}"
 
 
@@ -501,8 +738,9 @@ def _hyperparameters(training: Mapping[str, Any]) -> str:
 
 
 def _locality_loss(training: Mapping[str, Any]) -> str:
+    objective = {"context": "context fidelity (psi)", "fidelity": "fidelity (phi)"}[training["locality_objective"]]
     return (
-        f"target fidelity {training['target_fidelity']:g}, weight {training['locality_weight']:g}, exponent "
+        f"on {objective}, target {training['target_fidelity']:g}, weight {training['locality_weight']:g}, exponent "
         f"{training['locality_exponent']}, {_warmup(training['locality_warmup_steps'])}"
     )
 
