@@ -5,7 +5,15 @@ from .controls import BlockControls, ControlResults, DialFigures, LocalityFigure
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
-from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth, spread
+from .report import (
+    comparison_table,
+    layer_table,
+    plot_attention_map,
+    plot_fidelity_over_depth,
+    plot_over_depth,
+    plot_shares_over_depth,
+    spread,
+)
 from .shares import context_fidelity
 
 
@@ -25,5 +33,7 @@ __all__ = [
     "measure_controls",
     "plot_attention_map",
     "plot_fidelity_over_depth",
+    "plot_over_depth",
+    "plot_shares_over_depth",
     "spread",
 ]
