@@ -132,7 +132,7 @@ def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelC
             metric_value=round(record.metrics[metric], 4),
         )
         for metric, name in _METRICS.items()
-        if record.metrics[metric] is not None
+        if math.isfinite(record.metrics[metric])
     ]
     return ModelCardData(
         license=record.license,
@@ -156,7 +156,7 @@ def _eval_result_entries(record: RunRecord) -> list[EvalResultEntry]:
             dataset_id=data["dataset_id"], task_id=metric, value=round(record.metrics[metric], 4), notes=notes
         )
         for metric in _METRICS
-        if record.metrics[metric] is not None
+        if math.isfinite(record.metrics[metric])
     ]
 
 
@@ -202,16 +202,8 @@ def _baseline(groups: Mapping[str, Sequence[RunRecord]]) -> str | None:
     return next((name for name, runs in groups.items() if runs[0].variant == BASELINE_VARIANT), None)
 
 
-def _metrics(groups: Mapping[str, Sequence[RunRecord]], on_base_blocks: bool = False) -> dict[str, list[dict]]:
-    """The metrics of each run, NaN where there is no number."""
-    return {
-        name: [_with_nan(run.metrics_on_base_blocks if on_base_blocks else run.metrics) for run in runs]
-        for name, runs in groups.items()
-    }
-
-
-def _with_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
+def _metrics(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[dict[str, float]]]:
+    return {name: [run.metrics for run in runs] for name, runs in groups.items()}
 
 
 def _drawn(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -235,7 +227,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     baseline = _baseline(groups)
     own = groups[record.name]
     layer = shown_layer(config["locality_schedule"], config["n_layer"])
-    has_base_blocks = len(groups) > 1 and all(run.metrics_on_base_blocks for runs in groups.values() for run in runs)
+    on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
+    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs)
     controlled = _controlled(records)
     return {
         "repo_id": repo_id,
@@ -266,7 +259,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "evaluation": f"{_evaluation_sequences(data)} of {_text_name(data)} ({data['evaluation_split']})",
         "num_rows": len(groups),
         "comparison": _comparison(record, _metrics(groups), baseline, layer),
-        "base_blocks_comparison": has_base_blocks and _comparison(record, _metrics(groups, True), baseline, layer),
+        "base_blocks_comparison": has_base_blocks and _comparison(record, on_base, baseline, layer),
         "blocks_note": _blocks_note(groups),
         "layer_table": _layer_table(record, _drawn(records)),
         "layers_are_means": any(len(runs) > 1 for runs in _drawn(records).values()),

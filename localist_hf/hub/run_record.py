@@ -62,6 +62,8 @@ _KEYS = {
         "all_local_self_only_perplexity", "divergence",
     ),
 }  # fmt: skip
+# The fields that hold an evaluation.
+_METRICS = ("metrics", "metrics_on_base_blocks")
 # What is measured overall and of every layer, always a number, and what is none where no position counts.
 _ALWAYS = ("fidelity", "entropy")
 _WHERE_COUNTED = (*SHARES, "context_share", "visible_keys")
@@ -110,7 +112,7 @@ class RunRecord:
             Perplexity, and for every layer context fidelity, attention shares, visible keys, fidelity and entropy, on
             the evaluation part (see [`LocalityMeter.compute`]), on the blocks that the model finds itself. Of a layer
             without counted positions (each token sees its local set only) shares, visible keys and context fidelity
-            are `None`; the context fidelity also where no attention goes to other words.
+            are NaN (`null` in the file); the context fidelity also where no attention goes to other words.
         metrics_on_base_blocks (`dict[str, float]`, *optional*):
             The same on the blocks that the common base of several runs finds.
         versions (`dict[str, str]`):
@@ -145,8 +147,8 @@ class RunRecord:
     data: dict[str, Any]
     training: dict[str, Any]
     earlier_parts: list[dict[str, Any]]
-    metrics: dict[str, float | None]
-    metrics_on_base_blocks: dict[str, float | None] | None
+    metrics: dict[str, float]
+    metrics_on_base_blocks: dict[str, float] | None
     versions: dict[str, str]
     hardware: str
     weights: dict[str, str]
@@ -170,12 +172,9 @@ class RunRecord:
             if missing := {"steps", "planned_steps", "seed", "variant", "locality", "training"} - part.keys():
                 raise ValueError(f"`earlier_parts` holds one without {min(missing)!r}.")
         schedule_lambdas(self.config["locality_schedule"], self.config["n_layer"])
-        for field, metrics in (
-            ("metrics", self.metrics),
-            ("metrics_on_base_blocks", self.metrics_on_base_blocks),
-        ):
-            if metrics is not None:
-                _check_metrics(field, metrics, self.config["n_layer"])
+        for name in _METRICS:
+            if (metrics := getattr(self, name)) is not None:
+                _check_metrics(name, metrics, self.config["n_layer"])
         if self.controls is not None:
             _check_controls(self.controls, self.config["n_layer"])
 
@@ -228,8 +227,12 @@ class RunRecord:
     def save(self, folder: str | Path) -> None:
         """Writes the record to a run's folder."""
         path = Path(folder) / RECORD_FILE
+        values = asdict(self)
+        for name in _METRICS:
+            if (metrics := values[name]) is not None:
+                values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
         unfinished = path.with_name(f".{RECORD_FILE}")
-        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
     @classmethod
@@ -255,6 +258,9 @@ class RunRecord:
             missing = sorted({field.name for field in fields(cls)} ^ values.keys())
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
+            for name in _METRICS:
+                if isinstance(metrics := values[name], dict):
+                    values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
@@ -285,7 +291,7 @@ class RunRecord:
         """
         changes: dict[str, Any] = {}
         if metrics_on_base_blocks is not None:
-            changes["metrics_on_base_blocks"] = _recorded(metrics_on_base_blocks)
+            changes["metrics_on_base_blocks"] = dict(metrics_on_base_blocks)
         if controls is not None:
             changes["controls"] = controls.to_dict()
         return replace(self, **changes)
@@ -417,13 +423,14 @@ class RunRecord:
         )
 
 
-def last_evaluation(trainer: transformers.Trainer) -> dict[str, float | None] | None:
+def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
         if "train_runtime" in entry and has_best_weights(trainer):
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
-            return _recorded({name.removeprefix("eval_"): value for name, value in entry.items()})
+            metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
+            return {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
     return None
 
 
@@ -476,28 +483,19 @@ def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any]) -> st
     )
 
 
-def _recorded(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """What a record keeps of an evaluation; JSON has no NaN."""
-    kept = {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
-    return {name: None if math.isnan(value) else value for name, value in kept.items()}
-
-
-def _check_metrics(field: str, metrics: Mapping[str, float | None], num_layers: int) -> None:
+def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
     for part in ("", *(f"_layer_{layer}" for layer in range(num_layers))):
-        needed = [f"{name}{part}" for name in _ALWAYS] if part else ["loss", "perplexity", *_ALWAYS]
-        where_counted = [f"{name}{part}" for name in _WHERE_COUNTED]
-        psi = f"context_fidelity{part}"
-        absent = [name for name in (*where_counted, psi) if name not in metrics]
-        if absent:
-            raise ValueError(f"`{field}` has no {absent[0]!r}.")
-        if any(metrics[name] is not None for name in where_counted):
-            needed += where_counted
-        if metrics[psi] is not None or metrics[f"context_share{part}"]:  # else nothing goes to other words
-            needed.append(psi)
+        needed = [f"{name}{part}" for name in _ALWAYS] + ([] if part else ["loss", "perplexity"])
+        counted, psi = [f"{name}{part}" for name in _WHERE_COUNTED], f"context_fidelity{part}"
+        values = {name: metrics.get(name) for name in (*needed, *counted, psi)}
+        undefined = {name for name, value in values.items() if value != value}  # NaN
+        if not undefined.issuperset(counted):
+            needed += counted
+            if psi not in undefined or values[f"context_share{part}"] != 0:
+                needed.append(psi)
         for name in needed:
-            value = metrics.get(name)
-            if not (isinstance(value, int | float) and math.isfinite(value)):
-                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {value}.")
+            if not (isinstance(values[name], int | float) and math.isfinite(values[name])):
+                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
 
 
 def _check_controls(controls: Mapping[str, Any], num_layers: int) -> None:
