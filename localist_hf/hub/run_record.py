@@ -176,7 +176,7 @@ class RunRecord:
             if (metrics := getattr(self, name)) is not None:
                 _check_metrics(name, metrics, self.config["n_layer"])
         if self.controls is not None:
-            _check_controls(self.controls, self.config["n_layer"])
+            _check_controls(self.controls, self.config)
 
     @property
     def lambdas(self) -> list[float]:
@@ -498,10 +498,12 @@ def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) ->
                 raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
 
 
-def _check_controls(controls: Mapping[str, Any], num_layers: int) -> None:
-    layers = controls["layers"]
-    if num_layers - 1 not in layers:
-        raise ValueError(f"`controls` are of the layers {layers}; the last, {num_layers - 1}, must be among them.")
+def _check_controls(controls: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    layers, number = controls["layers"], config["num_previous_blocks"]
+    if (last := config["n_layer"] - 1) not in layers:
+        raise ValueError(f"`controls` are of the layers {layers}; the last, {last}, must be among them.")
+    if number not in [blocks["num_previous_blocks"] for blocks in controls["blocks"]]:
+        raise ValueError(f"`controls` must hold the blocks with {number} before them, as the configuration has it.")
     figures = [dial["locality"] for dial in controls["dials"]]
     for blocks in controls["blocks"]:
         figures += [blocks["own"], blocks["wrong"], *filter(None, (blocks["windows"], blocks["recency"]))]
