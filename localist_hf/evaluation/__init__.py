@@ -1,21 +1,39 @@
 """Measuring models and showing what was measured."""
 
+from ..modeling.locality import context_fidelity
 from .causal_lm_collator import causal_lm_collator
+from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
-from .report import comparison_table, layer_table, plot_attention_map, plot_fidelity_over_depth, spread
+from .report import (
+    comparison_table,
+    layer_table,
+    plot_attention_map,
+    plot_fidelity_over_depth,
+    plot_over_depth,
+    plot_shares_over_depth,
+    spread,
+)
 
 
 __all__ = [
+    "BlockControls",
+    "ControlResults",
+    "DialFigures",
+    "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
     "causal_lm_collator",
     "comparison_table",
+    "context_fidelity",
     "layer_table",
     "locality_probe",
     "measure",
+    "measure_controls",
     "plot_attention_map",
     "plot_fidelity_over_depth",
+    "plot_over_depth",
+    "plot_shares_over_depth",
     "spread",
 ]

@@ -1,4 +1,4 @@
-"""Means of perplexity, fidelity and entropy over many batches."""
+"""Means of perplexity, fidelity, attention shares and entropy over many batches."""
 
 import math
 from collections.abc import Callable
@@ -6,28 +6,36 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..modeling import LocalistCausalLMOutput
+from ..modeling import LocalistCausalLMOutput, LocalistGPT2Config
+from ..modeling.localist_model import SHARES
+from ..modeling.locality import context_fidelity
+from .visible_keys import visible_keys
 
 
 class LocalityMeter:
     """
     Adds up what a model measures, batch by batch, and gives the means: nothing but sums is kept.
 
-    Every label counts the same for the perplexity, every counted position and head for the fidelity, and every token
-    and head for the entropy, whatever batch they came in.
+    Every label counts the same for the perplexity, every counted position and head for the fidelity and the shares, and
+    every token and head for the entropy, whatever batch they came in.
+
+    Args:
+        config ([`LocalistGPT2Config`]):
+            The model's, which says what is local beside a token's own block.
 
     Example:
 
     ```python
-    >>> meter = LocalityMeter()
+    >>> meter = LocalityMeter(model.config)
     >>> for batch in batches:
     ...     meter.update(model(**batch, output_fidelity=True, output_entropy=True), batch["labels"])
     >>> meter.compute()
-    {'loss': 3.2, 'perplexity': 24.5, 'fidelity': 0.41, 'fidelity_layer_0': 0.19, ..., 'entropy_layer_5': 2.9}
+    {'loss': 3.2, 'perplexity': 24.5, 'context_fidelity': 0.38, ..., 'fidelity': 0.41, ..., 'entropy_layer_5': 2.9}
     ```
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: LocalistGPT2Config) -> None:
+        self._config = config
         self._sums: torch.Tensor | None = None
 
     @property
@@ -54,14 +62,16 @@ class LocalityMeter:
                 [`~accelerate.Accelerator.gather_for_metrics`], which leaves out the sequences that fill up the last
                 batch. By default there is one process.
         """
-        # The sums of every quantity and what to divide them by, for each sequence: (batch_size, 1 + 2 * num_layers, 2).
-        sums = [_label_losses(outputs.logits, labels)]
-        for fidelity, mask in zip(outputs.fidelity, outputs.fidelity_mask, strict=True):
-            sums.append(((fidelity.detach().mean(1) * mask).sum(1), mask.sum(1)))
-        for entropy, starts in zip(outputs.entropy, outputs.block_starts, strict=True):
-            sums.append((entropy.detach().mean(1).sum(1), (starts >= 0).sum(1)))
+        # For each sequence, the sum of its labels' losses and their number, and for each layer the number of tokens
+        # and the sum of their entropies, the number of counted positions and what their means are taken of.
+        sums = [*label_losses(outputs.logits, labels)]
+        for layer, mask in enumerate(outputs.fidelity_mask):
+            starts = outputs.block_starts[layer]
+            sums += [(starts >= 0).sum(1), outputs.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
+            sums += [(outputs[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
+            sums.append((visible_keys(starts, self._config) * mask).sum(1))
         # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
-        rows = torch.stack([value.float().to(labels.device) for pair in sums for value in pair], dim=1)
+        rows = torch.stack([value.float().to(labels.device) for value in sums], dim=1)
         rows = rows if gather is None else gather(rows)
         batch = rows.cpu().double().sum(0)
         self._sums = batch if self._sums is None else self._sums + batch
@@ -71,29 +81,49 @@ class LocalityMeter:
         The means over all batches.
 
         Returns:
-            `dict[str, float]`: `loss`, `perplexity`, and `fidelity` and `entropy` (bits) as means over layers and for
-            each layer. A layer without counted positions has fidelity 1; the loss is NaN where there is no label, the
-            entropy where there is no token.
+            `dict[str, float]`: `loss` (nats), `perplexity`, and for each quantity its value of each layer, as
+            `context_fidelity_layer_3`, and overall, as `context_fidelity`:
+
+            - `context_fidelity`: of the attention that goes to other words, the part that stays in the local set:
+              block / (block + outside), the ratio of their sums; overall that of their means over layers.
+            - `context_share`: block + outside, the attention that goes to other words at all.
+            - `self_share`, `sink_share`, `block_share`, `outside_share`: where the attention goes; they sum to 1.
+            - `fidelity`: 1 - outside.
+            - `visible_keys`: the number of keys in a counted query's local set.
+            - `entropy`: in bits.
+
+            Overall means are over layers; those of the shares, and of the visible keys, over the layers that have
+            counted positions. One without has fidelity 1 by construction, and NaN as its shares, context fidelity and
+            visible keys. The context fidelity is NaN too where no attention goes to other words, the loss where there
+            is no label, the entropy where there is no token.
 
         Raises:
             ValueError: where there has been no batch.
         """
         if self._sums is None:
             raise ValueError("`compute` was called before any `update`: there is no batch to take a mean over.")
-        loss, *layers = [total / count if count else None for total, count in self._sums.view(-1, 2).tolist()]
-        num_layers = len(layers) // 2
-        loss = math.nan if loss is None else loss
-        fidelities = [1.0 if value is None else value for value in layers[:num_layers]]
-        entropies = [math.nan if value is None else value for value in layers[num_layers:]]
+        total_loss, num_labels = self._sums[:2].tolist()
+        loss = total_loss / num_labels if num_labels else math.nan
         # torch's exponential of a large loss is infinite; `math`'s is an error.
         metrics = {"loss": loss, "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
-        for name, values in (("fidelity", fidelities), ("entropy", entropies)):
-            metrics[name] = sum(values) / num_layers
-            metrics |= {f"{name}_layer_{layer}": value for layer, value in enumerate(values)}
+
+        names = ("fidelity", *SHARES, "visible_keys")
+        num_tokens, entropy, num_counted, *sums = self._sums[2:].view(-1, 3 + len(names)).T
+        means = {name: total / num_counted for name, total in zip(names, sums, strict=True)}
+        means["fidelity"] = torch.where(num_counted > 0, means["fidelity"], 1.0)
+        means["context_share"] = means["block_share"] + means["outside_share"]
+        means["context_fidelity"] = context_fidelity(means["block_share"], means["outside_share"])
+        means["entropy"] = entropy / num_tokens
+        overall = {name: values.nanmean() for name, values in means.items()}
+        overall["context_fidelity"] = context_fidelity(overall["block_share"], overall["outside_share"])
+        overall["entropy"] = means["entropy"].mean()
+        for name in ("context_fidelity", "context_share", *names[1:], "fidelity", "entropy"):
+            metrics[name] = overall[name].item()
+            metrics |= {f"{name}_layer_{layer}": value for layer, value in enumerate(means[name].tolist())}
         return metrics
 
 
-def _label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the cross-entropies of each sequence's labels in nats, and their number: `(batch_size,)` both."""
     # Labels are moved instead of logits, which a slice would copy.
     targets = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)

@@ -1,4 +1,4 @@
-"""Fidelity and entropy of every head over a whole corpus."""
+"""Fidelity, attention shares and entropy of every head over a whole corpus."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling import LocalistModelOutput
+from ..modeling import LocalistGPT2Config, LocalistModelOutput
 from ..modeling.block_partition import document_starts
-from ..modeling.locality import check_attention_mask
+from ..modeling.localist_model import SHARES
+from ..modeling.locality import check_attention_mask, context_fidelity
 from .check_model import check_model
+from .visible_keys import visible_keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +24,15 @@ class LocalityProfile:
         fidelity (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
             Mean share of a query's attention that stays in its local set, in [0, 1], over the counted positions; 1 in
             a layer that has none.
+        self_share, sink_share, block_share, outside_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean shares of a query's attention over the same positions: on its own token, on sinks, on the rest of its
+            local set, outside of it. They sum to 1; NaN in a layer that has no counted position.
         entropy (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
             Mean entropy of a query's attention in bits, over all tokens.
         mean_block_length (`torch.DoubleTensor` of shape `(num_layers,)`):
             Mean length of a block in tokens.
+        visible_keys (`torch.DoubleTensor` of shape `(num_layers,)`):
+            Mean number of keys in the local set of a counted position; NaN where there is none.
         num_counted (`torch.LongTensor` of shape `(num_layers,)`):
             Counted positions: the tokens that see more than their local set. Layers differ where their blocks do.
         num_tokens (`int`):
@@ -33,10 +40,31 @@ class LocalityProfile:
     """
 
     fidelity: torch.Tensor
+    self_share: torch.Tensor
+    sink_share: torch.Tensor
+    block_share: torch.Tensor
+    outside_share: torch.Tensor
     entropy: torch.Tensor
     mean_block_length: torch.Tensor
+    visible_keys: torch.Tensor
     num_counted: torch.Tensor
     num_tokens: int
+
+    @property
+    def context_fidelity(self) -> torch.Tensor:
+        """
+        `torch.DoubleTensor` of shape `(num_layers, num_heads)`: of the attention that goes to other words, the part
+        that stays in the local set, block / (block + outside); NaN where none goes to other words.
+        """
+        return context_fidelity(self.block_share, self.outside_share)
+
+    @property
+    def context_share(self) -> torch.Tensor:
+        """
+        `torch.DoubleTensor` of shape `(num_layers, num_heads)`: the share of the attention that goes to other words,
+        block + outside.
+        """
+        return self.block_share + self.outside_share
 
 
 @torch.no_grad()
@@ -46,8 +74,8 @@ def locality_probe(
     block_model: PreTrainedModel | None = None,
 ) -> LocalityProfile:
     """
-    Measures fidelity and entropy of every layer and head over a corpus, in memory that grows linearly with the length
-    of a batch and not at all with their number.
+    Measures fidelity, attention shares and entropy of every layer and head over a corpus, in memory that grows linearly
+    with the length of a batch and not at all with their number.
 
     The transformer runs without its language modeling head, and every text without its padding and apart from the
     others packed into its row: what fused attention would need a length x length mask for. The means are those of the
@@ -76,7 +104,7 @@ def locality_probe(
 
     ```python
     >>> profile = locality_probe(model, DataLoader(dataset, batch_size=8, collate_fn=causal_lm_collator))
-    >>> profile.fidelity.argmax(dim=1)  # the most local head of each layer
+    >>> profile.context_fidelity.argmax(dim=1)  # the most local head of each layer
     tensor([3, 0, 7, 7, 1, 10])
     ```
     """
@@ -93,17 +121,19 @@ def locality_probe(
             if block_decoder is not None:
                 texts["block_starts"] = last_block_starts(block_decoder, texts)
             outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
-            sums = _sums(outputs)
+            sums = _sums(outputs, decoder.config)
             totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
     if totals is None:
         raise ValueError("`batches` hold no token: there is nothing to take a mean over.")
 
     num_counted, num_tokens = totals["num_counted"], totals["num_tokens"]
-    fidelity = totals["fidelity"] / num_counted[:, None].clamp(min=1)
+    shares = {name: totals[name] / num_counted[:, None] for name in SHARES}
     return LocalityProfile(
-        fidelity=torch.where(num_counted[:, None] > 0, fidelity, 1.0),
+        fidelity=torch.where(num_counted[:, None] > 0, totals["fidelity"] / num_counted[:, None], 1.0),
+        **shares,
         entropy=totals["entropy"] / num_tokens[:, None],
         mean_block_length=num_tokens / totals["num_blocks"].double(),
+        visible_keys=totals["visible_keys"].double() / num_counted,
         num_counted=num_counted,
         num_tokens=int(num_tokens[0]),
     )
@@ -149,12 +179,14 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
         yield arguments
 
 
-def _sums(outputs: LocalistModelOutput) -> dict[str, torch.Tensor]:
+def _sums(outputs: LocalistModelOutput, config: LocalistGPT2Config) -> dict[str, torch.Tensor]:
     """Sums of a batch, for each layer and head `(num_layers, num_heads)` or for each layer `(num_layers,)`."""
-    layers = zip(outputs.fidelity, outputs.fidelity_mask, outputs.entropy, outputs.block_starts, strict=True)
+    layers = zip(outputs.fidelity_mask, outputs.entropy, outputs.block_starts, strict=True)
     sums = defaultdict(list)
-    for fidelity, mask, entropy, starts in layers:
-        sums["fidelity"].append((fidelity * mask[:, None]).sum(2))
+    for layer, (mask, entropy, starts) in enumerate(layers):
+        for name in ("fidelity", *SHARES):
+            sums[name].append((outputs[name][layer] * mask[:, None]).sum(2))
+        sums["visible_keys"].append((visible_keys(starts, config) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding
         sums["num_tokens"].append((starts >= 0).sum(1))

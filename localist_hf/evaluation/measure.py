@@ -1,4 +1,6 @@
-"""Perplexity, fidelity and entropy of a model over a data set."""
+"""Perplexity, context fidelity, attention shares and entropy of a model over a data set."""
+
+from collections.abc import Iterator
 
 import torch
 from datasets import Dataset
@@ -16,7 +18,7 @@ def measure(
     model: PreTrainedModel, dataset: Dataset, batch_size: int = 8, block_model: PreTrainedModel | None = None
 ) -> dict[str, float]:
     """
-    Perplexity, fidelity and entropy of every layer over a data set.
+    Perplexity, and fidelity, attention shares and entropy of every layer, over a data set.
 
     Each model finds its own blocks, so fidelities of several models are comparable only on the same ones: pass their
     common base as `block_model`.
@@ -43,16 +45,22 @@ def measure(
     check_model("model", model)
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
-    meter = LocalityMeter()
+    meter = LocalityMeter(model.config)
+    for inputs, labels in evaluation_batches(model, dataset, batch_size, block_model):
+        meter.update(model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False), labels)
+    return meter.compute()
+
+
+def evaluation_batches(
+    model: PreTrainedModel, dataset: Dataset, batch_size: int, block_model: PreTrainedModel | None
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """The model's inputs for each batch, on the blocks that are asked for, and the labels apart, on its device."""
     model.eval()
     block_decoder = None if block_model is None else block_model.eval().get_decoder()
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
-        labels = batch.pop("labels").to(model.device)  # the meter takes the loss itself
+        labels = batch.pop("labels").to(model.device)  # the perplexity is not taken from the model's loss
         if block_decoder is not None:
             if "block_starts" in batch:
                 raise ValueError("`dataset` holds `block_starts` and a `block_model` is given too; only one can tell.")
             batch["block_starts"] = last_block_starts(block_decoder, batch)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        outputs = model(**batch, output_fidelity=True, output_entropy=True, use_cache=False)
-        meter.update(outputs, labels)
-    return meter.compute()
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}, labels

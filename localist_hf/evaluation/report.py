@@ -1,8 +1,11 @@
 """Tables and pictures of what was measured."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
+from typing import BinaryIO
 
 import matplotlib
 import torch
@@ -17,21 +20,49 @@ def layer_series(metrics: Mapping[str, float], quantity: str) -> list[float]:
     return series
 
 
+#: What a column of a table is called.
+_TITLES = {
+    "context_fidelity": "context fidelity",
+    "context_share": "context share",
+    "self_share": "self",
+    "sink_share": "sink",
+    "fidelity": "fidelity",
+}
+
+
 def layer_table(metrics: Mapping[str, float], lambdas: Sequence[float]) -> str:
-    """A table of one model, a line for each layer: its place in the schedule, fidelity and entropy in bits."""
-    columns = zip(lambdas, layer_series(metrics, "fidelity"), layer_series(metrics, "entropy"), strict=True)
-    lines = ["layer  lambda  fidelity  entropy (bits)"]
-    lines += [
-        f"{layer:5d}  {value:6.3f}  {fidelity:8.3f}  {entropy:14.2f}"
-        for layer, (value, fidelity, entropy) in enumerate(columns)
-    ]
+    """
+    A table of one model, a line for each layer: its place in the schedule, its context fidelity, the shares of the
+    attention that go to other words, to the token itself and to sinks, its fidelity, and its entropy in bits.
+
+    Args:
+        metrics (`Mapping[str, float]`):
+            As [`LocalityMeter.compute`] gives them.
+        lambdas (`Sequence[float]`):
+            The locality of each layer that the schedule says.
+    """
+    values = [layer_series(metrics, name) for name in (*_TITLES, "entropy")]
+    widths = [max(5, len(title)) for title in _TITLES.values()]
+    titles = [title.rjust(width) for title, width in zip(_TITLES.values(), widths, strict=True)]
+    lines = ["  ".join(["layer  lambda", *titles, "entropy (bits)"])]
+    for layer, (value, *of_layer, entropy) in enumerate(zip(lambdas, *values, strict=True)):
+        cells = [_number(each, 3).rjust(width) for width, each in zip(widths, of_layer, strict=True)]
+        lines.append(f"{layer:5d}  {value:6.3f}  " + "  ".join([*cells, _number(entropy, 2).rjust(14)]))
     return "\n".join(lines)
 
 
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The mean of several runs and, in brackets, the least and the greatest; of one run, its number."""
-    mean = f"{fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    """
+    The mean of several runs and, in brackets, the least and the greatest; of one run, its number. A hyphen where one
+    of them is undefined (NaN).
+    """
+    mean = _number(fmean(values), digits)
+    is_alone = len(values) == 1 or any(map(math.isnan, values))
+    return mean if is_alone else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def comparison_table(
@@ -41,47 +72,56 @@ def comparison_table(
     every_layer: bool = True,
 ) -> str:
     """
-    A Markdown table of several configurations: perplexity and its ratio to the baseline's, fidelity of every layer (or
-    the mean of all, and the last layer's), the last layer's as a multiple of the baseline's, and mean entropy in bits.
-    Of several runs the means, and for perplexity and the last fidelity the least and the greatest.
+    A Markdown table of several configurations: perplexity and its ratio to the baseline's, context fidelity (of every
+    layer, or the last), and of the last layer the shares of the attention that go to other words, to the token itself
+    and to sinks, and the fidelity. Of several runs the means, and for perplexity and the last layer's context fidelity
+    the least and the greatest.
 
     Args:
         results (`Mapping[str, Sequence[Mapping[str, float]]]`):
             Name of each configuration to the metrics of each of its runs (see [`LocalityMeter.compute`]).
         baseline (`str`):
-            The configuration that the ratios refer to; one of `results`.
+            The configuration that the ratio refers to; one of `results`.
         labels (`Mapping[str, str]`, *optional*):
             What the table calls a configuration, where not by its name.
         every_layer (`bool`, *optional*, defaults to `True`):
-            A column for each layer's fidelity.
+            A column for each layer's context fidelity, and not only for the last one's.
 
     Raises:
         ValueError: when `baseline` is not among the results.
     """
-    if baseline not in results:
-        raise ValueError(f"`baseline` is {baseline!r}; the results are of {', '.join(map(repr, results))}.")
+    _check_baseline(results, baseline)
 
     def series(name: str, metric: str) -> list[float]:
         return [metrics[metric] for metrics in results[name]]
 
-    num_layers = len(layer_series(results[baseline][0], "fidelity"))
-    last = f"fidelity_layer_{num_layers - 1}"
-    layers = [f"fidelity_layer_{layer}" for layer in range(num_layers)] if every_layer else ["fidelity", last]
+    last = len(layer_series(results[baseline][0], "fidelity")) - 1
     header = ["configuration", "perplexity", f"/ {baseline}"]
-    header += [f"fidelity {layer}" for layer in range(num_layers)] if every_layer else ["fidelity", "last layer's"]
-    header += [f"last / {baseline}", "entropy (bits)"]
+    psi, *others = _TITLES.values()
+    if every_layer:
+        header += [f"{psi} 0", *map(str, range(1, last + 1)), f"last layer: {others[0]}", *others[1:]]
+    else:
+        header += [f"last layer: {psi}", *others]
     rows = []
     for name in results:
         row = [(labels or {}).get(name, name), spread(series(name, "perplexity"))]
         row.append(f"{fmean(series(name, 'perplexity')) / fmean(series(baseline, 'perplexity')):.3f}")
-        row += [f"{fmean(series(name, metric)):.2f}" for metric in layers[:-1]] + [spread(series(name, last))]
-        row.append(f"{fmean(series(name, last)) / fmean(series(baseline, last)):.1f}")
-        rows.append([*row, f"{fmean(series(name, 'entropy')):.2f}"])
+        if every_layer:
+            earlier = [fmean(series(name, f"context_fidelity_layer_{layer}")) for layer in range(last)]
+            row += [_number(value, 2) for value in earlier]
+        row.append(spread(series(name, f"context_fidelity_layer_{last}")))
+        means = [fmean(series(name, f"{metric}_layer_{last}")) for metric in list(_TITLES)[1:]]
+        rows.append([*row, *(_number(value, 2) for value in means)])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def _check_baseline(results: Mapping[str, Sequence[Mapping[str, float]]], baseline: str) -> None:
+    if baseline not in results:
+        raise ValueError(f"`baseline` is {baseline!r}; the results are of {', '.join(map(repr, results))}.")
 
 
 # One colour for each configuration wherever it is drawn: grey and black for the uniform ends, light to dark between.
@@ -97,42 +137,147 @@ _COLOURS = {
 }
 
 
-def plot_fidelity_over_depth(
+#: What can be drawn over depth, and what the picture calls it.
+_QUANTITIES = {
+    "context_fidelity": "context fidelity: share inside the local set\nof the attention that goes to other words",
+    "context_share": "context share: attention that goes to other words",
+    "self_share": "self share: attention on the token itself",
+    "sink_share": "sink share: attention on the first tokens",
+    "block_share": "block share: attention on other words in the local set",
+    "outside_share": "outside share: attention outside the local set",
+    "fidelity": "fidelity: share of attention inside the local set",
+    "entropy": "entropy of the attention (bits)",
+}
+
+
+def plot_over_depth(
     results: Mapping[str, Sequence[Mapping[str, float]]],
-    path: str | Path,
+    quantity: str,
+    path: str | Path | BinaryIO,
     title: str | None = None,
     lambdas: Sequence[float] | None = None,
 ) -> None:
     """
-    Draws the fidelity of every layer, a line for each configuration; with several runs of one, the mean and a band from
+    Draws a quantity of every layer, a line for each configuration; with several runs of one, the mean and a band from
     the least to the greatest.
 
     Args:
         results (`Mapping[str, Sequence[Mapping[str, float]]]`):
             Name of each configuration to the metrics of each of its runs.
-        path (`str` or `Path`):
+        quantity (`str`):
+            `"context_fidelity"`, `"context_share"`, `"self_share"`, `"sink_share"`, `"block_share"`, `"outside_share"`,
+            `"fidelity"` or `"entropy"`.
+        path (`str`, `Path` or binary file):
             PNG file to write.
         title (`str`, *optional*):
             Title above the picture.
         lambdas (`Sequence[float]`, *optional*):
             A schedule to draw with them.
+
+    Raises:
+        ValueError: for another quantity.
     """
+    if quantity not in _QUANTITIES:
+        raise ValueError(f"`quantity` is {quantity!r}; allowed are {', '.join(map(repr, _QUANTITIES))}.")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     if lambdas is not None:
         axes.plot(lambdas, linestyle=":", marker=".", color="#555555", label="schedule (lambda)")
-    for name, runs in results.items():
-        layers = list(zip(*(layer_series(metrics, "fidelity") for metrics in runs), strict=True))
-        (line,) = axes.plot([fmean(values) for values in layers], marker="o", label=name, color=_COLOURS.get(name))
+    for (name, runs), marker in zip(results.items(), cycle("osD^vPX*")):
+        layers = list(zip(*(layer_series(metrics, quantity) for metrics in runs), strict=True))
+        means = [fmean(values) for values in layers]
+        (line,) = axes.plot(means, marker=marker, label=name, color=_COLOURS.get(name))
         if len(runs) > 1:
             least, greatest = [min(values) for values in layers], [max(values) for values in layers]
             axes.fill_between(range(len(layers)), least, greatest, color=line.get_color(), alpha=0.25, linewidth=0)
-    axes.set(xlabel="layer", ylabel="fidelity: share of attention inside the block", ylim=(0, 1.02), title=title)
+    axes.set(xlabel="layer", ylabel=_QUANTITIES[quantity], title=title)
+    if quantity == "entropy":
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylim(0, 1.02)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def plot_fidelity_over_depth(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    path: str | Path | BinaryIO,
+    title: str | None = None,
+    lambdas: Sequence[float] | None = None,
+) -> None:
+    """[`plot_over_depth`] of the fidelity."""
+    plot_over_depth(results, "fidelity", path, title, lambdas)
+
+
+# From the bottom to the top: what a reader sees as one line is then the fidelity, below "outside". Colours of Okabe and
+# Ito, who chose them for the colour-blind; hatches tell the bands apart without colours.
+_BANDS = {
+    "self_share": ("self: the token itself", "#e69f00", "///"),
+    "sink_share": ("sink: the first tokens", "#cc79a7", "..."),
+    "block_share": ("block: other words in the local set", "#0072b2", ""),
+    "outside_share": ("outside: other words elsewhere", "#d9d9d9", "xx"),
+}
+_PANELS_IN_A_ROW = 4
+
+
+def plot_shares_over_depth(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    baseline: str,
+    path: str | Path | BinaryIO,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """
+    Draws where the attention of every layer goes, as bands one above the other that add up to 1: a panel for the
+    baseline and one beside it for each other configuration. Of several runs the means.
+
+    Args:
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs (see [`LocalityMeter.compute`]).
+        baseline (`str`):
+            The configuration that comes first; one of `results`, perhaps the only one.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        labels (`Mapping[str, str]`, *optional*):
+            What a panel calls a configuration, where not by its name.
+
+    Raises:
+        ValueError: when `baseline` is not among the results.
+    """
+    _check_baseline(results, baseline)
+    names = [baseline, *(name for name in results if name != baseline)]
+    num_columns = min(len(names), _PANELS_IN_A_ROW)
+    num_rows = -(-len(names) // num_columns)
+    # Wide enough for the legend below, however few panels there are.
+    size = (max(5.6, 3.2 * num_columns + 0.6), 3.0 * num_rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True)
+    handles = {}
+    for panel in panels.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(panels.flat[: len(names)], names, strict=True):
+        bottom = None
+        for share, (label, colour, hatch) in _BANDS.items():
+            layers = zip(*(layer_series(metrics, share) for metrics in results[name]), strict=True)
+            values = [fmean(of_layer) for of_layer in layers]
+            bottom = [0.0] * len(values) if bottom is None else bottom
+            bars = panel.bar(
+                range(len(values)), values, 1.0, bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5
+            )
+            if any(value > 0 for value in values):
+                handles.setdefault(label, bars)
+            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+        panel.set(title=(labels or {}).get(name, name), ylim=(0, 1), xlim=(-0.5, len(bottom) - 0.5), xlabel="layer")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("share of the attention")
+    handles = {label: handles[label] for label, *_ in reversed(_BANDS.values()) if label in handles}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=100)
 
 
 def plot_attention_map(

@@ -93,7 +93,7 @@ class LocalistTrainer(Trainer):
         self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
-        self._meter = LocalityMeter()
+        self._meter = LocalityMeter(self.model.config)
         self.add_callback(RunHistory(self.model.name_or_path))
 
     @property
@@ -239,7 +239,7 @@ class LocalistTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As [`~transformers.Trainer.evaluation_loop`], with the perplexity and locality of every layer as metrics."""
-        self._meter = LocalityMeter()
+        self._meter = LocalityMeter(self.model.config)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self._meter.is_empty:  # as it is where there are no labels, in `predict`
             measured = self._meter.compute()

@@ -1,9 +1,48 @@
-"""A stand-in for a device without float64, such as Apple's MPS."""
+"""Metrics from explicit attention matrices, and a stand-in for a device without float64, such as Apple's MPS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
+import reference
 import torch
+
+from localist_hf.modeling.block_partition import document_starts
+
+
+@pytest.fixture(scope="session")
+def layer_metrics_by_matrix(gpt2_twin) -> Callable:
+    """The locality of each layer over some batches, from the explicit attention matrices of the native model."""
+
+    @torch.no_grad()
+    def by_matrix(
+        model, batches: Sequence[Mapping[str, torch.Tensor]], block_starts: Sequence[Sequence[torch.Tensor]]
+    ) -> dict[str, float]:
+        sinks, previous = model.config.num_sink_tokens, model.config.num_previous_blocks
+        native, metrics = gpt2_twin(model, "eager"), {}
+        shares, num_keys = ([[] for _ in range(model.config.n_layer)] for _ in range(2))
+        for batch, batch_starts in zip(batches, block_starts, strict=True):
+            names = {"input_ids", "attention_mask", "position_ids"} & batch.keys()
+            inputs = {name: batch[name] for name in names}
+            batch_size, length = inputs["input_ids"].shape
+            documents = document_starts(batch_size, length, inputs.get("attention_mask"), inputs.get("position_ids"))
+            outputs = native(**inputs, use_cache=False, output_attentions=True)
+            for layer, (weights, starts) in enumerate(zip(outputs.attentions, batch_starts, strict=True)):
+                local = reference.local_set(starts, documents, sinks, length, previous)
+                counted = reference.counted(reference.visible_keys(documents, length), local, documents)
+                of = reference.shares(weights, local, starts, documents, sinks)
+                shares[layer].append(torch.stack([share.double().transpose(1, 2)[counted] for share in of.values()]))
+                num_keys[layer].append(local.sum(-1)[:, 0][counted])
+        for layer in range(model.config.n_layer):
+            own, sink, block, outside = (share.mean().item() for share in torch.cat(shares[layer], dim=1))
+            of_layer = {"self_share": own, "sink_share": sink, "block_share": block, "outside_share": outside}
+            of_layer["context_share"] = block + outside
+            of_layer["context_fidelity"] = block / (block + outside)
+            of_layer["fidelity"] = own + sink + block
+            of_layer["visible_keys"] = torch.cat(num_keys[layer]).double().mean().item()
+            metrics |= {f"{name}_layer_{layer}": value for name, value in of_layer.items()}
+        return metrics
+
+    return by_matrix
 
 
 class OnDevice(torch.Tensor):

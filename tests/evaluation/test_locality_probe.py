@@ -24,6 +24,8 @@ def packed(make_text: Callable) -> dict[str, torch.Tensor]:
     return {"input_ids": make_text(2, 60), "position_ids": torch.stack(documents)}
 
 
+SHARES = ("self_share", "sink_share", "block_share", "outside_share")
+
 LAYOUTS = {
     "plain": lambda make_text: {"input_ids": make_text(3, 60)},
     "padded": padded,
@@ -50,19 +52,25 @@ LAYOUTS = {
 }
 
 
-def by_hand(outputs) -> LocalityProfile:
+def by_hand(outputs, num_sinks: int = 0) -> LocalityProfile:
     """From the outputs of one forward pass, a head and a token at a time, as the fields' descriptions read."""
-    fidelity, entropy, lengths, num_counted = [], [], [], []
+    fidelity, shares, entropy, lengths, num_keys, num_counted = [], [], [], [], [], []
     for layer, starts in enumerate(outputs.block_starts):
         is_token, is_counted = starts >= 0, outputs.fidelity_mask[layer]
         heads = outputs.fidelity[layer].double().unbind(1)
         fidelity.append([head[is_counted].mean() if is_counted.any() else 1.0 for head in heads])
+        for name in SHARES:
+            shares.append([head[is_counted].mean() for head in outputs[name][layer].double().unbind(1)])
+        num_keys.append((torch.arange(starts.shape[1]) - starts + 1 + num_sinks)[is_counted].double().mean())
         entropy.append([head[is_token].mean() for head in outputs.entropy[layer].double().unbind(1)])
         num_blocks = sum(len(set(row.tolist()) - {-1}) for row in starts)
         lengths.append(is_token.sum() / num_blocks)
         num_counted.append(is_counted.sum())
+    shares = torch.tensor(shares, dtype=torch.float64).view(-1, len(SHARES), len(heads))
     return LocalityProfile(
-        *(torch.tensor(values, dtype=torch.float64) for values in (fidelity, entropy, lengths)),
+        torch.tensor(fidelity, dtype=torch.float64),
+        *shares.unbind(1),
+        *(torch.tensor(values, dtype=torch.float64) for values in (entropy, lengths, num_keys)),
         num_counted=torch.tensor(num_counted),
         num_tokens=int(is_token.sum()),
     )
@@ -71,8 +79,9 @@ def by_hand(outputs) -> LocalityProfile:
 def assert_same(profile: LocalityProfile, expected: LocalityProfile) -> None:
     assert profile.num_tokens == expected.num_tokens
     assert torch.equal(profile.num_counted, expected.num_counted)
-    for name in ("fidelity", "entropy", "mean_block_length"):
-        torch.testing.assert_close(getattr(profile, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    for name in ("fidelity", *SHARES, "entropy", "mean_block_length", "visible_keys"):
+        values, others = getattr(profile, name), getattr(expected, name)
+        torch.testing.assert_close(values, others, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("partition", ["semantic", "delimiter", "window"])
@@ -87,7 +96,7 @@ def test_is_the_mean_of_the_outputs_for_the_batch_as_it_comes(make_model, make_t
         outputs = model(**arguments, use_cache=False, output_fidelity=True, output_entropy=True)
     profile = locality_probe(model.train(), [batch])
     assert not model.training
-    assert_same(profile, by_hand(outputs))
+    assert_same(profile, by_hand(outputs, num_sinks=1))
 
 
 def test_batches_weigh_by_what_they_hold(make_model, make_text):
@@ -111,14 +120,19 @@ def test_a_packed_row_is_its_documents(make_model, make_text):
 
 
 def test_the_mean_over_heads_is_what_the_meter_gives(make_model, make_text):
-    model, input_ids = make_model(), make_text(3, 200)
-    meter = LocalityMeter()
+    model, input_ids = make_model(num_previous_blocks=1, num_sink_tokens=1), make_text(3, 200)
+    meter = LocalityMeter(model.config)
     with torch.no_grad():
         meter.update(model(input_ids, labels=input_ids, output_fidelity=True, output_entropy=True), input_ids)
     metrics, profile = meter.compute(), locality_probe(model, [{"input_ids": input_ids}])
-    for name in ("fidelity", "entropy"):
+    for name in ("fidelity", *SHARES, "context_share", "entropy"):
         means = getattr(profile, name).mean(1).tolist()
         assert means == pytest.approx([metrics[f"{name}_layer_{layer}"] for layer in range(4)], rel=1e-5)
+    keys = profile.visible_keys.tolist()
+    assert keys == pytest.approx([metrics[f"visible_keys_layer_{layer}"] for layer in range(4)])
+    ratios = (profile.block_share.sum(1) / profile.context_share.sum(1)).tolist()  # of the sums over heads
+    assert ratios == pytest.approx([metrics[f"context_fidelity_layer_{layer}"] for layer in range(4)], rel=1e-5)
+    assert torch.equal(profile.context_fidelity, profile.block_share / profile.context_share)
 
 
 def test_blocks_have_the_length_that_the_partition_says(make_model, make_text):
@@ -129,10 +143,11 @@ def test_blocks_have_the_length_that_the_partition_says(make_model, make_text):
     assert profile.num_tokens == 132
 
 
-def test_a_layer_without_counted_positions_has_fidelity_one(make_model, make_text):
+def test_a_layer_without_counted_positions_has_fidelity_one_and_no_shares(make_model, make_text):
     profile = locality_probe(make_model(block_partition="window"), [{"input_ids": make_text(2, 7)}])
     assert profile.num_counted.tolist() == [0] * 4
     assert torch.equal(profile.fidelity, torch.ones(4, 4, dtype=torch.float64))
+    assert profile.context_fidelity.isnan().all()
 
 
 @pytest.mark.parametrize("layout", ["plain", "padded", "packed"])

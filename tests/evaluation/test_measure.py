@@ -10,7 +10,7 @@ from localist_hf.evaluation import LocalityMeter, measure
 def test_is_what_the_model_says_of_each_batch(make_model) -> None:
     model = make_model()
     input_ids = torch.randint(7, 97, (5, 60))
-    meter = LocalityMeter()
+    meter = LocalityMeter(model.config)
     with torch.no_grad():
         outputs = model(input_ids, labels=input_ids, output_fidelity=True, output_entropy=True)
     meter.update(outputs, input_ids)
@@ -72,8 +72,8 @@ def test_a_data_set_without_a_sequence_is_an_error(make_model) -> None:
 
 
 def test_a_model_of_another_class_is_refused_by_name(make_model, gpt2_twin) -> None:
-    model = make_model()
-    dataset, plain = Dataset.from_dict({"input_ids": [[5, 6, 7]]}), gpt2_twin(model)
+    model = make_model(block_partition="window")
+    dataset, plain = Dataset.from_dict({"input_ids": [list(range(7, 67))]}), gpt2_twin(model)
     for name, arguments in (("model", (plain, dataset)), ("block_model", (model, dataset, 8, plain))):
         with pytest.raises(ValueError, match=f"`{name}` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel"):
             measure(*arguments)
