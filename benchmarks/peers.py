@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
-from localist_hf.modeling.block_attention import local_fidelity
-from localist_hf.modeling.block_partition import semantic_block_starts
+from localist_hf.modeling.block_attention import local_attention, local_shares
+from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
 from localist_hf.modeling.fused_attention import attention_with_lse
+from localist_hf.modeling.locality import context_fidelity
 from localist_hf.trainers.locality_loss import locality_loss
 
 
@@ -26,6 +27,7 @@ Task = Callable[[], object]
 
 _MAX_BLOCK_LENGTH = 64
 _TARGET_FIDELITY, _LOCALITY_WEIGHT, _EXPONENT = 0.9, 5.0, 1  # LocalistTrainingArguments' defaults
+_EPS = 1e-3  # of the context fidelity in the loss
 
 #: Every task: its name, and what builds it for a shape.
 TASKS: dict[str, Callable[[Shape], Task]] = {}
@@ -99,16 +101,11 @@ def _documents(shape: Shape) -> torch.Tensor:
 
 
 def _find_blocks(values: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """The semantic partition with LocalistGPT2Config's defaults."""
+    """The semantic partition with LocalistGPT2Config's defaults, from the values of one layer."""
     config = LocalistGPT2Config()
-    return semantic_block_starts(
-        values,
-        documents,
-        config.semantic_window,
-        config.semantic_threshold,
-        config.min_block_length,
-        _MAX_BLOCK_LENGTH,
-    )
+    settings = (config.semantic_threshold, config.min_block_length, _MAX_BLOCK_LENGTH)
+    blocks, _ = semantic_blocks(value_lengths(values), documents, *settings, BlockState.at_first(documents, 0))
+    return blocks.starts
 
 
 def _block_starts(shape: Shape) -> torch.Tensor:
@@ -131,9 +128,10 @@ def our_loss(
     lambdas = model.config.locality_lambdas
     layers = [layer for layer, value in enumerate(lambdas) if value > 0]
     outputs = model(input_ids=input_ids, labels=input_ids, output_fidelity=layers, block_starts=block_starts)
+    shares = zip(layers, outputs.block_share, outputs.outside_share, outputs.context_mask, strict=True)
     losses = [
-        lambdas[layer] * locality_loss(fidelity, mask, _TARGET_FIDELITY, _EXPONENT).mean()
-        for layer, fidelity, mask in zip(layers, outputs.fidelity, outputs.fidelity_mask, strict=True)
+        lambdas[layer] * locality_loss(context_fidelity(block, outside, _EPS), mask, _TARGET_FIDELITY, _EXPONENT).mean()
+        for layer, block, outside, mask in shares
     ]
     return outputs.loss + _LOCALITY_WEIGHT / len(lambdas) * sum(losses)
 
@@ -142,11 +140,14 @@ def eager_loss(model: GPT2LMHeadModel, input_ids: torch.Tensor, block_starts: to
     """The same loss from the attention matrices that transformers returns."""
     outputs = model(input_ids=input_ids, labels=input_ids, output_attentions=True)
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-    local = (columns >= block_starts[:, :, None])[:, None]  # the matrices are 0 above the diagonal
-    losses = [
-        locality_loss((weights * local).sum(-1), block_starts > 0, _TARGET_FIDELITY, _EXPONENT).mean()
-        for weights in outputs.attentions
-    ]
+    is_outside = (columns < block_starts[:, :, None])[:, None]  # the matrices are 0 above the diagonal
+    mask = (block_starts > 0) & (block_starts < columns)  # not the first block, nor the first token of another
+    losses = []
+    for weights in outputs.attentions:
+        outside = (weights * is_outside).sum(-1)
+        block = 1 - outside - weights.diagonal(dim1=-2, dim2=-1)
+        psi = context_fidelity(block, outside, _EPS)
+        losses.append(locality_loss(psi, mask, _TARGET_FIDELITY, _EXPONENT).mean())
     return outputs.loss + _LOCALITY_WEIGHT * sum(losses) / len(losses)
 
 
@@ -220,7 +221,7 @@ def _(shape: Shape) -> Task:
         _, lse = attention_with_lse(query, key, value, None, True, scale)
     inputs = (query, key, lse.requires_grad_())
     rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, scale)
-    return _forward_backward(lambda: (local_fidelity(*inputs, *rest),), inputs)
+    return _forward_backward(lambda: local_shares(*inputs, *rest), inputs)
 
 
 @_task("block finding")
@@ -240,8 +241,6 @@ def _(shape: Shape) -> Task:
 
 @_task("local attention forward")
 def _(shape: Shape) -> Task:
-    from localist_hf.modeling.block_attention import local_attention
-
     heads = _heads(shape)
     rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, heads[0].shape[-1] ** -0.5)
     return lambda: local_attention(*heads, *rest)

@@ -1,5 +1,6 @@
 """Measuring models and showing what was measured."""
 
+from ..modeling.locality import context_fidelity
 from .causal_lm_collator import causal_lm_collator
 from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
 from .locality_meter import LocalityMeter
@@ -14,7 +15,6 @@ from .report import (
     plot_shares_over_depth,
     spread,
 )
-from .shares import context_fidelity
 
 
 __all__ = [

@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import LocalistCausalLMOutput, LocalistModelOutput
 from ..modeling.block_partition import document_starts, with_previous_blocks
+from ..modeling.locality import context_fidelity
 from .check_model import check_model
 from .locality_meter import label_losses
 from .measure import evaluation_batches
-from .shares import context_fidelity, visible_keys
+from .visible_keys import visible_keys
 
 
 _DIALS = tuple(tenth / 10 for tenth in range(11))

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ..modeling import LocalistCausalLMOutput, LocalistGPT2Config
 from ..modeling.localist_model import SHARES
-from .shares import context_fidelity, visible_keys
+from ..modeling.locality import context_fidelity
+from .visible_keys import visible_keys
 
 
 class LocalityMeter:

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from ..modeling import LocalistGPT2Config, LocalistModelOutput
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import SHARES
-from ..modeling.locality import check_attention_mask
+from ..modeling.locality import check_attention_mask, context_fidelity
 from .check_model import check_model
-from .shares import context_fidelity, visible_keys
+from .visible_keys import visible_keys
 
 
 @dataclass(frozen=True, eq=False)

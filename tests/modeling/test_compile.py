@@ -127,7 +127,7 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
     documents = document_starts(2, 21, torch.arange(21).ge(torch.tensor([[0], [6]])))
     starts = window_block_starts(documents, 7)
     local_set = (starts[:, -query_length:], documents[:, -query_length:], 7, 2, 0.3)
-    sums = [torch.ones(2, dtype=torch.float64) for _ in range(3)]
+    sums = torch.ones(2, 3, dtype=torch.float64)
     new, seen = documents[:, -query_length:], 21 - query_length
     before = (starts[:, -query_length] % 2 == 0, torch.stack((starts[:, -query_length], starts[:, 0]), dim=1))
     for name, *args in (
@@ -135,7 +135,8 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
         ("local_shares", query, key, lse, *local_set, key[:, :, :2]),
         ("local_attention", query, key, value, *local_set),
         ("local_attention", query, key, value, *local_set, key[:, :, :2], value[:, :, :2]),
-        ("find_separators", torch.randn(2, query_length), new, 1.0, seen, *sums),
-        ("blocks_after", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),
+        ("find_separators", torch.randn(2, query_length), new, 1.0, seen, sums),
+        ("search_one", torch.randn(2, 1), documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
+        ("place", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),
     ):
         torch.library.opcheck(getattr(operators, name), tuple(args))

@@ -1,22 +1,9 @@
-"""What is made of the attention shares and the blocks that a model puts out."""
+"""How many keys are local to a query."""
 
 import torch
 
 from ..modeling import LocalistGPT2Config
 from ..modeling.block_partition import with_previous_blocks
-
-
-def context_fidelity(block: torch.Tensor, outside: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
-    """
-    `block / (block + outside + eps)`: of the attention that goes to other words, the part that stays in the local set.
-
-    Args:
-        block (`torch.Tensor`), outside (`torch.Tensor`):
-            Shares of the attention, or their sums over many positions.
-        eps (`float`, *optional*, defaults to 0.0):
-            Keeps the quotient steady where hardly any attention goes to other words; with 0 it is NaN where none does.
-    """
-    return block / (block + outside + eps)
 
 
 def visible_keys(block_starts: torch.Tensor, config: LocalistGPT2Config) -> torch.Tensor:
