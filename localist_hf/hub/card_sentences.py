@@ -15,7 +15,7 @@ _PARTITIONS = {
     "semantic": "semantic blocks of {min_block_length} to {max_block_length} tokens, which the model finds in its own "
     "value vectors",
     "delimiter": "blocks of {min_block_length} to {max_block_length} tokens that end at given tokens",
-    "window": "blocks of {window_length} tokens each, whatever the text says",
+    "window": "blocks of {length} each, whatever the text says",
 }
 
 
@@ -211,7 +211,8 @@ def started_from(record: RunRecord, base_model: str | None) -> str:
 
 
 def configuration(record: RunRecord) -> str:
-    blocks = _PARTITIONS[record.config["block_partition"]].format(**record.config)
+    length = _counted(record.config["window_length"], "token")
+    blocks = _PARTITIONS[record.config["block_partition"]].format(**record.config, length=length)
     verb = "counts" if record.config["num_sink_tokens"] == 1 else "count"
     extra = f"; {sinks_phrase(record)} of a text {verb} as local everywhere" if sinks_phrase(record) else ""
     if number := record.config["num_previous_blocks"]:
