@@ -109,10 +109,10 @@ def block_phrase(record: RunRecord, block: str) -> str:
 
 def local_set_phrase(record: RunRecord) -> str:
     """All that is local to a token, itself being in its block."""
-    blocks = ("their block", "their block and the one before it")
     number = record.config["num_previous_blocks"]
-    block = blocks[number] if number < 2 else f"their block and the {number} before it"
-    return block + (f" and {sinks_phrase(record)}" if sinks_phrase(record) else "")
+    before = ["the one before it" if number == 1 else f"the {number} before it"] if number else []
+    parts = ["their block", *before, *([sinks_phrase(record)] if sinks_phrase(record) else [])]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def no_other_words(record: RunRecord) -> str:

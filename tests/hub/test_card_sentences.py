@@ -91,7 +91,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         {},
         [
             "goes to the token's own block or the 2 before it; of all",
-            "see more than their block and the 2 before it and the first token.",
+            "see more than their block, the 2 before it and the first token.",
             "; the 2 blocks before a token's own count as local too; the first token of a text counts",
         ],
         [],
