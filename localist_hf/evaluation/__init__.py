@@ -6,6 +6,7 @@ from .controls import BlockControls, ControlResults, DialFigures, LocalityFigure
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
+from .metrics import load_metric
 from .report import (
     comparison_table,
     layer_table,
@@ -28,6 +29,7 @@ __all__ = [
     "comparison_table",
     "context_fidelity",
     "layer_table",
+    "load_metric",
     "locality_probe",
     "measure",
     "measure_controls",

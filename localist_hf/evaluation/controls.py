@@ -16,6 +16,7 @@ from ..modeling import LocalistCausalLMOutput, LocalistModelOutput
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .check_model import check_model
+from .faithfulness import divergence_bits
 from .locality_meter import label_losses
 from .measure import evaluation_batches
 from .visible_keys import visible_keys
@@ -298,8 +299,7 @@ def _divergence(free: torch.Tensor, dialled: torch.Tensor, labels: torch.Tensor)
     is_prediction = F.pad(labels != -100, (0, 1), value=False)[:, 1:].to(free.device)
     total = 0.0
     for row, places in enumerate(is_prediction):  # not all at once: logits are the largest thing there is
-        log_free, log_dialled = (logits[row, places].float().log_softmax(-1) for logits in (free, dialled))
-        total += F.kl_div(log_dialled, log_free, reduction="sum", log_target=True).item() / math.log(2)
+        total += divergence_bits(free[row, places], dialled[row, places]).sum().item()
     return total
 
 
