@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import torch
 
-from localist_hf.evaluation.shares import context_fidelity
+from localist_hf.modeling.locality import context_fidelity
 
 
 _DESCRIPTION = """
