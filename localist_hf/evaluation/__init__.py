@@ -1,5 +1,6 @@
 """Measuring models and showing what was measured."""
 
+from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, locality_probe
@@ -10,6 +11,7 @@ from .report import comparison_table, layer_table, plot_attention_map, plot_fide
 __all__ = [
     "LocalityMeter",
     "LocalityProfile",
+    "block_lift",
     "causal_lm_collator",
     "comparison_table",
     "layer_table",
