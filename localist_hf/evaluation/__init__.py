@@ -1,6 +1,7 @@
 """Measuring models and showing what was measured."""
 
 from ..modeling.locality import context_fidelity
+from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
 from .locality_meter import LocalityMeter
@@ -25,6 +26,7 @@ __all__ = [
     "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
+    "block_lift",
     "causal_lm_collator",
     "comparison_table",
     "context_fidelity",

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import LocalistCausalLMOutput, LocalistModelOutput
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
+from .block_lift import block_lift
 from .check_model import check_model
 from .faithfulness import divergence_bits
 from .locality_meter import label_losses
@@ -231,8 +232,6 @@ def measure_controls(
 
 
 def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
-    from .block_lift import block_lift
-
     return block_lift(texts.apart(own - texts.first), texts.apart(marks, padding=False))
 
 
