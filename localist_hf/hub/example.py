@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 
 
@@ -45,7 +46,8 @@ def attention_example(
 
     Returns:
         `dict[str, str]`: the `prompt`, shortened for a model of few positions, and what is `printed`: for each block of
-        the shown layer the mean fidelity of its tokens, and its text. `None` where the model cannot be loaded.
+        the shown layer the means of its tokens' attention shares (self, sink, block, outside), their context fidelity,
+        and its text. `None` where the model cannot be loaded.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return None
@@ -58,19 +60,21 @@ def attention_example(
     prompt = PROMPT
     while len(tokenizer(prompt)["input_ids"]) > base.config.max_position_embeddings // 2:  # the card's code goes on
         prompt = prompt.rpartition(" ")[0]
-    return {"prompt": prompt, "printed": blocks_and_fidelity(saved, tokenizer, prompt)} if prompt else None
+    return {"prompt": prompt, "printed": blocks_and_shares(saved, tokenizer, prompt)} if prompt else None
 
 
 @torch.no_grad()
-def blocks_and_fidelity(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What the code on the card prints; the very same steps."""
     layer = shown_layer(model.config.locality_schedule, model.config.num_hidden_layers)
     inputs = tokenizer(prompt, return_tensors="pt")
     outputs = model(**inputs, output_fidelity=True)
-    fidelity = outputs.fidelity[layer][0].mean(0)
+    shares = [outputs[name][layer][0].mean(0) for name in SHARES]
     starts = outputs.block_starts[layer][0]
     lines = []
     for start in starts.unique():
-        block = starts == start
-        lines.append(f"{fidelity[block].mean():.2f} {tokenizer.decode(inputs['input_ids'][0][block])!r}\n")
+        here = starts == start
+        own, sink, block, outside = [share[here].mean() for share in shares]
+        numbers = f"{own:.2f} {sink:.2f} {block:.2f} {outside:.2f} {block / (block + outside):.2f}"
+        lines.append(f"{numbers} {tokenizer.decode(inputs['input_ids'][0][here])!r}\n")
     return "".join(lines)

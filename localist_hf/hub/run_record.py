@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -19,6 +19,8 @@ from peft import PeftModel
 from transformers.utils import logging
 
 from ..configuration import VARIANTS, variant_name
+from ..evaluation import ControlResults
+from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from .example import attention_example
@@ -55,7 +57,17 @@ _KEYS = {
     "adapter": ("rank", "alpha", "target_modules", "parameters"),
     "versions": ("localist-hf",),
     "example": ("prompt", "printed"),
+    "controls": (
+        "layers", "blocks", "dials", "perplexity", "retention", "self_only_perplexity", "all_local_perplexity",
+        "all_local_self_only_perplexity", "divergence",
+    ),
 }  # fmt: skip
+# The fields that hold an evaluation.
+_METRICS = ("metrics", "metrics_on_base_blocks")
+# What is measured overall and of every layer, always a number, and what is none where no position counts.
+_ALWAYS = ("fidelity", "entropy")
+_WHERE_COUNTED = (*SHARES, "context_share", "visible_keys")
+_MEASURED = ("loss", "perplexity", *_ALWAYS, *_WHERE_COUNTED, "context_fidelity")
 
 
 def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
@@ -97,8 +109,10 @@ class RunRecord:
             What was trained under other settings before, such as the part before a run was resumed with another seed;
             see [`training_parts`].
         metrics (`dict[str, float]`):
-            Perplexity, and fidelity and entropy of every layer, on the evaluation part (see
-            [`LocalityMeter.compute`]), on the blocks that the model finds itself.
+            Perplexity, and for every layer context fidelity, attention shares, visible keys, fidelity and entropy, on
+            the evaluation part (see [`LocalityMeter.compute`]), on the blocks that the model finds itself. Of a layer
+            without counted positions (each token sees its local set only) shares, visible keys and context fidelity
+            are NaN (`null` in the file); the context fidelity also where no attention goes to other words.
         metrics_on_base_blocks (`dict[str, float]`, *optional*):
             The same on the blocks that the common base of several runs finds.
         versions (`dict[str, str]`):
@@ -113,6 +127,9 @@ class RunRecord:
             ISO 639-1 code of the text's language.
         example (`dict[str, str]`, *optional*):
             A prompt, and what the code on the card prints for it; see [`attention_example`].
+        controls (`dict`, *optional*):
+            The same model on other blocks and at other dials, by [`measure_controls`]; see
+            [`ControlResults.to_dict`].
 
     Raises:
         ValueError: where something is missing or of another type, or a metric is not a finite number.
@@ -138,6 +155,7 @@ class RunRecord:
     license: str | None
     language: str | None
     example: dict[str, str] | None
+    controls: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -154,12 +172,11 @@ class RunRecord:
             if missing := {"steps", "planned_steps", "seed", "variant", "locality", "training"} - part.keys():
                 raise ValueError(f"`earlier_parts` holds one without {min(missing)!r}.")
         schedule_lambdas(self.config["locality_schedule"], self.config["n_layer"])
-        for field, metrics in (
-            ("metrics", self.metrics),
-            ("metrics_on_base_blocks", self.metrics_on_base_blocks),
-        ):
-            if metrics is not None:
-                _check_metrics(field, metrics, self.config["n_layer"])
+        for name in _METRICS:
+            if (metrics := getattr(self, name)) is not None:
+                _check_metrics(name, metrics, self.config["n_layer"])
+        if self.controls is not None:
+            _check_controls(self.controls, self.config)
 
     @property
     def lambdas(self) -> list[float]:
@@ -210,8 +227,12 @@ class RunRecord:
     def save(self, folder: str | Path) -> None:
         """Writes the record to a run's folder."""
         path = Path(folder) / RECORD_FILE
+        values = asdict(self)
+        for name in _METRICS:
+            if (metrics := values[name]) is not None:
+                values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
         unfinished = path.with_name(f".{RECORD_FILE}")
-        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
 
     @classmethod
@@ -232,9 +253,14 @@ class RunRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("it holds no JSON object.")
+            if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
+                raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
             missing = sorted({field.name for field in fields(cls)} ^ values.keys())
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
+            for name in _METRICS:
+                if isinstance(metrics := values[name], dict):
+                    values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
@@ -243,6 +269,32 @@ class RunRecord:
     def find(cls, folder: str | Path) -> "RunRecord | None":
         """The record of a folder, read as by `load`; `None` where there is none."""
         return cls.load(folder) if (Path(folder) / RECORD_FILE).is_file() else None
+
+    def with_measurements(
+        self, metrics_on_base_blocks: Mapping[str, float] | None = None, controls: ControlResults | None = None
+    ) -> "RunRecord":
+        """
+        The record with what was measured of the same weights after it was made.
+
+        Args:
+            metrics_on_base_blocks (`Mapping[str, float]`, *optional*):
+                From [`measure`], with the common base as its `block_model`. Without it that of the record stays.
+            controls ([`ControlResults`], *optional*):
+                From [`measure_controls`]. Without them those of the record stay.
+
+        Example:
+
+        ```python
+        >>> record = RunRecord.load(folder)
+        >>> record.with_measurements(controls=measure_controls(model, dataset)).save(folder)
+        ```
+        """
+        changes: dict[str, Any] = {}
+        if metrics_on_base_blocks is not None:
+            changes["metrics_on_base_blocks"] = dict(metrics_on_base_blocks)
+        if controls is not None:
+            changes["controls"] = controls.to_dict()
+        return replace(self, **changes)
 
     def check_weights(self, folder: str | Path) -> None:
         """
@@ -367,6 +419,7 @@ class RunRecord:
             license=license,
             language=language,
             example=attention_example(model, trainer.processing_class, folder),
+            controls=None,
         )
 
 
@@ -377,8 +430,7 @@ def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
-            kinds = ("loss", "perplexity", "fidelity", "entropy")
-            return {name: value for name, value in metrics.items() if name.split("_")[0] in kinds}
+            return {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
     return None
 
 
@@ -432,11 +484,32 @@ def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any]) -> st
 
 
 def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
-    names = ["loss", "perplexity", "fidelity", "entropy"]
-    names += [f"{name}_layer_{layer}" for name in ("fidelity", "entropy") for layer in range(num_layers)]
-    for name in names:
-        if not math.isfinite(metrics.get(name, math.nan)):
-            raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {metrics.get(name)}.")
+    for part in ("", *(f"_layer_{layer}" for layer in range(num_layers))):
+        needed = [f"{name}{part}" for name in _ALWAYS] + ([] if part else ["loss", "perplexity"])
+        counted, psi = [f"{name}{part}" for name in _WHERE_COUNTED], f"context_fidelity{part}"
+        values = {name: metrics.get(name) for name in (*needed, *counted, psi)}
+        undefined = {name for name, value in values.items() if value != value}  # NaN
+        if not undefined.issuperset(counted):
+            needed += counted
+            if psi not in undefined or values[f"context_share{part}"] != 0:
+                needed.append(psi)
+        for name in needed:
+            if not (isinstance(values[name], int | float) and math.isfinite(values[name])):
+                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
+
+
+def _check_controls(controls: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    layers, number = controls["layers"], config["num_previous_blocks"]
+    if (last := config["n_layer"] - 1) not in layers:
+        raise ValueError(f"`controls` are of the layers {layers}; the last, {last}, must be among them.")
+    if number not in [blocks["num_previous_blocks"] for blocks in controls["blocks"]]:
+        raise ValueError(f"`controls` must hold the blocks with {number} before them, as the configuration has it.")
+    figures = [dial["locality"] for dial in controls["dials"]]
+    for blocks in controls["blocks"]:
+        figures += [blocks["own"], blocks["wrong"], *filter(None, (blocks["windows"], blocks["recency"]))]
+    for name in ("visible_keys", "context_fidelity", "context_share", "fidelity"):
+        if any(len(figure[name]) != len(layers) for figure in figures):
+            raise ValueError(f"`controls` must hold {name!r} of each of the layers {layers}.")
 
 
 def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

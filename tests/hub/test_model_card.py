@@ -14,15 +14,21 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
-from localist_hf.configuration import PAPER_VARIANTS
 from localist_hf.hub import RunRecord, card_files, write_card
 from localist_hf.hub.run_record import load_siblings
 
 
 SECTIONS = [
-    "Load it", "Read its attention, turn the dial", "Results", "Training", "What it is for, and what it is not",
-    "The family", "Citation",
-]  # fmt: skip
+    "Load it",
+    "Read its attention, turn the dial",
+    "Results",
+    "What this does not show",
+    "Training",
+    "What it is for, and what it is not",
+    "The family",
+    "Citation",
+]
+METRICS = ("perplexity", "context_fidelity", "fidelity", "entropy")  # fmt: skip
 
 
 def card(folder: Path, **arguments: str) -> ModelCard:
@@ -66,7 +72,7 @@ def test_metadata_is_what_the_hub_understands(family: Path) -> None:
     metrics = RunRecord.load(family / "quintic").metrics
     assert name == "org/localist-gpt2-quintic"
     assert {result.metric_type: result.metric_value for result in results} == {
-        metric: round(metrics[metric], 4) for metric in ("perplexity", "fidelity", "entropy")
+        metric: round(metrics[metric], 4) for metric in METRICS
     }
     assert {(result.dataset_name, result.dataset_split) for result in results} == {("book of sentences", "held-out")}
     assert data.datasets is None  # the text has no Hub id
@@ -86,8 +92,14 @@ def test_the_results_are_those_of_the_records(family: Path) -> None:
     assert table["**quintic**"][1] == f"{fmean(both):.2f} ({both[0]:.2f} to {both[1]:.2f})"
     assert table["**quintic**"][2] == f"{fmean(both) / runs['distributed']['perplexity']:.3f}"
     assert table["distributed"][1] == f"{runs['distributed']['perplexity']:.2f}"
-    last = fmean(runs[name]["fidelity_layer_3"] for name in ("quintic", "quintic-seed1"))
-    assert table["3"][2:4] == [f"{last:.2f}", f"{runs['distributed']['fidelity_layer_3']:.2f}"]
+    shown = ("context_fidelity", "context_share", "self_share", "fidelity")
+    for name, row in (("distributed", "distributed"), ("quintic", "**quintic**")):
+        group = [runs[name]] if name == "distributed" else [runs[name], runs["quintic-seed1"]]
+        cells = [f"{fmean(metrics[f'{metric}_layer_3'] for metrics in group):.2f}" for metric in shown]
+        assert [cell.split(" ")[0] for cell in table[row][3:7]] == cells
+        assert table[row][7] == f"{fmean(metrics['visible_keys_layer_3'] for metrics in group):.1f}"
+    last = fmean(runs[name]["context_fidelity_layer_3"] for name in ("quintic", "quintic-seed1"))
+    assert table["3"][2:4] == [f"{last:.2f}", f"{runs['distributed']['context_fidelity_layer_3']:.2f}"]
     assert "2 runs with the seeds 1, 42" in text
     assert "are those of seed 42" in text
     assert "One run (seed 42), so there is no spread to show" in card(family / "cubic").text
@@ -98,8 +110,8 @@ def test_the_blocks_of_the_base_get_a_table_once_all_runs_have_it(family: Path, 
     assert "those that the common base finds" not in card(folder / "quintic").text
     for record in load_siblings(folder / "quintic"):
         run = folder / ("quintic-seed1" if record.seed == 1 else record.name)
-        metrics = record.metrics | {"fidelity": 0.4321}
-        replace(record, metrics_on_base_blocks=metrics).save(run)
+        metrics = record.metrics | {"fidelity_layer_3": 0.4321}
+        record.with_measurements(metrics).save(run)
     text = card(folder / "quintic").text
     assert "those that the common base finds" in text
     assert "0.43 " in text
@@ -118,7 +130,7 @@ def test_a_run_without_a_baseline_says_so(family: Path, tmp_path: Path) -> None:
     folder = copy_run(family / "quintic", tmp_path)
     text = card(folder).text
     assert "no comparable run of the `distributed` baseline" in text
-    assert f"Perplexity {RunRecord.load(folder).metrics['perplexity']:.2f}" in text
+    assert f"\n| **quintic**   | {RunRecord.load(folder).metrics['perplexity']:.2f} " in text
     assert "## The family" not in text
     assert card(folder).data.base_model is None  # a folder of this machine, with no repository beside it
     assert "fine-tuned from base" in text
@@ -132,7 +144,7 @@ def test_a_text_with_a_hub_id_gets_evaluation_results(family: Path, tmp_path: Pa
     entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/localist-hf.yaml"]))
     metrics = RunRecord.load(folder).metrics
     assert {entry.task_id: entry.value for entry in entries} == {
-        metric: round(metrics[metric], 4) for metric in ("perplexity", "fidelity", "entropy")
+        metric: round(metrics[metric], 4) for metric in METRICS
     }
     assert {entry.dataset_id for entry in entries} == {"Salesforce/wikitext"}
     found = ModelCard(files["README.md"].decode())
@@ -154,11 +166,11 @@ def test_the_card_is_written_with_its_picture(family: Path, tmp_path: Path) -> N
     path = write_card(folder)
     assert path == folder / "README.md"
     assert path.read_bytes() == card_files(family / "quintic")["README.md"]
-    with Image.open(folder / "fidelity_over_depth.png") as picture:
+    with Image.open(folder / "shares_over_depth.png") as picture:
         colours = picture.convert("RGB").getcolors(maxcolors=1 << 20)
-        assert {(214, 96, 77), (140, 140, 140)} <= {colour for _, colour in colours}  # quintic's and distributed's
-    assert (folder / "fidelity_over_depth.png").stat().st_size < 200_000
-    assert "](fidelity_over_depth.png)" in path.read_text()
+        assert {(0, 114, 178), (230, 159, 0)} <= {colour for _, colour in colours}  # the bands of block and self
+    assert (folder / "shares_over_depth.png").stat().st_size < 200_000
+    assert "](shares_over_depth.png)" in path.read_text()
 
 
 def change(folder: Path, **changes: object) -> None:
@@ -198,61 +210,7 @@ def test_rows_with_several_seeds_are_told_on_the_card_of_one_run(family: Path) -
         in card(family / "cubic").text
     )
     text = card(family / "quintic").text
-    assert "Means over seeds are the line of quintic (1, 42); bands go from the least to the greatest" in text
-
-
-def test_sinks_are_part_of_what_is_said(family: Path, tmp_path: Path) -> None:
-    for name in ("quintic", "distributed", "base"):
-        shutil.copytree(family / name, tmp_path / name)
-        change(tmp_path / name, config={"num_sink_tokens": 3})
-    text = card(tmp_path / "quintic").text
-    for said in (
-        "attention stays inside the token's own block or on the first 3 tokens; the same",
-        "every token's attention inside the block of the text that the token stands in or on the first 3 tokens, to",
-        "stays inside its own block of the text or on the first 3 tokens, by layer",
-        "![Share of each token's attention that stays inside its block or on the first 3 tokens, by layer]",
-        "share of attention inside its block or on the first 3 tokens\n",
-        "weights outside the token's block and the first 3 tokens are multiplied",
-        "tokens that\nsee more than their block and the first 3 tokens, entropy",
-        "; the first 3 tokens of a text count as local everywhere.",
-    ):
-        assert said in text, said
-    change(tmp_path / "quintic", config={"num_sink_tokens": 1})
-    assert "or on the first token" in card(tmp_path / "quintic").text
-
-
-def test_every_sentence_fits_the_schedule(family: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(family / "quintic", tmp_path / "quintic")
-    metrics = RunRecord.load(folder).metrics
-    # A list that does not rise: the layer that is spoken of is the most local one.
-    change(folder, variant=None, name="mine", config={"locality_schedule": [0.0, 1.0, 0.0002, 0.0]})
-    text = card(folder).text
-    assert "under the custom configuration of" in text
-    assert f"{metrics['fidelity_layer_1']:.1%} of layer 1's attention stays inside" in text
-    assert "(lambda = 0, 1, 0.0002, 0)" in text  # low, and not none
-    assert "| 2 | 0.0002 |" in text
-    assert "fidelity = outputs.fidelity[1]  # layer 1: " in text
-    assert "late layers" not in text
-    # No loss: nothing was held anywhere.
-    change(folder, training={"locality_weight": 0.0})
-    assert (
-        "Training left its attention free; the schedule (lambda = 0, 1, 0.0002, 0) is that of the dial."
-        in card(folder).text
-    )
-    # No locality: nothing to turn.
-    change(folder, config={"locality_schedule": [0.0] * 4})
-    text = card(folder).text
-    assert "Its attention is free in every layer" in text
-    assert "locality_dial" not in text
-    assert "- **Locality loss**" not in text
-    # One layer is not the last of several.
-    change(folder, config={"locality_schedule": "quintic", "n_layer": 1}, training={"locality_weight": 5.0})
-    text = card(folder).text
-    assert "Its only layer was trained to keep 90% of every token's attention" in text
-    assert "of the only layer's attention stays inside" in text
-    assert "GPT-2 (1 layer, width 32, 4 heads" in text
-    assert "last layer" not in text
-    assert "lower" not in text
+    assert "(*outside*); beside the `distributed` baseline. Means over seeds: quintic (1, 42).\n" in text
 
 
 def test_blocks_that_no_model_finds_are_not_said_to_be_found(family: Path, tmp_path: Path) -> None:
@@ -330,12 +288,18 @@ def test_a_model_is_not_its_own_base(family: Path, tmp_path: Path) -> None:
     assert card(folder, repo_id="me/other").data.base_model == "me/localist-gpt2-quintic"
 
 
-@pytest.mark.parametrize("variant", PAPER_VARIANTS)
-def test_the_cards_of_this_repository_are_those_of_their_records(variant: str) -> None:
-    folder = Path(__file__).parents[2] / "model_cards" / variant
-    assert (folder / "README.md").read_bytes() == card_files(folder)["README.md"], "write it anew with `make family`"
-    assert (folder / "fidelity_over_depth.png").stat().st_size < 200_000
-    assert {run.seed for run in load_siblings(folder) if run.name == variant} == {0, 1}
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in MODEL_CARDS.glob("*/README.md")))
+def test_the_cards_of_this_repository_are_those_of_their_records(name: str) -> None:
+    folder = MODEL_CARDS / name
+    files = card_files(folder)
+    assert (folder / "README.md").read_bytes() == files["README.md"], "write it anew with `make family`"
+    assert {path.name for path in folder.iterdir()} == {*files, "run.json"}
+    assert (folder / "shares_over_depth.png").stat().st_size < 200_000
+    others = {RunRecord.load(path).seed for path in MODEL_CARDS.glob(f"{name}-seed*")}
+    assert {run.seed for run in load_siblings(folder) if run.name == name} == {RunRecord.load(folder).seed, *others}
 
 
 def test_trainer_arguments_reach_the_card(make_trainer: Callable, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from localist_hf.hub.run_history import weight_hashes
 TOKEN = "hf_test_token"
 CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
 TEXTS = {
-    "README.md", "config.json", "fidelity_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
+    "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
 }  # fmt: skip
 MODEL = CODE | TEXTS | {"generation_config.json", "model.safetensors"}
 ADAPTER = CODE | TEXTS | {"adapter_config.json", "adapter_model.safetensors"}

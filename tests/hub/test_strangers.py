@@ -133,8 +133,12 @@ def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, pub
         code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
         (printed,) = re.findall(r"^It prints.*?```\n(.*?)```", card, re.DOTALL | re.MULTILINE)
         assert len(printed.splitlines()) > 3  # blocks
-        assert len({line[:4] for line in printed.splitlines()}) > 2  # and not the same everywhere
-        done = "assert fidelity.shape == (1, 4, inputs['input_ids'].shape[1])\nassert tokens.shape[1] > 100"
+        numbers = [[float(number) for number in line.split()[:5]] for line in printed.splitlines()]
+        assert len({psi for *_, psi in numbers}) > 2  # and not the same everywhere
+        for own, sink, block, outside, psi in numbers:
+            assert own + sink + block + outside == pytest.approx(1, abs=0.021)
+            assert psi == pytest.approx(block / (block + outside), abs=0.02)
+        done = "assert entropy.shape == (1, 4, inputs['input_ids'].shape[1])\nassert tokens.shape[1] > 100"
         assert stranger(hub, tmp_path / "home", f"{code}\n{done}") == printed
 
 

@@ -1,0 +1,65 @@
+"""The tables of a model card: configurations side by side, and layers."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from ..evaluation import spread
+from .run_record import RunRecord
+
+
+def metrics_of_runs(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[dict[str, float]]]:
+    return {name: [run.metrics for run in runs] for name, runs in groups.items()}
+
+
+def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
+    """Over runs; NaN where one of them has no number."""
+    return fmean(run[name] for run in metrics)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def _columns(record: RunRecord) -> dict[str, str]:
+    """The shares that tables show, by their metric."""
+    columns = {"context_fidelity": "psi", "context_share": "other words", "self_share": "self"}
+    return columns | ({"sink_share": "sink"} if record.config["num_sink_tokens"] else {})
+
+
+def comparison(
+    record: RunRecord, results: Mapping[str, Sequence[Mapping[str, float]]], baseline: str | None, layer: int
+) -> str:
+    """A row for each configuration, this card's own in bold; with the one layer that the card speaks of."""
+    columns = _columns(record) | {"fidelity": "phi", "visible_keys": "visible keys"}
+    ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
+    rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
+    for name, metrics in results.items():
+        row = [f"**{name}**" if name == record.name else name, spread([run["perplexity"] for run in metrics])]
+        if ratio:
+            row.append(f"{mean_over_runs(metrics, 'perplexity') / mean_over_runs(results[baseline], 'perplexity'):.3f}")
+        for metric in columns:
+            values = [run[f"{metric}_layer_{layer}"] for run in metrics]
+            if metric == "context_fidelity":
+                row.append(spread(values))
+            else:
+                row.append(spread([fmean(values)], digits=1 if metric == "visible_keys" else 2))
+        rows.append([*row, spread([mean_over_runs(metrics, "entropy")])])
+    return markdown_table(rows)
+
+
+def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
+    metrics = metrics_of_runs(groups)
+    names = list(reversed(metrics))  # this card's own first
+    columns = _columns(record) | {"entropy": "entropy (bits)"}
+    rows = [["layer", "lambda", *(f"{title}, {name}" for title in columns.values() for name in names)]]
+    for layer, value in enumerate(record.lambdas):
+        cells = [
+            spread([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")]) for metric in columns for name in names
+        ]
+        rows.append([str(layer), f"{value:.3g}", *cells])
+    return markdown_table(rows)
