@@ -4,7 +4,7 @@ from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
-from .locality_meter import LocalityMeter
+from .locality_meter import LocalityMeter, metric_names
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
 from .metrics import load_metric
@@ -35,6 +35,7 @@ __all__ = [
     "locality_probe",
     "measure",
     "measure_controls",
+    "metric_names",
     "plot_attention_map",
     "plot_fidelity_over_depth",
     "plot_over_depth",
