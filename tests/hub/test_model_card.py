@@ -232,7 +232,7 @@ def test_a_dial_in_the_configuration_is_told(family: Path, tmp_path: Path) -> No
     change(folder, config={"locality_dial": 0.5})
     text = card(folder).text
     assert "\n0 changes nothing" in text
-    assert "`locality_dial` of this model is 0.5." in text
+    assert "`locality_dial` of this model is 0.5; so it was in evaluation." in text
 
 
 def test_a_run_from_random_weights_that_nothing_started_from_is_no_base(family: Path, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunHistory, RunRecord
 from localist_hf.hub.run_history import weight_hashes
 from localist_hf.hub.run_record import last_evaluation, load_siblings
@@ -77,7 +80,24 @@ def test_a_variant_is_told_from_the_configuration(make_trainer: Callable, tmp_pa
     assert (record.variant, record.name) == (None, "distributed")  # the name is the folder's
 
 
-@pytest.mark.parametrize("metric", ["perplexity", "fidelity", "fidelity_layer_3", "entropy", "entropy_layer_0"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "perplexity",
+        "context_fidelity",
+        "context_fidelity_layer_1",
+        "context_share",
+        "self_share_layer_3",
+        "sink_share",
+        "block_share_layer_0",
+        "outside_share_layer_2",
+        "visible_keys_layer_3",
+        "fidelity",
+        "fidelity_layer_3",
+        "entropy",
+        "entropy_layer_0",
+    ],
+)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_a_record_without_a_number_cannot_be_made(family: Path, metric: str, value: float | None) -> None:
     record = RunRecord.load(family / "quintic")
@@ -88,6 +108,94 @@ def test_a_record_without_a_number_cannot_be_made(family: Path, metric: str, val
         replace(record, metrics=metrics)
     with pytest.raises(ValueError, match=f"`metrics_on_base_blocks` must hold a finite number '{metric}'"):
         replace(record, metrics_on_base_blocks=metrics)
+
+
+NOWHERE = {"context_share": 0.0, "block_share": 0.0, "outside_share": 0.0, "context_fidelity": math.nan}
+NOT_COUNTED = dict.fromkeys(
+    ["context_fidelity", "context_share", "self_share", "sink_share", "block_share", "outside_share", "visible_keys"],
+    math.nan,
+)
+
+
+@pytest.mark.parametrize("values", [NOWHERE, NOT_COUNTED], ids=["nowhere", "not counted"])
+@pytest.mark.parametrize("part", ["", "_layer_2"])
+def test_what_is_undefined_is_null_in_the_file(family: Path, tmp_path: Path, values: dict, part: str) -> None:
+    record = RunRecord.load(family / "quintic")
+    metrics = record.metrics | {f"{name}{part}": value for name, value in values.items()}
+    replace(record, metrics=metrics, metrics_on_base_blocks=metrics).save(tmp_path)
+    text = (tmp_path / "run.json").read_text()
+    assert "NaN" not in text
+    saved = json.loads(text)
+    expected = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    assert saved["metrics"] == saved["metrics_on_base_blocks"] == expected
+    loaded = RunRecord.load(tmp_path)
+    assert loaded.metrics == loaded.metrics_on_base_blocks == pytest.approx(metrics, nan_ok=True)
+    # One number that is missing among others is an error, and so is no psi of what goes to other words.
+    for wrong in ({f"self_share{part}": math.nan}, {f"context_fidelity{part}": math.nan}):
+        with pytest.raises(ValueError, match=f"`metrics` must hold a finite number '{next(iter(wrong))}'"):
+            replace(record, metrics=record.metrics | wrong)
+
+
+def test_an_evaluation_on_short_texts_makes_a_record(make_trainer: Callable, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "quintic")
+    trainer.model.config.min_block_length = trainer.model.config.max_block_length = 64  # longer than the texts
+    trainer.train()
+    trainer.save_model()
+    trainer.evaluate()
+    trainer.create_model_card()
+    record = RunRecord.load(tmp_path / "run")
+    assert math.isnan(record.metrics["context_fidelity_layer_3"])
+    assert record.metrics["fidelity_layer_3"] == 1
+
+
+def test_controls_are_kept_as_they_were_measured(family: Path, tmp_path: Path) -> None:
+    record = RunRecord.load(family / "quintic")
+    assert record.controls is None
+    model = LocalistGPT2LMHeadModel.from_pretrained(family / "quintic")
+    texts = Dataset.from_dict({"input_ids": torch.randint(2, 90, (2, 40)).tolist()})
+    controls = measure_controls(model, texts)
+    measured = record.with_measurements(controls=controls)
+    measured.save(tmp_path)
+    assert RunRecord.load(tmp_path) == measured
+    assert RunRecord.load(tmp_path).controls == json.loads(json.dumps(controls.to_dict()))
+    assert replace(measured, controls=None) == record
+    # What is measured later leaves them alone.
+    assert measured.with_measurements(record.metrics).controls == measured.controls
+    assert measured.is_repetition(replace(record, seed=7))
+    for change, message in (
+        ({"retention": ...}, "`controls` has no 'retention'."),
+        ({"layers": [1, 2]}, "`controls` are of the layers [1, 2]; the last, 3, must be among them."),
+        ({"layers": [3]}, "`controls` must hold 'visible_keys' of each of the layers [3]."),
+        ({"blocks": []}, "`controls` must hold the blocks with 0 before them, as the configuration has it."),
+    ):
+        values = {name: value for name, value in (measured.controls | change).items() if value is not ...}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            replace(record, controls=values)
+
+
+def test_a_record_of_0_1_is_refused_in_one_sentence(family: Path, tmp_path: Path) -> None:
+    values = asdict(RunRecord.load(family / "quintic"))
+    del values["controls"], values["training"]["locality_objective"]
+    values["metrics"] = {
+        name: value
+        for name, value in values["metrics"].items()
+        if name.split("_")[0] in ("loss", "perplexity", "fidelity", "entropy")
+    }
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    message = (
+        "run.json' is no record of a run: it is of localist-hf 0.1, which measured no attention shares; train the run "
+        "again."
+    )
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
+        RunRecord.load(tmp_path)
+
+
+def test_the_objective_tells_runs_apart(family: Path) -> None:
+    record = RunRecord.load(family / "quintic")
+    assert record.objective["locality_objective"] == "context"
+    other = replace(record, training=record.training | {"locality_objective": "fidelity"})
+    assert record.is_comparable(other)
+    assert not record.is_repetition(other)
 
 
 def test_a_folder_without_a_whole_record_is_refused(family: Path, tmp_path: Path) -> None:
@@ -257,6 +365,7 @@ def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
         ({"seed": "1"}, "`seed` is '1'; it must be of type"),
         ({"metrics": []}, "`metrics` is"),
         ({"training": {}}, "`training` has no 'steps'"),
+        ({"controls": {}}, "`controls` has no 'layers'"),
         ({"data": {"name": "x"}}, "`data` has no 'details'"),
         ({"variant": "sextic"}, "`variant` is 'sextic'; allowed are 'distributed'"),
         ({"earlier_parts": [{}]}, "`earlier_parts` holds one without 'locality'"),
@@ -297,5 +406,11 @@ def test_the_example_is_that_of_the_saved_model(family: Path) -> None:
     ids = tokenizer(example["prompt"], return_tensors="pt")["input_ids"]
     assert ids.shape[1] <= model.config.n_positions // 2  # the card's code goes on from it
     outputs = model(ids, output_fidelity=True)
-    first = int((outputs.block_starts[-1] == 0).sum())
-    assert example["printed"].startswith(f"1.00 {tokenizer.decode(ids[0, :first])!r}\n")
+    starts = outputs.block_starts[-1][0]
+    second = starts == starts.unique()[1]
+    own, block, outside = [
+        outputs[f"{name}_share"][-1][0].mean(0)[second].mean() for name in ("self", "block", "outside")
+    ]
+    numbers = f"{own:.2f} 0.00 {block:.2f} {outside:.2f} {block / (block + outside):.2f}"
+    assert example["printed"].splitlines()[1] == f"{numbers} {tokenizer.decode(ids[0, second])!r}"
+    assert re.match(r"0\.\d\d 0\.00 0\.\d\d 0\.00 1\.00 ", example["printed"])  # nothing else to look at
