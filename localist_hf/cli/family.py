@@ -316,9 +316,8 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
         held_out[0]["input_ids"],
         args.output_dir / "attention_map.png",
     )
-    plot_shares_over_depth(
-        {name: own[name] for name in (BASELINE_VARIANT, shown)}, BASELINE_VARIANT, pictures["shares"]
-    )
+    pair = {name: own[name] for name in dict.fromkeys((BASELINE_VARIANT, shown))}
+    plot_shares_over_depth(pair, BASELINE_VARIANT, pictures["shares"])
     print(f"Pictures: {', '.join(map(str, pictures.values()))}, {args.output_dir / 'attention_map.png'}")
 
     # Again, now that every sibling is there to be compared with.
