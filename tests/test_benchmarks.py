@@ -1,15 +1,76 @@
-"""Every row of the benchmarks runs, and its peers agree, at tiny shapes."""
+"""Every row of the benchmarks runs, and its peers agree, at tiny shapes; so does the table of block lift."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
+
+from localist_hf import LocalistGPT2Config
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
 def test_every_row_runs() -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "run.py"
+    script = BENCHMARKS / "run.py"
     done = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step-2048" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each character, or for a space and the letter after it, as those of real models have."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", letter) for letter in alphabet if letter.isascii() and letter.isalpha()]
+    vocabulary = {piece: number for number, piece in enumerate(alphabet + ["".join(merge) for merge in merges])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LocalistGPT2Config(vocab_size=512, n_positions=64, n_embd=16, n_layer=4, n_head=2),
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
+    ],
+    ids=["localist-gpt2", "llama"],
+)
+def test_the_table_of_block_lift(config, byte_tokenizer, tmp_path, capsys) -> None:
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    text = tmp_path / "text.txt"
+    paragraph = "It was a long day . Nobody came to see us . " * 8
+    text.write_text("".join(f" = Title {number} = \n {paragraph}\n" for number in range(3)))
+    main = runpy.run_path(str(BENCHMARKS / "block_lift.py"))["main"]
+    main(f"--model {tmp_path} --text {text} --boundaries joins sentences --thresholds 0.5 1 --length 64".split())
+    output = capsys.readouterr().out
+    assert "joins: 2 boundaries" in output and "sentences: 4" in output
+    rows = [line.count("|") for line in output.splitlines() if line.startswith("| 3/8")]
+    assert rows == [4] * 6  # three bands from 3/8 on, for each of the two kinds
+
+
+def test_boundaries_are_the_tokens_that_begin_a_part(byte_tokenizer) -> None:
+    functions = runpy.run_path(str(BENCHMARKS / "block_lift.py"))
+    text = "One. Two!\nif x:\n\n    y\n"
+    places = {kind: [match.end() for match in pattern.finditer(text)] for kind, pattern in functions["_ENDS"].items()}
+    input_ids, boundaries = functions["tokenize"](byte_tokenizer, text, places, length=4)
+    tokens = byte_tokenizer.convert_ids_to_tokens(input_ids.flatten().tolist())
+    marked = {
+        kind: ["".join(tokens[index : index + 2]) for index in marks.flatten().nonzero().flatten().tolist()]
+        for kind, marks in boundaries.items()
+    }
+    assert marked == {"sentences": ["ĠTw"], "lines": ["if", "ĠĠ"]}

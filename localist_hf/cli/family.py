@@ -3,7 +3,6 @@
 import argparse
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,16 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
 
 from ..configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config
-from ..evaluation import comparison_table, measure, plot_attention_map, plot_fidelity_over_depth
+from ..evaluation import (
+    comparison_table,
+    measure,
+    measure_controls,
+    plot_attention_map,
+    plot_over_depth,
+    plot_shares_over_depth,
+)
 from ..hub import RECORD_FILE, RunRecord, write_card
+from ..hub.card_controls import block_controls, dial_controls
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
@@ -44,7 +51,7 @@ class Run(NamedTuple):
     def record(self) -> RunRecord | None:
         """The run's record; `None` before it is finished."""
         record = RunRecord.find(self.folder)
-        return record if record is not None and record.metrics_on_base_blocks else None
+        return record if record is not None and record.controls is not None else None
 
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
@@ -145,10 +152,12 @@ def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int) -
         processing_class=AutoTokenizer.from_pretrained(base),
     )
     run_training(trainer, **card(parts))
-    on_base_blocks = measure(
-        trainer.model, parts["held-out"], batch_size=16, block_model=LocalistGPT2LMHeadModel.from_pretrained(base)
-    )
-    replace(RunRecord.load(run.folder), metrics_on_base_blocks=on_base_blocks).save(run.folder)
+    model, held_out = trainer.model, parts["held-out"]
+    base_model = LocalistGPT2LMHeadModel.from_pretrained(base)
+    on_base_blocks = measure(model, held_out, batch_size=16, block_model=base_model)
+    controls = measure_controls(model, held_out, batch_size=16)
+    # By these a run is known to be finished.
+    RunRecord.load(run.folder).with_measurements(on_base_blocks, controls).save(run.folder)
 
 
 def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
@@ -274,6 +283,9 @@ def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
         print(f"already in {base}")
     else:
         train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
+    if RunRecord.load(base).controls is None:
+        controls = measure_controls(LocalistGPT2LMHeadModel.from_pretrained(base), parts["held-out"], batch_size=16)
+        RunRecord.load(base).with_measurements(controls=controls).save(base)
 
     for done, run in enumerate(runs):
         announce(3 + done, f"{run}: {args.steps} steps from the base")
@@ -296,14 +308,17 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     text = tables(records)
     print(f"\n{text}")
     write_whole(args.output_dir / "table.md", text)
-    plot_fidelity_over_depth(own, args.output_dir / "fidelity_over_depth.png")
+    pictures = {name: args.output_dir / f"{name}_over_depth.png" for name in ("context_fidelity", "shares")}
+    plot_over_depth(own, "context_fidelity", pictures["context_fidelity"])
     shown = args.variants[-1] if "quintic" not in args.variants else "quintic"
     draw_attention(
         {name: args.output_dir / name for name in dict.fromkeys((BASELINE_VARIANT, shown))},
         held_out[0]["input_ids"],
         args.output_dir / "attention_map.png",
     )
-    print(f"Pictures: {args.output_dir / 'fidelity_over_depth.png'}, {args.output_dir / 'attention_map.png'}")
+    pair = {name: own[name] for name in dict.fromkeys((BASELINE_VARIANT, shown))}
+    plot_shares_over_depth(pair, BASELINE_VARIANT, pictures["shares"])
+    print(f"Pictures: {', '.join(map(str, pictures.values()))}, {args.output_dir / 'attention_map.png'}")
 
     # Again, now that every sibling is there to be compared with.
     folders = [args.output_dir / "base", *(run.folder for run in runs)]
@@ -333,11 +348,17 @@ def tables(records: dict[str, list[RunRecord]], every_layer: bool = True) -> str
     """The comparison on each model's own blocks and on those of the base."""
     own = {variant: [record.metrics for record in group] for variant, group in records.items()}
     shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
+    layer = len(records[BASELINE_VARIANT][0].lambdas) - 1
     return (
         "On the blocks that each model finds itself:\n\n"
         f"{comparison_table(own, BASELINE_VARIANT, every_layer=every_layer)}\n\n"
         "On the blocks that the base finds:\n\n"
-        f"{comparison_table(shared, BASELINE_VARIANT, every_layer=every_layer)}\n"
+        f"{comparison_table(shared, BASELINE_VARIANT, every_layer=every_layer)}\n\n"
+        "The last layer's context fidelity (psi) on other blocks than its own, at dial 0:\n\n"
+        f"{block_controls(records, layer)}\n\n"
+        "Perplexity at dial 0; as multiples of it those at dial 1, with blocks of one token (self only), and with all "
+        "layers local; and how far predictions move from dial 0 to dial 1:\n\n"
+        f"{dial_controls(records)}\n"
     )
 
 

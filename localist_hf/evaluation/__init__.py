@@ -1,16 +1,17 @@
 """Measuring models and showing what was measured."""
 
 from ..modeling.locality import context_fidelity
+from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
-from .locality_meter import LocalityMeter
+from .locality_meter import LocalityMeter, metric_names
 from .locality_probe import LocalityProfile, locality_probe
 from .measure import measure
+from .metrics import load_metric
 from .report import (
     comparison_table,
     layer_table,
     plot_attention_map,
-    plot_fidelity_over_depth,
     plot_over_depth,
     plot_shares_over_depth,
     spread,
@@ -24,15 +25,17 @@ __all__ = [
     "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
+    "block_lift",
     "causal_lm_collator",
     "comparison_table",
     "context_fidelity",
     "layer_table",
+    "load_metric",
     "locality_probe",
     "measure",
     "measure_controls",
+    "metric_names",
     "plot_attention_map",
-    "plot_fidelity_over_depth",
     "plot_over_depth",
     "plot_shares_over_depth",
     "spread",

@@ -15,7 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import LocalistCausalLMOutput, LocalistModelOutput
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
+from .block_lift import block_lift
 from .check_model import check_model
+from .faithfulness import divergence_bits
 from .locality_meter import label_losses
 from .measure import evaluation_batches
 from .visible_keys import visible_keys
@@ -230,8 +232,6 @@ def measure_controls(
 
 
 def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
-    from .block_lift import block_lift
-
     return block_lift(texts.apart(own - texts.first), texts.apart(marks, padding=False))
 
 
@@ -298,8 +298,7 @@ def _divergence(free: torch.Tensor, dialled: torch.Tensor, labels: torch.Tensor)
     is_prediction = F.pad(labels != -100, (0, 1), value=False)[:, 1:].to(free.device)
     total = 0.0
     for row, places in enumerate(is_prediction):  # not all at once: logits are the largest thing there is
-        log_free, log_dialled = (logits[row, places].float().log_softmax(-1) for logits in (free, dialled))
-        total += F.kl_div(log_dialled, log_free, reduction="sum", log_target=True).item() / math.log(2)
+        total += divergence_bits(free[row, places], dialled[row, places]).sum().item()
     return total
 
 

@@ -12,6 +12,18 @@ from ..modeling.locality import context_fidelity
 from .visible_keys import visible_keys
 
 
+#: What is measured of each layer, and overall.
+QUANTITIES = ("context_fidelity", "context_share", *SHARES, "visible_keys", "fidelity", "entropy")
+
+
+def metric_names(num_layers: int) -> list[str]:
+    """The names of the metrics of a model with so many layers, in order: the keys of [`LocalityMeter.compute`]."""
+    names = ["loss", "perplexity"]
+    for quantity in QUANTITIES:
+        names += [quantity, *(f"{quantity}_layer_{layer}" for layer in range(num_layers))]
+    return names
+
+
 class LocalityMeter:
     """
     Adds up what a model measures, batch by batch, and gives the means: nothing but sums is kept.
@@ -117,7 +129,7 @@ class LocalityMeter:
         overall = {name: values.nanmean() for name, values in means.items()}
         overall["context_fidelity"] = context_fidelity(overall["block_share"], overall["outside_share"])
         overall["entropy"] = means["entropy"].mean()
-        for name in ("context_fidelity", "context_share", *names[1:], "fidelity", "entropy"):
+        for name in QUANTITIES:
             metrics[name] = overall[name].item()
             metrics |= {f"{name}_layer_{layer}": value for layer, value in enumerate(means[name].tolist())}
         return metrics

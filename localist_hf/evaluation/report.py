@@ -202,16 +202,6 @@ def plot_over_depth(
     figure.savefig(path, dpi=120)
 
 
-def plot_fidelity_over_depth(
-    results: Mapping[str, Sequence[Mapping[str, float]]],
-    path: str | Path | BinaryIO,
-    title: str | None = None,
-    lambdas: Sequence[float] | None = None,
-) -> None:
-    """[`plot_over_depth`] of the fidelity."""
-    plot_over_depth(results, "fidelity", path, title, lambdas)
-
-
 # From the bottom to the top: what a reader sees as one line is then the fidelity, below "outside". Colours of Okabe and
 # Ito, who chose them for the colour-blind; hatches tell the bands apart without colours.
 _BANDS = {

@@ -20,13 +20,13 @@ _PERPLEXITIES = {
 }
 
 
-def block_controls(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], layer: int) -> str:
-    """psi on the own blocks and on others, with no previous blocks and with some."""
+def block_controls(groups: Mapping[str, Sequence[RunRecord]], layer: int, emphasised: str | None = None) -> str:
+    """psi on the own blocks and on others, with no previous blocks and with some; one configuration in bold."""
     kinds = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "recency": "last tokens"}
     titles = ["configuration", "blocks before", "visible keys", "other words"]
     rows = [titles + [f"psi, {title}" for title in kinds.values()]]
     for name, runs in groups.items():
-        label = f"**{name}**" if name == record.name else name
+        label = f"**{name}**" if name == emphasised else name
         for setting in range(len(runs[0].controls["blocks"])):
             row = [label, str(runs[0].controls["blocks"][setting]["num_previous_blocks"])]
             cells = [("own", "visible_keys", 1), ("own", "context_share", 2)]
@@ -37,12 +37,12 @@ def block_controls(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]],
     return markdown_table(rows)
 
 
-def dial_controls(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    """Perplexities under the dial."""
+def dial_controls(groups: Mapping[str, Sequence[RunRecord]], emphasised: str | None = None) -> str:
+    """Perplexities under the dial; one configuration in bold."""
     rows = [["configuration", "dial 0", *_PERPLEXITIES, "divergence (bits)"]]
     for name, runs in groups.items():
         controls = [run.controls for run in runs]
-        row = [f"**{name}**" if name == record.name else name]
+        row = [f"**{name}**" if name == emphasised else name]
         row.append(spread([fmean(_or_nan(each["perplexity"]) for each in controls)]))
         for ratio in _PERPLEXITIES:
             is_changed = any(runs[0].lambdas) or ratio.startswith("all")

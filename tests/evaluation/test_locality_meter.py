@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 
 from localist_hf import LocalistGPT2Config
-from localist_hf.evaluation import LocalityMeter
+from localist_hf.evaluation import LocalityMeter, metric_names
 from localist_hf.modeling import LocalistCausalLMOutput
 
 
@@ -17,14 +17,13 @@ SHARES = ("self_share", "sink_share", "block_share", "outside_share")
 CONFIG = LocalistGPT2Config()
 
 
-def outputs_and_labels(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
+def outputs_and_labels(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs):
     labels = input_ids.clone()
     if attention_mask is not None:
         labels[attention_mask == 0] = -100
     with torch.no_grad():
-        outputs = model(
-            input_ids, attention_mask=attention_mask, labels=labels, output_fidelity=True, output_entropy=True
-        )
+        inputs |= {"attention_mask": attention_mask, "labels": labels}
+        outputs = model(input_ids, **inputs, output_fidelity=True, output_entropy=True)
     return outputs, labels
 
 
@@ -67,7 +66,8 @@ def test_shares_are_those_of_the_attention_matrix(
     model = make_model(block_partition=partition, num_sink_tokens=sinks, num_previous_blocks=previous)
     mask = torch.ones(3, 90, dtype=torch.long)
     mask[0, 70:], mask[1, :9] = 0, 0
-    batches = [{"input_ids": make_text(3, 90), "attention_mask": mask}, {"input_ids": make_text(1, 60, seed=2)}]
+    packed = {"input_ids": make_text(1, 90, seed=3), "position_ids": torch.arange(90)[None] % 47}
+    batches = [{"input_ids": make_text(3, 90), "attention_mask": mask}, {"input_ids": make_text(1, 60, seed=2)}, packed]
     meter, starts = LocalityMeter(model.config), []
     for batch in batches:
         outputs, labels = outputs_and_labels(model, **batch)
@@ -76,6 +76,7 @@ def test_shares_are_those_of_the_attention_matrix(
     metrics = meter.compute()
     expected = layer_metrics_by_matrix(model, batches, starts)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert list(metrics) == metric_names(4)
     for layer in range(4):
         assert sum(metrics[f"{name}_layer_{layer}"] for name in SHARES) == pytest.approx(1, abs=1e-5)
     for name in (*SHARES, "context_share", "fidelity", "visible_keys"):

@@ -13,7 +13,6 @@ from localist_hf.evaluation import (
     comparison_table,
     layer_table,
     plot_attention_map,
-    plot_fidelity_over_depth,
     plot_over_depth,
     plot_shares_over_depth,
     spread,
@@ -97,7 +96,7 @@ def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
     two = METRICS | {"quintic": [*METRICS["quintic"], METRICS["distributed"][0]]}
     plot_over_depth(two, "context_fidelity", tmp_path / "context.png", lambdas=[0.0, 1.0])
     plot_over_depth(two, "entropy", tmp_path / "entropy.png")
-    plot_fidelity_over_depth(two, tmp_path / "depth.png", lambdas=[0.0, 1.0])
+    plot_over_depth(two, "fidelity", tmp_path / "depth.png", lambdas=[0.0, 1.0])
     weights = torch.tril(torch.ones(6, 6))
     weights = (weights / weights.sum(-1, keepdim=True)).requires_grad_()  # as a model gives them
     starts = torch.tensor([0, 0, 0, 3, 3, 3])

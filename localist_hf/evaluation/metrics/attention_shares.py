@@ -1,0 +1,66 @@
+"""Attention shares: where the attention goes."""
+
+import datasets
+import evaluate
+import torch
+
+
+_NAMES = ("self_shares", "sink_shares", "block_shares", "outside_shares")
+
+_DESCRIPTION = """
+Where the attention of queries goes, as means of four shares that sum to 1:
+
+self: to the query's own token; sink: to the first tokens of the text, where they count as attention sinks and lie
+outside the query's block; block: to the other words of its local set; outside: to everything else.
+
+fidelity = self + sink + block = 1 - outside
+
+Each is in [0, 1]. A high fidelity alone says little: a query that looks at itself, or at a sink, is local for nothing.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    self_shares, sink_shares, block_shares, outside_shares (lists of float): one number each for each counted position,
+        and head. Padding, whose shares are 0, and positions that see no more than their local set are left out.
+Returns:
+    self_share, sink_share, block_share, outside_share (float): their means, in [0, 1].
+    fidelity (float): 1 - outside_share.
+Examples:
+    >>> metric = load_metric("attention_shares")
+    >>> metric.compute(
+    ...     self_shares=[0.5, 0.25], sink_shares=[0.0, 0.0], block_shares=[0.25, 0.25], outside_shares=[0.25, 0.5]
+    ... )
+    {'self_share': 0.375, 'sink_share': 0.0, 'block_share': 0.25, 'outside_share': 0.375, 'fidelity': 0.625}
+"""
+
+_CITATION = """\
+@misc{diederich2025progressive,
+    title = {Progressive Localisation in Localist LLMs},
+    author = {Joachim Diederich},
+    year = {2025},
+    eprint = {2511.18375},
+    archivePrefix = {arXiv}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class AttentionShares(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({name: datasets.Value("float64") for name in _NAMES}),
+            reference_urls=["https://arxiv.org/abs/2511.18375", "https://arxiv.org/abs/2309.17453"],
+        )
+
+    def _compute(self, **shares: list[float]) -> dict[str, float]:
+        shares = torch.tensor([shares[name] for name in _NAMES], dtype=torch.float64)
+        wrong = (shares.sum(0) - 1).abs() > 1e-3
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise ValueError(f"The shares at {place} sum to {shares[:, place].sum().item():.4f}; they must sum to 1.")
+        means = shares.mean(1).tolist()
+        names = (name.removesuffix("s") for name in _NAMES)
+        return dict(zip(names, means, strict=True)) | {"fidelity": 1 - means[-1]}

@@ -1,0 +1,64 @@
+"""Context fidelity: of the attention that goes to other words, the part that stays in the block."""
+
+import datasets
+import evaluate
+import torch
+
+from localist_hf.modeling.locality import context_fidelity
+
+
+_DESCRIPTION = """
+Of the attention that queries pay to other words, the part that they pay inside their local set (their block of the
+text, with the blocks before it that count):
+
+context fidelity = sum(block) / sum(block + outside)
+
+In [0, 1], higher is more local. It is a ratio of sums: a query that looks at other words ten times as much weighs ten
+times as much. Attention moved from other words, in proportion, to a query's own token or to an attention sink changes
+nothing, which is why the share that goes to other words at all stands beside it.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    block_shares (list of float): for each counted position, and head, the share of the attention on the other words of
+        its local set, in [0, 1]. Positions that see no more than their local set are left out: all is local to them.
+    outside_shares (list of float): the share on words outside of it, in [0, 1].
+Returns:
+    context_fidelity (float): in [0, 1]; nan where no attention goes to other words.
+    context_share (float): mean of block + outside, in [0, 1].
+Examples:
+    >>> metric = load_metric("context_fidelity")
+    >>> metric.compute(block_shares=[0.3, 0.1], outside_shares=[0.1, 0.3])
+    {'context_fidelity': 0.5, 'context_share': 0.4}
+"""
+
+_CITATION = """\
+@misc{diederich2025progressive,
+    title = {Progressive Localisation in Localist LLMs},
+    author = {Joachim Diederich},
+    year = {2025},
+    eprint = {2511.18375},
+    archivePrefix = {arXiv}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class ContextFidelity(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {name: datasets.Value("float64") for name in ("block_shares", "outside_shares")}
+            ),
+            reference_urls=["https://arxiv.org/abs/2511.18375"],
+        )
+
+    def _compute(self, block_shares: list[float], outside_shares: list[float]) -> dict[str, float]:
+        block, outside = (torch.tensor(each, dtype=torch.float64).mean() for each in (block_shares, outside_shares))
+        return {
+            "context_fidelity": context_fidelity(block, outside).item(),
+            "context_share": (block + outside).item(),
+        }
