@@ -54,8 +54,8 @@ class LocalistTrainingArguments(TrainingArguments):
     locality_objective: str = field(
         default="context",
         metadata={
-            "help": "What the locality loss asks for: 'context', of the attention that goes to other words a share in "
-            "the block; 'fidelity', of all attention a share on the token itself, its block and the sinks."
+            "help": "The locality loss asks for a share in the block 'context': of the attention to other words; "
+            "'fidelity': of all attention, the word itself and sinks included."
         },
     )
     target_fidelity: float = field(

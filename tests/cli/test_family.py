@@ -36,7 +36,7 @@ def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, ca
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
-    for name in ("fidelity_over_depth.png", "attention_map.png"):
+    for name in ("context_fidelity_over_depth.png", "shares_over_depth.png", "attention_map.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
     assert record.metrics_on_base_blocks["fidelity"] != record.metrics["fidelity"]

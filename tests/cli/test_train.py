@@ -1,6 +1,7 @@
 """`localist-hf train`, from its flags to the saved model; what it refuses is in `test_bad_input.py`."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def test_a_run_leaves_a_model_that_loads_and_its_results(flags, tmp_path: Path, 
     assert str(tmp_path) not in card
     printed = capsys.readouterr().out
     assert f"cubic: perplexity {results['eval_perplexity']:.2f}" in printed
-    assert f"    3   1.000  {results['eval_fidelity_layer_3']:8.3f}" in printed
+    psi = re.search(r"^ +3 +1\.000 +(\S+) ", printed, re.MULTILINE).group(1)
+    assert psi == f"{results['eval_context_fidelity_layer_3']:.3f}"
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
 
 
