@@ -13,7 +13,13 @@ from transformers import DynamicCache
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.modeling import locality as locality_module
 from localist_hf.modeling.block_attention import local_attention
-from localist_hf.modeling.block_partition import Blocks, document_starts, place_block_starts, semantic_blocks
+from localist_hf.modeling.block_partition import (
+    document_starts,
+    place_block_starts,
+    semantic_blocks,
+    with_previous_blocks,
+)
+from localist_hf.modeling.localist_model import SHARES
 from localist_hf.modeling.locality import Locality, dialled_fidelity
 
 
@@ -36,12 +42,14 @@ def random_inputs(layout: str, seed: int = 0) -> tuple[list[torch.Tensor], torch
     return inputs, documents, place_block_starts(candidates, documents, 2, 20)
 
 
-def dialled_reference(inputs, documents, starts, sinks: int, weight: float, floor: float, query_length: int = LENGTH):
-    """Output, fidelity and entropy from the explicit matrix, its weights multiplied and renormalised."""
+def dialled_reference(
+    inputs, documents, starts, sinks: int, weight: float, floor: float, query_length: int = LENGTH, previous: int = 0
+):
+    """Output, fidelity, entropy and shares from the explicit matrix, its weights multiplied and renormalised."""
     query, key, value = (tensor.double() for tensor in inputs)
     query = query[:, :, -query_length:]
     visible = reference.visible_keys(documents, query_length)
-    local = reference.local_set(starts, documents, sinks, query_length)
+    local = reference.local_set(starts, documents, sinks, query_length, previous)
     _, weights, _ = reference.attention(query, key, value, visible, SCALE)
     factor = torch.full_like(weights, weight)
     free = reference.fidelity(weights, local)[..., None]
@@ -49,37 +57,49 @@ def dialled_reference(inputs, documents, starts, sinks: int, weight: float, floo
         factor = torch.minimum(factor, free * (1 - floor) / (floor * (1 - free)).clamp(min=1e-300))
     dialled = weights * torch.where(local, 1.0, factor)
     dialled = dialled / dialled.sum(-1, keepdim=True).clamp(min=1e-300)
-    return dialled @ value, reference.fidelity(dialled, local), reference.entropy_bits(dialled)
+    shares = reference.shares(dialled, local, starts, documents, sinks)
+    return dialled @ value, reference.fidelity(dialled, local), reference.entropy_bits(dialled), *shares.values()
 
 
-def attend(make_config, inputs, documents, starts, sinks: int, dial: float, floor: float, query_length: int = LENGTH):
+def attend(
+    make_config,
+    inputs,
+    documents,
+    starts,
+    sinks: int,
+    dial: float,
+    floor: float,
+    query_length: int = LENGTH,
+    previous: int = 0,
+):
     """What the package says, as layer 3 with lambda = 1."""
-    config = make_config(locality_schedule="localist", num_sink_tokens=sinks)
+    config = make_config(locality_schedule="localist", num_sink_tokens=sinks, num_previous_blocks=previous)
+    blocks = with_previous_blocks(starts, documents, previous)
     is_packed = bool((documents.amax(1, keepdim=True) != documents)[documents >= 0].any())
     locality = Locality(
-        config, frozenset([3]), True, dial, floor, documents, Blocks(starts, starts), 20, is_packed=is_packed
+        config, frozenset([3]), True, dial, floor, documents, blocks, 20 * (1 + previous), is_packed=is_packed
     )
     query, key, value = inputs
     query = query[:, :, -query_length:]
     is_causal = bool((documents == 0).all()) and query_length == LENGTH
     mask = None if is_causal else reference.visible_keys(documents, query_length)
     output = locality.attend(3, query, key, value, mask, SCALE, 0.0)
-    return output, locality.fidelities[3], locality.entropies[3]
+    return output, locality.fidelities[3], locality.entropies[3], *locality.shares[3]
 
 
-@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize(("sinks", "previous"), [(0, 0), (3, 0), (2, 1)])
 @pytest.mark.parametrize("layout", ["plain", "left", "right", "packed"])
 @pytest.mark.parametrize(("dial", "floor"), [(0.3, 0.0), (0.97, 0.0), (1.0, 0.0), (0.0, 0.6), (0.5, 0.9), (0.0, 1.0)])
 def test_equals_the_matrix_with_weights_multiplied_and_renormalised(
-    make_config, dial: float, floor: float, layout: str, sinks: int
+    make_config, dial: float, floor: float, layout: str, sinks: int, previous: int
 ) -> None:
     inputs, documents, starts = random_inputs(layout)
-    actual = attend(make_config, inputs, documents, starts, sinks, dial, floor)
+    actual = attend(make_config, inputs, documents, starts, sinks, dial, floor, previous=previous)
     weight, least = (0.0, 0.0) if floor == 1 else (1 - dial, floor)
-    expected = dialled_reference(inputs, documents, starts, sinks, weight, least)
+    expected = dialled_reference(inputs, documents, starts, sinks, weight, least, previous=previous)
     is_token = (documents >= 0)[:, None].expand(-1, HEADS, -1)
     for name, one, other, atol in zip(
-        ("output", "fidelity", "entropy"), actual, expected, (1e-5, 1e-5, 5e-5), strict=True
+        ("output", "fidelity", "entropy", *SHARES), actual, expected, (1e-5, 1e-5, 5e-5, *[1e-5] * 4), strict=True
     ):
         assert_close(
             one[is_token].double(), other[is_token], atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
@@ -254,9 +274,15 @@ def test_keys_that_no_block_can_reach_are_not_touched() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("partition", ["semantic", "window"])
-def test_at_one_the_cache_holds_the_longest_block_and_the_sinks(make_model, make_text, partition: str) -> None:
-    model = make_model(locality_schedule=[0.5, 1.0, 1.0, 1.0], block_partition=partition, num_sink_tokens=2)
+@pytest.mark.parametrize("previous", [0, 1])
+@pytest.mark.parametrize("partition", ["semantic", "delimiter", "window"])
+def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
+    make_model, make_text, partition: str, previous: int
+) -> None:
+    model = make_model(
+        locality_schedule=[0.5, 1.0, 1.0, 1.0], block_partition=partition, num_sink_tokens=2,
+        num_previous_blocks=previous,
+    )  # fmt: skip
     ids = make_text(2, 150)
     whole = model(ids, locality_dial=1.0, output_fidelity=True, use_cache=False)
     cache, pieces = DynamicCache(config=model.config), []
@@ -268,7 +294,7 @@ def test_at_one_the_cache_holds_the_longest_block_and_the_sinks(make_model, make
         assert torch.equal(starts, whole.block_starts[layer])
         fidelities = torch.cat([piece.fidelity[layer] for piece in pieces], dim=2)
         assert_close(fidelities, whole.fidelity[layer], atol=1e-4, rtol=0)
-    longest = 7 if partition == "window" else 12
+    longest = (1 + previous) * (7 if partition == "window" else 12)
     assert cache.layers[0].keys.shape[2] == 150
     for layer in cache.layers[1:]:
         assert layer.keys.shape[2] < longest

@@ -253,6 +253,29 @@ def test_gradients_of_every_parameter_equal_those_of_the_matrix(
     check_gradients(model, gpt2)
 
 
+@pytest.mark.parametrize("num_previous_blocks", [0, 1])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_the_context_fidelity_equal_those_of_the_matrix(
+    make_model, gpt2_twin, make_text, layout: str, num_previous_blocks: int
+):
+    model = make_model(num_sink_tokens=1, num_previous_blocks=num_previous_blocks)
+    gpt2 = gpt2_twin(model, "eager")
+    inputs = batch(layout, make_text(2, 50))
+    outputs = model(**inputs, output_fidelity=True)
+    expected = measure_by_matrix(gpt2, model.config, inputs)
+    for blocks, outsides in (
+        (outputs.block_share, outputs.outside_share),
+        ([each["block_share"] for each in expected.shares], [each["outside_share"] for each in expected.shares]),
+    ):
+        psi = [
+            locality.context_fidelity(block, outside, 1e-3) * mask[:, None]
+            for block, outside, mask in zip(blocks, outsides, outputs.context_mask, strict=True)
+        ]
+        locality_and_language_functional(psi, outputs.logits.detach(), expected.is_token).backward()
+    check_gradients(model, gpt2)
+    assert model.transformer.h[-1].attn.c_attn.weight.grad.abs().max() > 1e-3
+
+
 def test_the_gradient_of_the_fidelity_alone_equals_that_of_the_matrix(make_model, gpt2_twin, make_text):
     # The last layer's attention output gets no gradient at all.
     model = make_model()
