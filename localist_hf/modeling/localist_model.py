@@ -4,7 +4,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +22,9 @@ from .locality_dial import LocalityDial, Setting, check_share, current_setting
 
 
 @dataclass
-class LocalistModelOutput(BaseModelOutputWithPastAndCrossAttentions):
+class LocalityMeasurements:
     """
-    Output of a localist transformer: that of the native one, and, with `output_fidelity`, one tensor for each measured
-    layer.
+    What `output_fidelity` adds to a native output: one tensor for each measured layer.
 
     Args:
         fidelity (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
@@ -59,19 +58,20 @@ class LocalistModelOutput(BaseModelOutputWithPastAndCrossAttentions):
     entropy: tuple[torch.Tensor, ...] | None = None
 
 
-@dataclass
-class LocalistCausalLMOutput(CausalLMOutputWithCrossAttentions):
-    """Output of a localist language model: that of the native one, and the fields of [`LocalistModelOutput`]."""
+#: Where a query's attention goes: the measurements that sum to 1.
+SHARES = ("self_share", "sink_share", "block_share", "outside_share")
+#: The names of all measurements.
+MEASUREMENTS = tuple(field.name for field in fields(LocalityMeasurements))
 
-    fidelity: tuple[torch.Tensor, ...] | None = None
-    fidelity_mask: tuple[torch.Tensor, ...] | None = None
-    context_mask: tuple[torch.Tensor, ...] | None = None
-    self_share: tuple[torch.Tensor, ...] | None = None
-    sink_share: tuple[torch.Tensor, ...] | None = None
-    block_share: tuple[torch.Tensor, ...] | None = None
-    outside_share: tuple[torch.Tensor, ...] | None = None
-    block_starts: tuple[torch.Tensor, ...] | None = None
-    entropy: tuple[torch.Tensor, ...] | None = None
+
+@dataclass
+class LocalistModelOutput(LocalityMeasurements, BaseModelOutputWithPastAndCrossAttentions):
+    """Output of a localist transformer: that of the native one, and the fields of [`LocalityMeasurements`]."""
+
+
+@dataclass
+class LocalistCausalLMOutput(LocalityMeasurements, CausalLMOutputWithCrossAttentions):
+    """Output of a localist language model: that of the native one, and the fields of [`LocalityMeasurements`]."""
 
 
 class LocalistMixin:
@@ -273,10 +273,6 @@ class LocalistGenerationMixin(LocalistMixin):
             self.set_attn_implementation(attention)
 
 
-#: Where a query's attention goes: the outputs that sum to 1.
-SHARES = ("self_share", "sink_share", "block_share", "outside_share")
-#: All that `output_fidelity` adds to the output.
-MEASUREMENTS = ("fidelity", "fidelity_mask", "context_mask", *SHARES, "block_starts", "entropy")
 #: Arguments of the native models that say what can be measured.
 _READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
 

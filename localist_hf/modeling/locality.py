@@ -531,14 +531,18 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
         )
 
 
+def _check_starts_shape(name: str, starts: torch.Tensor, documents: torch.Tensor) -> None:
+    if starts.shape != documents.shape:
+        raise ValueError(
+            f"`{name}` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one entry for each "
+            "token, those in the cache included."
+        )
+
+
 @torch.compiler.disable  # it reads values back, which is no part of a graph
 def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
     """An error where the starts are no partition of the text."""
-    if starts.shape != documents.shape:
-        raise ValueError(
-            f"`block_starts` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one "
-            "entry for each token, those in the cache included."
-        )
+    _check_starts_shape("block_starts", starts, documents)
     position = torch.arange(documents.shape[1], device=documents.device)
     is_token = documents >= 0
     own = starts.gather(1, starts.clamp(0, len(position) - 1))
@@ -556,11 +560,7 @@ def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
 @torch.compiler.disable
 def _check_local_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
     """An error where a stretch does not lie between the start of the text and its query."""
-    if starts.shape != documents.shape:
-        raise ValueError(
-            f"`local_starts` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one entry for "
-            "each token, those in the cache included."
-        )
+    _check_starts_shape("local_starts", starts, documents)
     position = torch.arange(documents.shape[1], device=documents.device)
     wrong = (documents >= 0) & ((starts < documents) | (starts > position))
     if wrong.any():
