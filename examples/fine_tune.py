@@ -50,4 +50,7 @@ trainer.save_model()
 metrics = trainer.evaluate()
 print(f"perplexity {metrics['eval_perplexity']:.2f}")
 for layer, weight in enumerate(model.config.locality_lambdas):
-    print(f"layer {layer}: lambda {weight:.2f}, fidelity {metrics[f'eval_fidelity_layer_{layer}']:.2f}")
+    psi, share = (metrics[f"eval_{name}_layer_{layer}"] for name in ("context_fidelity", "context_share"))
+    print(
+        f"layer {layer}: lambda {weight:.2f}; {share:.2f} of its attention to other words, {psi:.2f} of that in blocks"
+    )

@@ -29,7 +29,7 @@ def test_fine_tune(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "layer 1: lambda 1.00, fidelity 0." in done.stdout
+    assert "layer 1: lambda 1.00; 0." in done.stdout
     assert LocalistGPT2LMHeadModel.from_pretrained(tmp_path / "run").config.locality_schedule == "quintic"
 
 

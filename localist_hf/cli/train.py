@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table
+from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..hub import RECORD_FILE, PublishError
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
@@ -67,14 +68,12 @@ def check_schedule(args: TrainingArguments) -> None:
 
 def check_metric(args: TrainingArguments, config: LocalistGPT2Config) -> None:
     """Refuses a metric to choose the best model by that no evaluation gives."""
-    layers = range(config.num_hidden_layers)
-    known = {"loss", "perplexity", "fidelity", "entropy"}
-    known |= {f"{kind}_layer_{layer}" for kind in ("fidelity", "entropy") for layer in layers}
     metric = args.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in known:
+    if metric is not None and metric.removeprefix("eval_") not in metric_names(config.num_hidden_layers):
+        quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
         raise ValueError(
-            f"`metric_for_best_model` is {metric!r}; allowed are 'loss', 'perplexity', 'fidelity', 'entropy', and "
-            f"'fidelity_layer_N' and 'entropy_layer_N' with N from 0 to {layers[-1]}."
+            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but the first two of a layer, "
+            f"as 'context_fidelity_layer_N' with N from 0 to {config.num_hidden_layers - 1}."
         )
 
 

@@ -47,6 +47,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf.modeling.locality import REQUEST_ARGUMENTS
 
 
 TINY = {
@@ -339,9 +340,8 @@ def encoder_decoder_model(kind: Kind):
 
 @check
 def arguments_by_position(kind: Kind):
-    extra = {"output_fidelity", "output_entropy", "block_starts", "locality_dial", "min_fidelity"}
     return [
-        [name for name in inspect.signature(each.forward).parameters if name not in extra]
+        [name for name in inspect.signature(each.forward).parameters if name not in REQUEST_ARGUMENTS]
         for each in (kind.lm_class, kind.base_class)
     ]
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
     Cache,
+    ContinuousBatchingConfig,
     DynamicCache,
     EncoderDecoderConfig,
     EncoderDecoderModel,
@@ -327,7 +328,8 @@ def test_speculative_decoding_gives_what_greedy_decoding_gives(make_model, make_
 def test_continuous_batching_is_gpt2s_and_leaves_the_attention_as_it_was(make_model, make_text) -> None:
     model, ids = make_model(**LOCAL), make_text(2, 20)
     model.generation_config.update(**GREEDY)
-    results = model.generate_batch(ids.tolist(), warmup=False)
+    small = ContinuousBatchingConfig(page_size=16, num_blocks=8, max_batch_tokens=64)  # by default most of the memory
+    results = model.generate_batch(ids.tolist(), warmup=False, continuous_batching_config=small)
     generated = [result.generated_tokens for result in results.values()]
     assert generated == model.generate(ids, **GREEDY)[:, 20:].tolist()
     assert model.config._attn_implementation == "localist"
