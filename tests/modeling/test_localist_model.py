@@ -365,3 +365,20 @@ def test_positional_arguments_are_gpt2s(make_model, make_text) -> None:
     cache = DynamicCache()
     model(ids[:, :8], cache)
     assert_close(model(ids[:, 8:], cache).logits, model(ids).logits[:, 8:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dial", [0.6, 1.0])
+@pytest.mark.parametrize("partition", ["semantic", "delimiter", "window"])
+@pytest.mark.parametrize("chunk", [5, 16])
+def test_prefill_in_chunks_gives_what_one_prefill_gives(make_model, make_text, partition, dial, chunk) -> None:
+    """Rows of different padding, of which one has nothing but padding in its first chunks."""
+    model = make_model(**LOCAL, block_partition=partition, num_sink_tokens=1, num_previous_blocks=1)
+    ids = make_text(3, 40)
+    mask = torch.ones_like(ids)
+    mask[0, :17], mask[1, :6] = 0, 0
+    settings = {**GREEDY, "attention_mask": mask, "locality_dial": dial}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    expected = model.generate(ids, **settings)
+    actual = model.generate(ids, **settings, prefill_chunk_size=chunk)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
