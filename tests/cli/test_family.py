@@ -6,6 +6,7 @@ import pytest
 
 from localist_hf.cli import family
 from localist_hf.cli.main import main
+from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunRecord
 
 
@@ -20,9 +21,14 @@ def test_parts_share_no_topic_and_have_their_sizes() -> None:
 
 @pytest.fixture
 def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to go through every stage."""
+    """Enough to go through every stage; the controls, which pass over the text 26 times, on two sequences of it."""
     topics = dict(list(family.python_reference().items())[:14])
     monkeypatch.setattr(family, "python_reference", lambda: topics)
+    monkeypatch.setattr(
+        family,
+        "measure_controls",
+        lambda model, text, **settings: measure_controls(model, text.select([0, 1]), **settings),
+    )
 
 
 @pytest.mark.usefixtures("few_topics")
