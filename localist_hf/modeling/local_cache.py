@@ -39,6 +39,10 @@ class SearchLayer:
         super().reset()
         self.forget_search()
 
+    def state_after(self, num_tokens: int) -> BlockState | None:
+        """Where the search stands if it has been through so many tokens; `None` where it has not."""
+        return self.block_state if self.searched == num_tokens else None
+
     def forget_search(self) -> None:
         """Forgets where the search stands, but no keys and values."""
         self.block_state, self.searched = None, 0

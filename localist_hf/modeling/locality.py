@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.utils import logging
 
 from .block_attention import local_attention, local_shares
@@ -85,6 +85,8 @@ class Locality:
             The key-value cache; the queries follow its tokens.
         is_packed (`bool`, *optional*, defaults to `False`):
             Whether rows may hold several documents.
+        delimiter_state ([`BlockState`], *optional*):
+            Where the search for delimiter blocks stands after this pass.
     """
 
     config: LocalistGPT2Config
@@ -97,6 +99,7 @@ class Locality:
     max_local_length: int
     cache: DynamicCache | None = None
     is_packed: bool = False
+    delimiter_state: BlockState | None = None
 
     def __post_init__(self) -> None:
         lambdas = self.config.locality_lambdas
@@ -115,8 +118,8 @@ class Locality:
         self.semantic_band = self.config.semantic_band
         #: Layers that define blocks, their own or also those of the layers above.
         self.defining = frozenset() if self.fixed_blocks is not None else frozenset(map(self._defined_by, self.layers))
-        #: Where the search for delimiter blocks stands after this pass.
-        self.delimiter_state: BlockState | None = None
+        # Of each position, or, where a row holds one document, of the row.
+        self._first_keys = self.documents if self.is_packed else self.documents.amax(dim=1, keepdim=True)
         self.fidelities: dict[int, torch.Tensor] = {}
         self.shares: dict[int, tuple[torch.Tensor, ...]] = {}
         self.entropies: dict[int, torch.Tensor] = {}
@@ -198,10 +201,9 @@ class Locality:
 
     def _states_of_search(self) -> dict[int, BlockState] | None:
         """Where the searches of all defining layers stand after the cached tokens; None if one must start anew."""
-        layers = [(layer, self.cache.layers[layer]) for layer in self.defining] if self.seen else []
-        if not all(isinstance(cached, SearchLayer) and cached.searched == self.seen for _, cached in layers):
-            return None
-        return {layer: cached.block_state for layer, cached in layers}
+        defining = self.defining if self.seen else ()
+        states = {layer: _state_after(self.seen, self.cache.layers[layer]) for layer in defining}
+        return None if any(state is None for state in states.values()) else states
 
     def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
         """The layer's cache, where it is bounded."""
@@ -259,10 +261,8 @@ class Locality:
             )
         query_length = query.shape[2]
         device = query.device  # layers may be spread over several
-        starts, documents = self.local_starts(layer)[:, -query_length:].to(device), self.documents.to(device)
-        is_token = documents[:, None, -query_length:] >= 0
-        is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
-        documents = documents[:, -query_length:] if self.is_packed else documents.amax(dim=1, keepdim=True)
+        starts = self.local_starts(layer)[:, -query_length:].to(device)
+        documents = self._first_keys[:, -query_length:].to(device)
         weight, floor = self.weights[layer], self.floors[layer]
         is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
         needs_entropy = self.entropy and is_measured
@@ -294,6 +294,7 @@ class Locality:
             output, fidelity = local_output, torch.ones_like(local_lse)
             total_entropy = local_entropy if needs_entropy else None
         else:
+            is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
             is_causal = attention_mask is None and query_length > 1
             output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
             if is_dialled:
@@ -320,6 +321,7 @@ class Locality:
             self.fidelities[layer] = fidelity
             self.shares[layer] = (*shares, 1 - fidelity)
         if needs_entropy:
+            is_token = (self.documents[:, None, -query_length:] >= 0).to(device)
             self.entropies[layer] = torch.where(is_token, total_entropy.clamp(min=0) / math.log(2), 0.0)
         return output
 
@@ -471,10 +473,15 @@ def build_locality(
         max_local_length,
         cache,
         is_packed=packed is not None,
+        delimiter_state=delimiter_state,
     )
-    locality.delimiter_state = delimiter_state
     check_cache(cache, locality.only_local)
     return locality
+
+
+def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
+    """Where the search for blocks stands after so many tokens, if the layer's cache knows it."""
+    return cached.state_after(num_tokens) if isinstance(cached, SearchLayer) else None
 
 
 def _delimiter_blocks(
@@ -484,8 +491,7 @@ def _delimiter_blocks(
     seen = cache.get_seq_length() if cache is not None else 0
     state = BlockState.at_first(documents, config.num_previous_blocks)
     if seen:
-        cached = cache.layers[0]
-        state = cached.block_state if isinstance(cached, SearchLayer) and cached.searched == seen else None
+        state = _state_after(seen, cache.layers[0])
     if input_ids is None or state is None:
         raise ValueError(
             "`block_partition='delimiter'` needs the `input_ids` of all tokens, from the first one on: not "
