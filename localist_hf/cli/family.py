@@ -22,6 +22,7 @@ from ..evaluation import (
 )
 from ..hub import RECORD_FILE, RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
+from ..hub.card_tables import metrics_of_runs
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
@@ -304,7 +305,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     records: dict[str, list[RunRecord]] = {}
     for run in runs:
         records.setdefault(run.variant, []).append(run.record)
-    own = {variant: [record.metrics for record in group] for variant, group in records.items()}
+    own = metrics_of_runs(records)
     text = tables(records)
     print(f"\n{text}")
     write_whole(args.output_dir / "table.md", text)
@@ -346,7 +347,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
 
 def tables(records: dict[str, list[RunRecord]], every_layer: bool = True) -> str:
     """The comparison on each model's own blocks and on those of the base."""
-    own = {variant: [record.metrics for record in group] for variant, group in records.items()}
+    own = metrics_of_runs(records)
     shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
     layer = len(records[BASELINE_VARIANT][0].lambdas) - 1
     return (

@@ -11,6 +11,7 @@ from .metrics import load_metric
 from .report import (
     comparison_table,
     layer_table,
+    markdown_table,
     plot_attention_map,
     plot_over_depth,
     plot_shares_over_depth,
@@ -32,6 +33,7 @@ __all__ = [
     "layer_table",
     "load_metric",
     "locality_probe",
+    "markdown_table",
     "measure",
     "measure_controls",
     "metric_names",

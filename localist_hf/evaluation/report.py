@@ -112,10 +112,15 @@ def comparison_table(
         row.append(spread(series(name, f"context_fidelity_layer_{last}")))
         means = [fmean(series(name, f"{metric}_layer_{last}")) for metric in list(_TITLES)[1:]]
         rows.append([*row, *(_number(value, 2) for value in means)])
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
+    return markdown_table([header, *rows])
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
     )
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation import spread
+from ..evaluation import markdown_table, spread
 from .card_sentences import sinks_phrase
-from .card_tables import markdown_table
 from .run_record import RunRecord
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ..evaluation import spread
+from ..evaluation import markdown_table, spread
 from .run_record import RunRecord
 
 
@@ -14,15 +14,6 @@ def metrics_of_runs(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list
 def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
     """Over runs; NaN where one of them has no number."""
     return fmean(run[name] for run in metrics)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
-    )
 
 
 def _columns(record: RunRecord) -> dict[str, str]:

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     import evaluate
 
 
+#: The paper that the shares are this project's measure for.
+CITATION = """\
+@misc{diederich2025progressive,
+    title = {Progressive Localisation in Localist LLMs},
+    author = {Joachim Diederich},
+    year = {2025},
+    eprint = {2511.18375},
+    archivePrefix = {arXiv}
+}
+"""
 _FOLDER = Path(__file__).parent
 #: The names that [`load_metric`] takes.
 METRICS = tuple(sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem != "__init__"))

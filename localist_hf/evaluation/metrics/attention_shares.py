@@ -4,6 +4,8 @@ import datasets
 import evaluate
 import torch
 
+from localist_hf.evaluation.metrics import CITATION
+
 
 _NAMES = ("self_shares", "sink_shares", "block_shares", "outside_shares")
 
@@ -33,23 +35,13 @@ Examples:
     {'self_share': 0.375, 'sink_share': 0.0, 'block_share': 0.25, 'outside_share': 0.375, 'fidelity': 0.625}
 """
 
-_CITATION = """\
-@misc{diederich2025progressive,
-    title = {Progressive Localisation in Localist LLMs},
-    author = {Joachim Diederich},
-    year = {2025},
-    eprint = {2511.18375},
-    archivePrefix = {arXiv}
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class AttentionShares(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({name: datasets.Value("float64") for name in _NAMES}),
             reference_urls=["https://arxiv.org/abs/2511.18375", "https://arxiv.org/abs/2309.17453"],

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 import torch
 
+from localist_hf.evaluation.metrics import CITATION
 from localist_hf.modeling.locality import context_fidelity
 
 
@@ -32,23 +33,13 @@ Examples:
     {'context_fidelity': 0.5, 'context_share': 0.4}
 """
 
-_CITATION = """\
-@misc{diederich2025progressive,
-    title = {Progressive Localisation in Localist LLMs},
-    author = {Joachim Diederich},
-    year = {2025},
-    eprint = {2511.18375},
-    archivePrefix = {arXiv}
-}
-"""
-
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class ContextFidelity(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {name: datasets.Value("float64") for name in ("block_shares", "outside_shares")}
