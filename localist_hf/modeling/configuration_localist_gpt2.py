@@ -44,7 +44,7 @@ class LocalistGPT2Config(GPT2Config):
         semantic_layer (`int`, *optional*):
             The last of the layers whose value vectors define the blocks of all layers above; the first is at 3/8 of the
             depth, or this one if it is lower. A layer below finds its own blocks in the values of those layers up to
-            itself, or in its own alone. Defaults to `num_hidden_layers // 2`.
+            itself, or in its own alone. Defaults to `3 * num_hidden_layers // 4`.
         semantic_threshold (`float`, *optional*, defaults to 1.25):
             A block starts after a token whose values are this many standard deviations shorter, in the mean logarithm
             of their lengths, than those of the text so far.
@@ -103,7 +103,7 @@ class LocalistGPT2Config(GPT2Config):
     @property
     def semantic_band(self) -> range:
         """`range`: the layers whose value vectors define the semantic blocks of those above."""
-        last = self.num_hidden_layers // 2 if self.semantic_layer is None else self.semantic_layer
+        last = 3 * self.num_hidden_layers // 4 if self.semantic_layer is None else self.semantic_layer
         return range(min(3 * self.num_hidden_layers // 8, last), last + 1)
 
     @property

@@ -151,7 +151,7 @@ def test_layer_l_takes_its_blocks_from_the_band_up_to_itself_or_from_its_own_val
     lengths = [reference.value_lengths(value) for _, _, value in inputs]
     for layer, (query, key, value) in enumerate(inputs):
         localist_attention_forward(attention_module(layer), query, key, value, None, locality=locality)
-    m = 2 if semantic_layer is None else semantic_layer
+    m = 3 if semantic_layer is None else semantic_layer
     expected = []
     for layer in range(4):
         last = min(layer, m)

@@ -381,6 +381,6 @@ def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkey
         return semantic_blocks(lengths, *args)
 
     monkeypatch.setattr(locality_module, "semantic_blocks", search)
-    model = make_model(locality_schedule="localist")  # layers 0 to 2 of 4 find blocks
+    model = make_model(locality_schedule="localist", semantic_layer=2)  # layers 0 to 2 of 4 find blocks
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
     assert searched == [80] * 3 + [1] * 6

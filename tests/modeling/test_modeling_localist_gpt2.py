@@ -99,7 +99,7 @@ def measure_by_matrix(gpt2: GPT2LMHeadModel, config: LocalistGPT2Config, inputs:
         hook.remove()
 
     lengths = (config.min_block_length, config.max_block_length)
-    m = config.n_layer // 2 if config.semantic_layer is None else config.semantic_layer
+    m = 3 * config.n_layer // 4 if config.semantic_layer is None else config.semantic_layer
     nu = [reference.value_lengths(each) for each in values]
     starts, margin = [], math.inf
     for layer in range(config.n_layer):
