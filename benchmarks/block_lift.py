@@ -5,8 +5,8 @@ bands of layers.
 
 `python benchmarks/block_lift.py --model FOLDER --text FILE --boundaries joins sentences`
 
-Works with every causal language model that takes the attention function "localist". README.md beside this file says
-what was measured.
+Works with every causal language model whose attention goes through transformers' interface. README.md beside this file
+says what was measured.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel)
+import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel, and registers the attention function)
 from localist_hf.evaluation import block_lift
-from localist_hf.modeling import localist_attention  # noqa: F401 (registers the attention function)
 from localist_hf.modeling.block_partition import BlockState, document_starts, semantic_blocks, value_lengths
+from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
 #: First and last layer as shares of the depth.
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModel.from_pretrained(options.model, attn_implementation="localist", dtype=torch.float32).eval()
+    attention = LOCALIST_ATTENTION["sdpa"]  # by which the values come here
+    model = AutoModel.from_pretrained(options.model, attn_implementation=attention, dtype=torch.float32).eval()
     text, joins = options.text.read_text(encoding="utf-8"), []
     if "joins" in options.boundaries:
         text, joins = join_paragraphs(text, num_paragraphs=150)

@@ -1,10 +1,10 @@
-"""Language models whose attention can be read: progressive localisation for GPT-2 (arXiv:2511.18375)."""
+"""Language models whose attention can be read: progressive localisation (arXiv:2511.18375)."""
 
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, delocalize, localize
 from .version import __version__
 
 
@@ -23,4 +23,11 @@ def _push_to_hub(self: LocalistGPT2LMHeadModel, repo_id: str, **kwargs: Any) -> 
 # Not in `modeling`: the code that travels with every model touches no file and no network.
 LocalistGPT2LMHeadModel.push_to_hub = _push_to_hub
 
-__all__ = ["LocalistGPT2Config", "LocalistGPT2LMHeadModel", "LocalistGPT2Model", "__version__"]
+__all__ = [
+    "LocalistGPT2Config",
+    "LocalistGPT2LMHeadModel",
+    "LocalistGPT2Model",
+    "__version__",
+    "delocalize",
+    "localize",
+]

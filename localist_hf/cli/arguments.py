@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration import VARIANTS, variant_config
-from ..modeling import LocalistGPT2Config
+from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
 from .errors import INPUT_ERRORS, CommandError, ending_with
@@ -285,7 +285,7 @@ def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[st
         overrides = json.loads(locality) if locality is not None else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
-    allowed = LocalistGPT2Config.__annotations__.keys()
+    allowed = {*LOCALITY_FIELDS, "attn_pdrop"}
     if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
         raise ValueError(
             f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."

@@ -168,7 +168,7 @@ def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, le
     input_ids = torch.tensor([sequence])
     for name, folder in folders.items():
         model = LocalistGPT2LMHeadModel.from_pretrained(folder).eval()
-        last_layer = model.config.num_hidden_layers - 1
+        last_layer = model.config.locality.num_hidden_layers - 1
         title = f"{name}, last layer"
         with torch.no_grad():
             starts[title] = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0, -length:]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling import LocalistCausalLMOutput, LocalistModelOutput
+from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
@@ -212,17 +212,17 @@ def measure_controls(
     marks = None if boundaries is None else texts.line_of_lists("boundaries", boundaries)
 
     config = model.config
-    localised = {layer for layer, value in enumerate(config.locality_lambdas) if value > 0}
-    layers = sorted(localised | {config.num_hidden_layers - 1})
+    localised = {layer for layer, value in enumerate(config.locality.locality_lambdas) if value > 0}
+    layers = sorted(localised | {config.locality.num_hidden_layers - 1})
     dials = _DIALS if localised else _DIALS[:1]  # it would change nothing
     sweep, others, divergence, own_starts = _at_dials(model, batches, texts, layers, dials)
     own = texts.line(own_starts)
     return ControlResults(
         layers=layers,
-        num_sink_tokens=config.num_sink_tokens,
+        num_sink_tokens=config.locality.num_sink_tokens,
         blocks=[
             _on_blocks(model, batches, texts, layers, own, number)
-            for number in sorted({*_NUM_PREVIOUS_BLOCKS, config.num_previous_blocks})
+            for number in sorted({*_NUM_PREVIOUS_BLOCKS, config.locality.num_previous_blocks})
         ],
         dials=sweep,
         **others,
@@ -264,9 +264,9 @@ def _at_dials(
         del free_logits, outputs
 
         alone = inputs | {"block_starts": texts.rows(texts.place, index).to(labels.device)}
-        with _set(config, num_previous_blocks=0):
+        with _set(config.locality, num_previous_blocks=0):
             others["self_only"].add(model(**alone, **arguments, locality_dial=dials[-1]), labels)
-            with _set(config, locality_schedule="localist"):
+            with _set(config.locality, locality_schedule="localist"):
                 others["all_local"].add(model(**inputs, **arguments, locality_dial=1.0), labels)
                 others["all_local_self_only"].add(model(**alone, **arguments, locality_dial=1.0), labels)
     sweep = [DialFigures(dial, losses[dial].perplexity, _figures(sums[dial])) for dial in dials]
@@ -281,7 +281,7 @@ class _Losses:
     def __init__(self) -> None:
         self._total, self.num_labels = 0.0, 0
 
-    def add(self, outputs: LocalistCausalLMOutput, labels: torch.Tensor) -> None:
+    def add(self, outputs: LocalityMeasurements, labels: torch.Tensor) -> None:
         total, count = label_losses(outputs.logits, labels)
         self._total += total.sum().item()
         self.num_labels += int(count.sum())
@@ -303,8 +303,8 @@ def _divergence(free: torch.Tensor, dialled: torch.Tensor, labels: torch.Tensor)
 
 
 @contextmanager
-def _set(config: PreTrainedConfig, **fields: Any) -> Iterator[None]:
-    """A configuration with other fields, for as long as this lasts."""
+def _set(config: LocalityFields, **fields: Any) -> Iterator[None]:
+    """Other settings, for as long as this lasts."""
     former = {name: getattr(config, name) for name in fields}
     try:
         for name, value in fields.items():
@@ -404,7 +404,7 @@ def _on_blocks(
     own: torch.Tensor,
     num_previous_blocks: int,
 ) -> BlockControls:
-    num_sinks = model.config.num_sink_tokens
+    num_sinks = model.config.locality.num_sink_tokens
 
     def local(starts: torch.Tensor) -> torch.Tensor:
         return texts.with_previous(starts, num_previous_blocks)
@@ -441,7 +441,7 @@ def _on_blocks(
         sums[:, 2] = mean_keys(local_starts, counted) * sums[:, 3]
         return _figures(sums)
 
-    with _set(model.config, num_previous_blocks=num_previous_blocks):
+    with _set(model.config.locality, num_previous_blocks=num_previous_blocks):
         on_own = figures("block_starts", own, of_own)
         on_wrong = figures("block_starts", wrong, of_wrong)
         on_others = {}
@@ -483,16 +483,14 @@ def _block_sums(
     return sums
 
 
-def _sums(
-    outputs: LocalistModelOutput | LocalistCausalLMOutput, masks: Sequence[torch.Tensor], config: PreTrainedConfig
-) -> torch.Tensor:
+def _sums(outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
     """Block and outside share, visible keys and number of the masked positions, `(num_layers, 4)`, on the CPU."""
     layers = zip(outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
     rows = []
     for block, outside, starts, mask in layers:
         mask = mask.to(block.device)
         sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
-        sums += [(visible_keys(starts, config) * mask).sum(1), mask.sum(1)]
+        sums += [(visible_keys(starts, config.locality) * mask).sum(1), mask.sum(1)]
         # Not every device has float64.
         rows.append(torch.stack([each.float() for each in sums]).cpu().double().sum(1))
     return torch.stack(rows)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
-from ..modeling import LocalistCausalLMOutput, LocalistGPT2Config
+from ..modeling import LocalityMeasurements
 from ..modeling.localist_model import SHARES
 from ..modeling.locality import context_fidelity
 from .visible_keys import visible_keys
@@ -32,7 +33,7 @@ class LocalityMeter:
     every token and head for the entropy, whatever batch they came in.
 
     Args:
-        config ([`LocalistGPT2Config`]):
+        config ([`~transformers.PreTrainedConfig`]):
             The model's, which says what is local beside a token's own block.
 
     Example:
@@ -46,8 +47,8 @@ class LocalityMeter:
     ```
     """
 
-    def __init__(self, config: LocalistGPT2Config) -> None:
-        self._config = config
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self._locality = config.locality
         self._sums: torch.Tensor | None = None
 
     @property
@@ -57,7 +58,7 @@ class LocalityMeter:
 
     def update(
         self,
-        outputs: LocalistCausalLMOutput,
+        outputs: LocalityMeasurements,
         labels: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
@@ -65,7 +66,7 @@ class LocalityMeter:
         Adds a batch.
 
         Args:
-            outputs ([`LocalistCausalLMOutput`]):
+            outputs ([`LocalityMeasurements`]):
                 With logits, and fidelity and entropy of every layer. Its loss is not used: `Trainer` scales it.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 The tokens, each of which the position before it predicts; -100 where none counts.
@@ -81,7 +82,7 @@ class LocalityMeter:
             starts = outputs.block_starts[layer]
             sums += [(starts >= 0).sum(1), outputs.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
             sums += [(outputs[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
-            sums.append((visible_keys(starts, self._config) * mask).sum(1))
+            sums.append((visible_keys(starts, self._locality) * mask).sum(1))
         # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
         rows = torch.stack([value.float().to(labels.device) for value in sums], dim=1)
         rows = rows if gather is None else gather(rows)

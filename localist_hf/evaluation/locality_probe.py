@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling import LocalistGPT2Config, LocalistModelOutput
+from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import SHARES
 from ..modeling.locality import check_attention_mask, context_fidelity
@@ -121,7 +121,7 @@ def locality_probe(
             if block_decoder is not None:
                 texts["block_starts"] = last_block_starts(block_decoder, texts)
             outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
-            sums = _sums(outputs, decoder.config)
+            sums = _sums(outputs, decoder.config.locality)
             totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
     if totals is None:
         raise ValueError("`batches` hold no token: there is nothing to take a mean over.")
@@ -141,7 +141,7 @@ def locality_probe(
 
 def last_block_starts(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The blocks that a transformer's last layer has on these inputs."""
-    last_layer = decoder.config.num_hidden_layers - 1
+    last_layer = decoder.config.locality.num_hidden_layers - 1
     return decoder(**_on(decoder, texts), use_cache=False, output_fidelity=[last_layer]).block_starts[0]
 
 
@@ -179,14 +179,14 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
         yield arguments
 
 
-def _sums(outputs: LocalistModelOutput, config: LocalistGPT2Config) -> dict[str, torch.Tensor]:
+def _sums(outputs: LocalityMeasurements, locality: LocalityFields) -> dict[str, torch.Tensor]:
     """Sums of a batch, for each layer and head `(num_layers, num_heads)` or for each layer `(num_layers,)`."""
     layers = zip(outputs.fidelity_mask, outputs.entropy, outputs.block_starts, strict=True)
     sums = defaultdict(list)
     for layer, (mask, entropy, starts) in enumerate(layers):
         for name in ("fidelity", *SHARES):
             sums[name].append((outputs[name][layer] * mask[:, None]).sum(2))
-        sums["visible_keys"].append((visible_keys(starts, config) * mask).sum(1))
+        sums["visible_keys"].append((visible_keys(starts, locality) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding
         sums["num_tokens"].append((starts >= 0).sum(1))

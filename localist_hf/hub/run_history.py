@@ -10,13 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..configuration import variant_name
-from ..modeling import LocalistGPT2Config
+from ..modeling import LOCALITY_FIELDS
 
 
 #: The record's file in a run's folder.
 RECORD_FILE = "run.json"
-#: What a configuration says of locality.
-LOCALITY_FIELDS = tuple(LocalistGPT2Config.__annotations__)
 #: The training arguments of the locality loss.
 LOCALITY_ARGUMENTS = (
     "locality_objective", "target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps",

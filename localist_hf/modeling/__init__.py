@@ -1,6 +1,9 @@
 """What travels with every model: these files are copied beside its weights and run there without this package."""
 
 from .configuration_localist_gpt2 import LocalistGPT2Config
+from .localist_model import LocalityMeasurements
+from .locality_config import LOCALITY_FIELDS, LocalityConfig, LocalityFields
+from .modeling_localist import delocalize, localize
 from .modeling_localist_gpt2 import (
     LocalistCausalLMOutput,
     LocalistGPT2LMHeadModel,
@@ -10,9 +13,15 @@ from .modeling_localist_gpt2 import (
 
 
 __all__ = [
+    "LOCALITY_FIELDS",
     "LocalistCausalLMOutput",
     "LocalistGPT2Config",
     "LocalistGPT2LMHeadModel",
     "LocalistGPT2Model",
     "LocalistModelOutput",
+    "LocalityConfig",
+    "LocalityFields",
+    "LocalityMeasurements",
+    "delocalize",
+    "localize",
 ]

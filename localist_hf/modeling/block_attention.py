@@ -32,7 +32,8 @@ def _fake_lse(query: torch.Tensor) -> torch.Tensor:
 
 
 @opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}, Tensor? sink_keys=None) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}, Tensor? sink_keys=None, "
+    "SymInt? sliding_window=None) -> (Tensor, Tensor, Tensor)",
     lambda query, *_: tuple(_fake_lse(query) for _ in range(3)),
 )
 def local_shares(
@@ -45,6 +46,7 @@ def local_shares(
     num_sink_tokens: int,
     scale: float,
     sink_keys: torch.Tensor | None = None,
+    sliding_window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     The shares of each query's attention on its own token, on sinks, and on the rest of its local set: sums of
@@ -82,21 +84,21 @@ def local_shares(
         own = own_scores.masked_fill(is_padding, float("-inf")).exp()
         sink = torch.zeros_like(own)
         if num_sink_tokens:
-            is_outside, keys = _sinks(num_sink_tokens, local_starts, documents, key)
+            is_outside, keys = _sinks(num_sink_tokens, local_starts, documents, sliding_window, key)
             scores = _sink_scores(query, is_outside, keys if sink_keys is None else sink_keys, scale)
             sink = (scores - lse[..., None]).exp().sum(-1)
         if matmul_rounds_float32(query.device.type):
             # The same kernel for both log-sum-exps: products of the band would be rounded as the kernel's are not.
             local_set = (local_starts, documents, max_local_length, num_sink_tokens, scale)
-            _, local_lse = local_attention(query, key, key, *local_set, sink_keys, sink_keys)
+            _, local_lse = local_attention(query, key, key, *local_set, sink_keys, sink_keys, sliding_window)
             fidelity = (local_lse - lse).masked_fill(is_padding, float("-inf")).exp()
             return own, sink, (fidelity - own - sink).clamp(min=0)
         return own, sink, _BandShare.apply(query, key, lse, local_starts, max_local_length, scale)
 
 
 @opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor value, {_LOCAL_SET}, Tensor? sink_keys=None, Tensor? sink_values=None) "
-    "-> (Tensor, Tensor)",
+    f"(Tensor query, Tensor key, Tensor value, {_LOCAL_SET}, Tensor? sink_keys=None, Tensor? sink_values=None, "
+    "SymInt? sliding_window=None) -> (Tensor, Tensor)",
     lambda query, *_: (query.new_empty(query.shape), _fake_lse(query)),
 )
 def local_attention(
@@ -110,6 +112,7 @@ def local_attention(
     scale: float,
     sink_keys: torch.Tensor | None = None,
     sink_values: torch.Tensor | None = None,
+    sliding_window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Softmax attention over each query's local set only (see `local_shares` for the arguments; `value` has the key's
@@ -136,7 +139,7 @@ def local_attention(
     # One row is often all there is, and then a view that needs no copy.
     output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
     if num_sink_tokens:
-        is_outside, keys, values = _sinks(num_sink_tokens, local_starts, documents, key, value)
+        is_outside, keys, values = _sinks(num_sink_tokens, local_starts, documents, sliding_window, key, value)
         if sink_keys is not None:
             keys, values = sink_keys, sink_values
         scores = _sink_scores(query, is_outside, keys, scale)
@@ -152,7 +155,11 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sinks(
-    num_sink_tokens: int, local_starts: torch.Tensor, documents: torch.Tensor, *tensors: torch.Tensor
+    num_sink_tokens: int,
+    local_starts: torch.Tensor,
+    documents: torch.Tensor,
+    sliding_window: int | None,
+    *tensors: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """
     Where the sinks are none for a query, `(batch_size, 1, query_length, num_sink_tokens)`, and their rows of
@@ -164,6 +171,9 @@ def _sinks(
     position = documents[..., None] + torch.arange(num_sink_tokens, device=documents.device)
     # Padding, or counted with the stretch already.
     is_outside = (local_starts[..., None] < 0) | (position >= local_starts[..., None])
+    if sliding_window is not None:
+        query = torch.arange(key_length - local_starts.shape[1], key_length, device=documents.device)
+        is_outside = is_outside | (position <= query[:, None] - sliding_window)
     index = position.clamp(0, key_length - 1).flatten(1)[:, None, :, None]
     rows = [tensor.gather(2, index.expand(*tensor.shape[:2], -1, tensor.shape[-1])) for tensor in tensors]
     if documents.shape[1] > 1:

@@ -61,6 +61,15 @@ class BlockCacheLayer(SearchLayer, DynamicLayer):
         self.forget_search()
 
 
+class SlidingBlockCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
+    """Keys and values of a layer's sliding window, and where the search for blocks stands."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last tokens; the search starts anew."""
+        super().crop(tokens_to_remove)
+        self.forget_search()
+
+
 class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
     """
     Keys and values that a fully localised layer can still need at dial 1: those of the longest local set, and of the
@@ -71,11 +80,15 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
             No block is longer, together with the previous blocks that are local with it.
         num_sink_tokens (`int`):
             Tokens at the start of the text that are kept.
+        native_window (`int`, *optional*):
+            The layer's sliding window, where it has one.
     """
 
-    def __init__(self, max_local_length: int, num_sink_tokens: int) -> None:
-        super().__init__(sliding_window=max_local_length)
+    def __init__(self, max_local_length: int, num_sink_tokens: int, native_window: int | None = None) -> None:
+        super().__init__(sliding_window=min(max_local_length, native_window or max_local_length))
         self.num_sink_tokens = num_sink_tokens
+        self.native_window = native_window
+        self.is_sliding = native_window is not None
         self.sinks: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -102,6 +115,11 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
             )
             for tensor, before in zip((key, value), kept, strict=True)
         )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Those of the native layer: masks are made once for all layers of its kind, and this one needs none."""
+        dropped = 0 if self.native_window is None else max(0, self.cumulative_length - self.native_window + 1)
+        return self.cumulative_length - dropped + query_length, dropped
 
     def reset(self) -> None:
         """Forgets everything."""

@@ -1,13 +1,21 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The attention function `"localist"`, by which transformers' attention modules come here: nothing but the way in."""
+"""The attention functions by which transformers' attention modules come here: nothing but the way in."""
+
+import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
-from .locality import Locality
+from .locality import LOCALIST_ATTENTION, Locality
+
+
+def eager_attention(module: nn.Module) -> Callable | None:
+    """The attention with explicit weights of a module's own file, which transformers has under this name in each."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
 
 
 def localist_attention_forward(
@@ -20,38 +28,58 @@ def localist_attention_forward(
     scaling: float | None = None,
     locality: Locality | None = None,
     **kwargs,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Attention for transformers' `AttentionInterface`: `sdpa` where `locality` asks for nothing.
+    Attention for transformers' `AttentionInterface`: the native one where `locality` asks for nothing.
 
     Args:
         module (`nn.Module`):
             The attention module; its `layer_idx` says which layer this is.
-        query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key and value (`torch.Tensor`
-            of shape `(batch_size, num_key_value_heads, key_length, head_dim)`):
+        query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \
+        shape `(batch_size, num_key_value_heads, key_length, head_dim)`), value (`torch.Tensor` of shape \
+        `(batch_size, num_key_value_heads, key_length, value_head_dim)`):
             The queries are those of the last `query_length` keys.
-        attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
-            True where a query sees a key; None is causal.
+        attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
+            What a query sees: True, or 0 where the native attention adds its mask to the scores; None is causal.
         dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights.
         scaling (`float`, *optional*):
             Factor of the scores, `head_dim ** -0.5` by default.
         locality ([`Locality`], *optional*):
             What to measure, and the dial.
+        kwargs:
+            What the architecture hands to its attention: `softcap`, `s_aux`, `sliding_window`.
 
     Returns:
-        `tuple(torch.Tensor, None)`: the attention output of shape `(batch_size, query_length, num_heads, head_dim)`.
+        `tuple(torch.Tensor, torch.Tensor | None)`: the attention output of shape `(batch_size, query_length, num_heads,
+        value_head_dim)`; the weights, where the native attention gives them.
     """
     if locality is not None:
         locality.find_blocks(module.layer_idx, value)
     if locality is None or module.layer_idx not in locality.layers:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = locality.attend(module.layer_idx, query, key, value, attention_mask, scaling, dropout)
+        is_eager = module.config._attn_implementation == LOCALIST_ATTENTION["eager"]
+        attention = eager_attention(module) if is_eager else sdpa_attention_forward
+        return attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        attention_mask = attention_mask == 0
+    if torch.is_autocast_enabled(query.device.type):
+        # After rotary positions queries and keys are float32, values are not; a fused kernel wants one dtype.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    output = locality.attend(
+        module.layer_idx,
+        query,
+        key,
+        value,
+        attention_mask,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout,
+        softcap=kwargs.get("softcap"),
+        learned_sinks=kwargs.get("s_aux"),
+    )
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("localist", localist_attention_forward)
-AttentionMaskInterface.register("localist", sdpa_mask)
+for _native, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionInterface.register(LOCALIST_ATTENTION[_native], localist_attention_forward)
+    AttentionMaskInterface.register(LOCALIST_ATTENTION[_native], _mask)

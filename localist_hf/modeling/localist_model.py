@@ -1,23 +1,21 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """What localist models add to the native ones: the arguments of a call, the measurements in its output, the dial."""
 
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
-from transformers import DynamicCache, GenerationConfig
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-)
-from transformers.utils import can_return_tuple
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .local_cache import BlockCacheLayer
-from .locality import REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
+from .locality import LOCALIST_ATTENTION, REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
 from .locality_dial import LocalityDial, Setting, check_share, current_setting
 
 
@@ -64,34 +62,28 @@ SHARES = ("self_share", "sink_share", "block_share", "outside_share")
 MEASUREMENTS = tuple(field.name for field in fields(LocalityMeasurements))
 
 
-@dataclass
-class LocalistModelOutput(LocalityMeasurements, BaseModelOutputWithPastAndCrossAttentions):
-    """Output of a localist transformer: that of the native one, and the fields of [`LocalityMeasurements`]."""
-
-
-@dataclass
-class LocalistCausalLMOutput(LocalityMeasurements, CausalLMOutputWithCrossAttentions):
-    """Output of a localist language model: that of the native one, and the fields of [`LocalityMeasurements`]."""
-
-
 class LocalistMixin:
     """
     A model, with or without a language modeling head, that can measure its locality and has a dial. It stands before
-    the native class among the bases of a class that sets `output_class`.
+    the native class among the bases of a class.
     """
 
-    #: What `forward` returns.
-    output_class: ClassVar[type[LocalistModelOutput] | type[LocalistCausalLMOutput]]
+    #: What `forward` returns: the fields of the native output and those of [`LocalityMeasurements`].
+    output_class: ClassVar[type[ModelOutput]]
     _native_arguments: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Gives `forward` the native arguments and ours by name: transformers reads there what a model takes."""
         super().__init_subclass__(**kwargs)
-        if "output_class" not in cls.__dict__:
-            return
-        *native, rest = inspect.signature(super().forward).parameters.values()
+        is_made = any(issubclass(base, LocalistMixin) and issubclass(base, PreTrainedModel) for base in cls.__bases__)
+        if is_made or not issubclass(cls, PreTrainedModel):
+            return  # a subclass of a user's, or a mixin
+        native_forward = super().forward
+        *native, rest = inspect.signature(native_forward).parameters.values()
         own = inspect.signature(LocalistMixin.forward).parameters
         cls._native_arguments = tuple(parameter.name for parameter in native if parameter.name != "self")
+        if "output_class" not in cls.__dict__:
+            cls.output_class = _localist_output(_native_output(native_forward))
 
         @can_return_tuple
         def forward(self, *args: Any, **kwargs: Any) -> cls.output_class:
@@ -103,14 +95,19 @@ class LocalistMixin:
         )
         cls.forward = forward
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # For custom code transformers skips modules without parameters of their own, and with them GPT-2's scaled
-        # initialisation of the residual projections. Weights that are loaded carry their own mark and stay as they are.
-        super()._initialize_weights(module)
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """
+        No: parameters and their names are the native class's. Of custom code transformers would neither convert old
+        names nor initialise modules without parameters of their own, as GPT-2's residual projections need it.
+        """
+        return False
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """As in transformers, with "localist" where nothing is requested."""
-        return super().get_correct_attn_implementation(requested_attention or "localist", is_init_check)
+        """As in transformers; `"localist"`, or nothing, is ours in place of the native model's default."""
+        is_ours = requested_attention in (None, "localist")
+        chosen = super().get_correct_attn_implementation(None if is_ours else requested_attention, is_init_check)
+        return LOCALIST_ATTENTION[chosen] if is_ours else chosen
 
     def forward(
         self,
@@ -122,7 +119,7 @@ class LocalistMixin:
         locality_dial: float | None = None,
         min_fidelity: float | None = None,
         **kwargs: Any,
-    ) -> LocalistModelOutput | LocalistCausalLMOutput:
+    ) -> ModelOutput:
         r"""
         Every argument of the native model's `forward`, and:
 
@@ -159,6 +156,8 @@ class LocalistMixin:
             if locality is not None:
                 self._prepare_cache(locality, kwargs)
         outputs = super().forward(**kwargs, return_dict=True, locality=locality)
+        if locality is not None:
+            locality.check_attended(type(self).__name__)
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         return self.output_class(**outputs, **_measurements(locality, tokens.shape[1]))
 
@@ -176,7 +175,7 @@ class LocalistMixin:
         Sets the dial, and the guarantee, for the calls that this thread (or asyncio task) makes from now on; as a
         context manager, for those inside. Other threads keep theirs, so that a server can give each request its own,
         and nothing is saved with the model. What holds for all threads, and is saved, stands in the configuration:
-        `model.config.locality_dial` and `model.config.min_fidelity`.
+        `model.config.locality.locality_dial` and `model.config.locality.min_fidelity`.
 
         Args:
             dial (`float`, *optional*, defaults to 0.0):
@@ -204,7 +203,11 @@ class LocalistMixin:
 
 
 class LocalistGenerationMixin(LocalistMixin):
-    """A [`LocalistMixin`] with a language modeling head: `generate` under the dial."""
+    """
+    A [`LocalistMixin`] with a language modeling head: `generate` under the dial. `GenerationMixin` is to be named among
+    the bases of the class too: transformers would otherwise make another class of one that it loads from a repository,
+    which cannot be pickled.
+    """
 
     def generate(
         self,
@@ -258,8 +261,9 @@ class LocalistGenerationMixin(LocalistMixin):
                 f"`locality_dial` is {setting.dial} and `min_fidelity` {setting.min_fidelity}; continuous batching "
                 "allows 0 only. Use `generate`."
             )
-        if self.config._attn_implementation == "localist":
-            self.set_attn_implementation("sdpa")
+        natives = {name: native for native, name in LOCALIST_ATTENTION.items()}
+        if (native := natives.get(self.config._attn_implementation)) is not None:
+            self.set_attn_implementation(native)
         return super().init_continuous_batching(*args, **kwargs)
 
     @contextmanager
@@ -273,8 +277,47 @@ class LocalistGenerationMixin(LocalistMixin):
             self.set_attn_implementation(attention)
 
 
+def change_class(model: PreTrainedModel, cls: type[PreTrainedModel]) -> None:
+    """
+    Gives a model another class, the localist or the native one.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        cls (`type`):
+            The class, which differs in its methods only.
+    """
+    before = type(model).forward
+    model.__class__ = cls
+    # Where a model is made transformers notes what its class can record, such as hidden states.
+    PreTrainedModel.__init__(cls.__new__(cls), model.config)
+    # What accelerate has put around the `forward` of a model on several devices stays there.
+    if (wrapped := vars(model).get("_old_forward")) is not None and wrapped.__func__ is before:
+        model._old_forward = types.MethodType(cls.forward, model)
+        functools.update_wrapper(model.forward, model._old_forward)
+
+
 #: Arguments of the native models that say what can be measured.
 _READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+
+
+def _native_output(forward: Callable) -> type[ModelOutput]:
+    """The output class that the native model's `forward` says that it returns."""
+    returned = inspect.signature(forward).return_annotation
+    for kind in typing.get_args(returned) or (returned,):
+        if inspect.isclass(kind) and issubclass(kind, ModelOutput):
+            return kind
+    raise ValueError(
+        f"{forward.__qualname__} does not say which output class it returns, so that nothing can be added to it."
+    )
+
+
+def _localist_output(native: type[ModelOutput]) -> type[ModelOutput]:
+    """That output class with the fields of [`LocalityMeasurements`]."""
+    doc = f"A [`~transformers.{native.__name__}`] and the fields of [`LocalityMeasurements`]."
+    return dataclass(
+        type(f"Localist{native.__name__}", (LocalityMeasurements, native), {"__module__": __name__, "__doc__": doc})
+    )
 
 
 def _measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:

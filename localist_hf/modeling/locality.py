@@ -7,13 +7,15 @@ forward pass, which is handed down to every attention with the keyword arguments
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
 
 from .block_attention import local_attention, local_shares
@@ -27,9 +29,9 @@ from .block_partition import (
     window_block_starts,
     with_previous_blocks,
 )
-from .configuration_localist_gpt2 import LocalistGPT2Config
 from .fused_attention import attention_with_lse
-from .local_cache import BlockCacheLayer, LocalCacheLayer, SearchLayer
+from .local_cache import BlockCacheLayer, LocalCacheLayer, SearchLayer, SlidingBlockCacheLayer
+from .locality_config import LocalityFields
 from .locality_dial import check_share, current_setting
 
 
@@ -44,7 +46,7 @@ _BOUNDED_CACHE = (
 @dataclass(frozen=True)
 class LocalityRequest:
     """
-    The arguments that localist models add to those of the native ones, as [`LocalistGPT2LMHeadModel.forward`] says.
+    The arguments that localist models add to those of the native ones, as their `forward` says.
     """
 
     output_fidelity: bool | Sequence[int] | None = None
@@ -54,6 +56,12 @@ class LocalityRequest:
     locality_dial: float | None = None
     min_fidelity: float | None = None
 
+
+# This folder may be loaded several times, once for each model from the Hub: each copy has attention of its own.
+_COPY = re.sub(r"\W", "_", __package__, flags=re.ASCII)
+#: The attention implementations that come here, by the one that a model has without them. For callers their name is
+#: `"localist"`.
+LOCALIST_ATTENTION = {"sdpa": f"localist_{_COPY}", "eager": f"localist_eager_{_COPY}"}
 
 #: The names of these arguments.
 REQUEST_ARGUMENTS = tuple(field.name for field in fields(LocalityRequest))
@@ -65,7 +73,7 @@ class Locality:
     One forward pass's request, the blocks as they are found, and what is measured, by layer.
 
     Args:
-        config ([`LocalistGPT2Config`]):
+        config ([`LocalityFields`]):
             Says how local each layer is and how blocks are found.
         measured (`frozenset[int]`):
             Layers to measure.
@@ -89,7 +97,7 @@ class Locality:
             Where the search for delimiter blocks stands after this pass.
     """
 
-    config: LocalistGPT2Config
+    config: LocalityFields
     measured: frozenset[int]
     entropy: bool
     dial: float
@@ -127,10 +135,24 @@ class Locality:
         self._states = self._states_of_search()
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
+        self._attended: set[int] = set()
 
     def _defined_by(self, layer: int) -> int:
         """The layer at which this layer's blocks are found."""
         return min(layer, self.semantic_band[-1])
+
+    def check_attended(self, model: str) -> None:
+        """
+        Refuses what cannot be trusted: a model some of whose layers have not come here.
+
+        Raises:
+            ValueError: which names the model and the layers.
+        """
+        if missing := sorted(self.layers - self._attended):
+            raise ValueError(
+                f"{model} does not hand its keyword arguments on to the attention of the layers {missing}: their "
+                "locality can be neither measured nor held."
+            )
 
     # --- blocks
 
@@ -147,20 +169,23 @@ class Locality:
     def local_starts(self, layer: int) -> torch.Tensor:
         """
         First key of the stretch of keys that ends with each query and is local to it: that of the earliest previous
-        block that counts, or, if sinks stand there, the key after them, unless they are in the query's own block. Of
-        the block starts' shape.
+        block that counts, or, if sinks stand there, the key after them, unless they are in the query's own block; never
+        a key before the layer's sliding window. Of the block starts' shape.
         """
         starts, local_starts = self._blocks_of(layer)
-        if not self.config.num_sink_tokens:
+        if self.config.num_sink_tokens:
+            after_sinks = torch.minimum(starts, self._documents_of(starts) + self.config.num_sink_tokens)
+            local_starts = torch.maximum(local_starts, after_sinks)
+        elif self.config.sliding_windows[layer] is None:
             return local_starts
-        after_sinks = torch.minimum(starts, self._documents_of(starts) + self.config.num_sink_tokens)
-        return torch.where(starts < 0, -1, torch.maximum(local_starts, after_sinks))
+        return torch.where(starts < 0, -1, torch.maximum(local_starts, self._first_visible(layer, starts)))
 
     def fidelity_mask(self, layer: int) -> torch.Tensor:
         """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
         local_starts = self._blocks_of(layer).local_starts
         documents = self._documents_of(local_starts)
-        return (documents >= 0) & (local_starts - documents > self.config.num_sink_tokens)
+        after_sinks = documents + self.config.num_sink_tokens
+        return (documents >= 0) & (local_starts > torch.maximum(after_sinks, self._first_visible(layer, local_starts)))
 
     def context_mask(self, layer: int) -> torch.Tensor:
         """`fidelity_mask` without the tokens whose local set holds no other key but sinks: a block's first token."""
@@ -168,6 +193,15 @@ class Locality:
         end = self.documents.shape[1]
         position = torch.arange(end - local_starts.shape[1], end, device=local_starts.device)
         return self.fidelity_mask(layer) & (local_starts < position)
+
+    def _first_visible(self, layer: int, starts: torch.Tensor) -> torch.Tensor:
+        """The first key that each query sees: of its document, or of the layer's sliding window."""
+        documents, window = self._documents_of(starts), self.config.sliding_windows[layer]
+        if window is None:
+            return documents
+        end = self.documents.shape[1]
+        position = torch.arange(end - starts.shape[1], end, device=starts.device)
+        return torch.maximum(documents, position - window + 1)
 
     def _documents_of(self, starts: torch.Tensor) -> torch.Tensor:
         return self.documents[:, -starts.shape[1] :].to(starts.device)
@@ -185,12 +219,15 @@ class Locality:
             cache.layers += [DynamicLayer() for _ in range(len(cache.layers), num_layers)]
             searching = self.defining | ({0} if self.delimiter_state is not None else set())
             for layer in range(num_layers):
-                if isinstance(cache.layers[layer], BlockCacheLayer):
+                cached = cache.layers[layer]
+                window = cached.sliding_window if isinstance(cached, DynamicSlidingWindowLayer) else None
+                if isinstance(cached, BlockCacheLayer):
                     pass  # made so by a caller who wants to remove tokens again
                 elif layer in self.only_local:
-                    cache.layers[layer] = LocalCacheLayer(self.config.max_local_length, self.config.num_sink_tokens)
+                    limits = (self.config.max_local_length, self.config.num_sink_tokens, window)
+                    cache.layers[layer] = LocalCacheLayer(*limits)
                 elif layer in searching:
-                    cache.layers[layer] = BlockCacheLayer()
+                    cache.layers[layer] = BlockCacheLayer() if window is None else SlidingBlockCacheLayer(window)
         if self.delimiter_state is not None:
             self._keep_state(0, self.delimiter_state)
 
@@ -221,10 +258,14 @@ class Locality:
         if not is_needed or layer in self._value_lengths:
             return
         config, states = self.config, self._states
-        if states is None and self._bounded_layer(layer) is not None:
+        if states is None and value.shape[2] < self.documents.shape[1]:
+            is_bounded = self._bounded_layer(layer) is not None
             raise ValueError(
                 "`past_key_values` was filled at dial 1 with explicit `block_starts`, and does not hold what the "
                 "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
+                if is_bounded
+                else "`past_key_values` was filled while nobody asked for blocks, and a sliding window has passed the "
+                "tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
             )
         seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
         documents = self.documents[:, seen:].to(value.device)
@@ -249,59 +290,107 @@ class Locality:
         attention_mask: torch.Tensor | None,
         scale: float,
         dropout: float,
+        softcap: float | None = None,
+        learned_sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        The attention output of one of `layers`, `(batch_size, num_heads, query_length, head_dim)`, under the dial;
-        measures the layer if that is asked for.
+        The attention output of one of `layers`, under the dial; measures the layer if that is asked for.
+
+        Args:
+            layer (`int`):
+                Which layer it is.
+            query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \
+            shape `(batch_size, num_key_value_heads, key_length, head_dim)`), value (`torch.Tensor` of shape \
+            `(batch_size, num_key_value_heads, key_length, value_head_dim)`):
+                The queries are those of the last `query_length` keys.
+            attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
+                True where a query sees a key; None is causal.
+            scale (`float`), dropout (`float`):
+                Factor of the scores, and dropout of the weights.
+            softcap (`float`, *optional*):
+                Scores s become `softcap * tanh(s / softcap)`.
+            learned_sinks (`torch.Tensor` of shape `(num_heads,)`, *optional*):
+                A score for each head of a sink that is no token, and has no value.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_heads, query_length, value_head_dim)`.
         """
         if self._needs_grad and not torch.is_grad_enabled():
             raise ValueError(
                 "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
                 "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
             )
-        query_length = query.shape[2]
+        self._attended.add(layer)
+        query_length, value_dim = query.shape[2], value.shape[-1]
         device = query.device  # layers may be spread over several
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        if value_dim != query.shape[-1]:  # zeros change no score and no output
+            width = max(value_dim, query.shape[-1])
+            query, key, value = (F.pad(rows, (0, width - rows.shape[-1])) for rows in (query, key, value))
         starts = self.local_starts(layer)[:, -query_length:].to(device)
         documents = self._first_keys[:, -query_length:].to(device)
         weight, floor = self.weights[layer], self.floors[layer]
         is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
         needs_entropy = self.entropy and is_measured
+        window = self.config.sliding_windows[layer]
 
         sink_keys = sink_values = None
-        if (cached := self._bounded_layer(layer)) is not None:
-            if self.config.num_sink_tokens:
-                cached.keep_sinks(documents[:, 0], key, value)
-                sink_keys, sink_values = cached.sinks
-            dropped = self.documents.shape[1] - key.shape[2]
+        if (cached := self._bounded_layer(layer)) is not None and self.config.num_sink_tokens:
+            cached.keep_sinks(documents[:, 0], key, value)
+            sink_keys, sink_values = cached.sinks
+        if dropped := self.documents.shape[1] - key.shape[2]:
             starts, documents = torch.where(starts < 0, -1, starts - dropped), documents - dropped
-        local_set = (starts, documents, self.max_local_length, self.config.num_sink_tokens, scale)
+        max_local_length = self.max_local_length if window is None else min(window, self.max_local_length)
+        local_set = (starts, documents, max_local_length, self.config.num_sink_tokens, scale)
+        sinks = None if learned_sinks is None else learned_sinks.float()[None, :, None]
+
+        def of_learned_sinks(lse: torch.Tensor) -> torch.Tensor:
+            """The share of the learned sinks, of what has this log-sum-exp."""
+            return (sinks - lse).exp()
+
+        def with_learned_sinks(output: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if sinks is None:
+                return output, lse
+            total = torch.logaddexp(lse, sinks)
+            return (output * (lse - total).exp()[..., None]).to(output.dtype), total
 
         def attend_locally(query, key, value, sink_keys, sink_values) -> tuple[torch.Tensor, torch.Tensor]:
-            return local_attention(query, key, value, *local_set, sink_keys, sink_values)
+            return local_attention(query, key, value, *local_set, sink_keys, sink_values, window)
 
         def entropy(attention: Callable, lse: torch.Tensor) -> torch.Tensor:
             """`LSE_i - scale * q_i . (mean key)_i`, in nats; float32, being a difference of large numbers."""
-            sinks = None if sink_keys is None else sink_keys.float()
+            wide_sinks = None if sink_keys is None else sink_keys.float()
             with torch.autocast(query.device.type, enabled=False):
-                mean_key = attention(query.float(), key.float(), key.float(), sinks, sinks)
+                mean_key = attention(query.float(), key.float(), key.float(), wide_sinks, wide_sinks)
                 return (lse - scale * (query.float() * mean_key).sum(-1)).clamp(min=0)
 
+        def entropy_with_learned_sinks(keys_entropy: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+            """That of the choice between keys and learned sinks, and of the choice among the keys."""
+            if sinks is None:
+                return keys_entropy
+            share = 1 - of_learned_sinks(total)
+            return _binary_entropy(share) + share * keys_entropy
+
         if is_dialled:
-            local_output, local_lse = attend_locally(query, key, value, sink_keys, sink_values)
+            local_output, local_keys_lse = attend_locally(query, key, value, sink_keys, sink_values)
+            local_output, local_lse = with_learned_sinks(local_output, local_keys_lse)
             if needs_entropy:
-                local_entropy = entropy(lambda *inputs: attend_locally(*inputs)[0], local_lse)
+                local_entropy = entropy(lambda *inputs: attend_locally(*inputs)[0], local_keys_lse)
+                local_entropy = entropy_with_learned_sinks(local_entropy, local_lse)
         if layer in self.only_local:
             output, fidelity = local_output, torch.ones_like(local_lse)
             total_entropy = local_entropy if needs_entropy else None
         else:
             is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
             is_causal = attention_mask is None and query_length > 1
-            output, lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
+            output, keys_lse = attention_with_lse(query, key, value, attention_mask, is_causal, scale, dropout)
+            output, lse = with_learned_sinks(output, keys_lse)
             if is_dialled:
                 # Where the fidelity is not counted it is 1, whatever the log-sum-exps of padding are.
-                shares, free_fidelity = None, torch.where(is_counted, local_lse - lse, 0.0).exp()
+                free_fidelity = torch.where(is_counted, local_lse - lse, 0.0).exp()
             else:
-                shares = local_shares(query, key, lse, *local_set)
+                shares = self._shares(query, key, lse, local_set, None, window, sinks)
                 free_fidelity = sum(shares)
             fidelity = free_fidelity = torch.where(is_counted, free_fidelity.clamp(max=1), 1.0)
             if is_dialled:
@@ -309,7 +398,8 @@ class Locality:
                 output = (output + share[..., None] * (local_output - output)).to(output.dtype)
             if needs_entropy:
                 mask = {"attn_mask": attention_mask, "is_causal": is_causal, "scale": scale}
-                total_entropy = entropy(lambda q, k, v, *_: F.scaled_dot_product_attention(q, k, v, **mask), lse)
+                total_entropy = entropy(lambda q, k, v, *_: F.scaled_dot_product_attention(q, k, v, **mask), keys_lse)
+                total_entropy = entropy_with_learned_sinks(total_entropy, lse)
                 if is_dialled:
                     # Entropy of the choice between the local set and the rest, and of the choice within each; the dial
                     # changes the first only, and the rest's part shrinks by `1 - share`.
@@ -317,13 +407,23 @@ class Locality:
                     total_entropy = _binary_entropy(fidelity) + fidelity * local_entropy + (1 - share) * rest
         if is_measured:
             if is_dialled:  # the dial leaves the choice within the local set as it is
-                shares = [part * fidelity for part in local_shares(query, key, local_lse, *local_set, sink_keys)]
+                shares = self._shares(query, key, local_lse, local_set, sink_keys, window, sinks)
+                shares = [part * fidelity for part in shares]
             self.fidelities[layer] = fidelity
             self.shares[layer] = (*shares, 1 - fidelity)
         if needs_entropy:
             is_token = (self.documents[:, None, -query_length:] >= 0).to(device)
             self.entropies[layer] = torch.where(is_token, total_entropy.clamp(min=0) / math.log(2), 0.0)
-        return output
+        return output[..., :value_dim]
+
+    @staticmethod
+    def _shares(query, key, lse, local_set, sink_keys, window, learned_sinks) -> tuple[torch.Tensor, ...]:
+        """The shares of the attention on its own token, on sinks, and on the rest of the local set."""
+        own, sink, block = local_shares(query, key, lse, *local_set, sink_keys, window)
+        if learned_sinks is not None:
+            is_token = local_set[0][:, None] >= 0
+            sink = sink + torch.where(is_token, learned_sinks - lse, float("-inf")).exp()
+        return own, sink, block
 
 
 def context_fidelity(block: torch.Tensor, outside: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
@@ -373,7 +473,7 @@ def _binary_entropy(share: torch.Tensor) -> torch.Tensor:
 
 
 def build_locality(
-    config: LocalistGPT2Config,
+    model_config: PreTrainedConfig,
     request: LocalityRequest,
     input_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
@@ -388,9 +488,10 @@ def build_locality(
     Raises:
         ValueError: for a request that cannot be met; the message names the argument.
     """
+    config = model_config.locality
     dial, floor = request.locality_dial, request.min_fidelity
     if dial is None or floor is None:
-        setting = current_setting(config)
+        setting = current_setting(model_config)
         dial = setting.dial if dial is None else dial
         floor = setting.min_fidelity if floor is None else floor
     check_share("locality_dial", dial)
@@ -411,10 +512,11 @@ def build_locality(
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None:
         raise ValueError("`input_ids` and `inputs_embeds` are both None; one of them must be given.")
-    if config._attn_implementation != "localist":
+    attention = model_config._attn_implementation
+    if attention not in LOCALIST_ATTENTION.values():
         raise ValueError(
             f"`output_fidelity` and `locality_dial` need the attention implementation 'localist', the model uses "
-            f"{config._attn_implementation!r}. Call `model.set_attn_implementation('localist')`."
+            f"{attention!r}. Call `model.set_attn_implementation('localist')`."
         )
     if torch.jit.is_tracing():
         raise ValueError(
@@ -485,7 +587,7 @@ def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
 
 
 def _delimiter_blocks(
-    config: LocalistGPT2Config, input_ids: torch.Tensor | None, documents: torch.Tensor, cache: DynamicCache | None
+    config: LocalityFields, input_ids: torch.Tensor | None, documents: torch.Tensor, cache: DynamicCache | None
 ) -> tuple[Blocks, BlockState]:
     """The blocks of the new tokens, and where the search stands after them."""
     seen = cache.get_seq_length() if cache is not None else 0

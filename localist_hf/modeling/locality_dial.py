@@ -37,8 +37,8 @@ def current_setting(config: PreTrainedConfig) -> Setting:
         return setting
     return Setting(
         config,
-        check_share("config.locality_dial", config.locality_dial),
-        check_share("config.min_fidelity", config.min_fidelity),
+        check_share("config.locality_dial", config.locality.locality_dial),
+        check_share("config.min_fidelity", config.locality.min_fidelity),
     )
 
 

@@ -1,12 +1,27 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """LocalistGPT2: GPT-2 that can say how much of each query's attention stays in its own block of the text."""
 
-from torch import nn
+from dataclasses import dataclass
+
 from transformers import GenerationMixin, GPT2LMHeadModel, GPT2Model, PreTrainedConfig
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+)
 
 from .configuration_localist_gpt2 import LocalistGPT2Config
 from .localist_attention import localist_attention_forward  # noqa: F401  registers it
-from .localist_model import LocalistCausalLMOutput, LocalistGenerationMixin, LocalistMixin, LocalistModelOutput
+from .localist_model import LocalistGenerationMixin, LocalistMixin, LocalityMeasurements, change_class
+
+
+@dataclass
+class LocalistModelOutput(LocalityMeasurements, BaseModelOutputWithPastAndCrossAttentions):
+    """Output of [`LocalistGPT2Model`]: that of GPT-2, and the fields of [`LocalityMeasurements`]."""
+
+
+@dataclass
+class LocalistCausalLMOutput(LocalityMeasurements, CausalLMOutputWithCrossAttentions):
+    """Output of [`LocalistGPT2LMHeadModel`]: that of GPT-2, and the fields of [`LocalityMeasurements`]."""
 
 
 class LocalistGPT2Model(LocalistMixin, GPT2Model):
@@ -21,8 +36,6 @@ class LocalistGPT2Model(LocalistMixin, GPT2Model):
         super().__init__(config)
 
 
-# `GenerationMixin` is named as a base of its own: transformers would otherwise make another class of one that it loads
-# from a repository, which cannot be pickled.
 class LocalistGPT2LMHeadModel(LocalistGenerationMixin, GPT2LMHeadModel, GenerationMixin):
     """
     GPT-2 with a language modeling head, able to measure its locality.
@@ -54,13 +67,11 @@ class LocalistGPT2LMHeadModel(LocalistGenerationMixin, GPT2LMHeadModel, Generati
 
     def __init__(self, config: LocalistGPT2Config):
         _check_config(config)
-        super(GPT2LMHeadModel, self).__init__(config)  # not GPT2LMHeadModel's own, which builds a plain GPT2Model
-        self.transformer = LocalistGPT2Model(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        super().__init__(config)
+        change_class(self.transformer, LocalistGPT2Model)
         # transformers guesses it from class names, of which GPT-2's tells nothing; Trainer then counts a label too many
         # in every sequence and the training loss comes out too small.
         self.loss_type = "ForCausalLM"
-        self.post_init()
 
 
 def _check_config(config: PreTrainedConfig) -> None:

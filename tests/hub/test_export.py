@@ -20,9 +20,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.hub import export
 from localist_hf.hub.export import export_gpt2
+from localist_hf.modeling import LOCALITY_FIELDS
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_the_folder_holds_gpt2_and_nothing_else(make_run, tmp_path: Path) -> Non
     }  # fmt: skip
     assert names(tmp_path / "deep") == {"out"}
     config, source = (json.loads((folder / "config.json").read_text()) for folder in (out, run))
-    added = LocalistGPT2Config.__annotations__.keys() - {"attn_pdrop"}
+    added = set(LOCALITY_FIELDS)
     assert config == {name: value for name, value in source.items() if name not in added | {"auto_map"}} | {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

@@ -47,7 +47,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
-from localist_hf.modeling.locality import REQUEST_ARGUMENTS
+from localist_hf.modeling.locality import LOCALIST_ATTENTION, REQUEST_ARGUMENTS
 
 
 TINY = {
@@ -641,7 +641,7 @@ def test_same_as_gpt2(name: str, tmp_path: Path):
 
 def test_the_name_of_the_attention(tmp_path: Path):
     model = LocalistGPT2LMHeadModel.from_pretrained(localist(tmp_path).saved())
-    assert model.config._attn_implementation == "localist"
+    assert model.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
     assert GPT2LMHeadModel.from_pretrained(plain(tmp_path).saved()).config._attn_implementation == "sdpa"
 
 

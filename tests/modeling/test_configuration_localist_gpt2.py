@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GPT2Config, GPTNeoConfig, LlamaConfig
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
 AUTO_MAP = {
@@ -185,7 +186,7 @@ def test_a_gpt2_configuration_without_dropout_gives_no_warning(tmp_path: Path, t
 
 
 def test_the_attention_of_choice_is_kept_and_localist_is_the_default():
-    for choice, used in ((None, "localist"), ("eager", "eager"), ("sdpa", "sdpa")):
+    for choice, used in ((None, LOCALIST_ATTENTION["sdpa"]), ("eager", "eager"), ("sdpa", "sdpa")):
         config = LocalistGPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9, attn_implementation=choice)
         for model_class in (LocalistGPT2Model, LocalistGPT2LMHeadModel):
             assert model_class(config).config._attn_implementation == used

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GPT2Config, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from localist_hf.modeling.localist_attention import localist_attention_forward
 from localist_hf.modeling.locality import (
+    LOCALIST_ATTENTION,
     REQUEST_ARGUMENTS,
     Locality,
     LocalityRequest,
@@ -24,7 +25,7 @@ LENGTH = 50
 def build(config, **arguments) -> Locality | None:
     """`build_locality` for two rows of 50 tokens, with some arguments replaced."""
     defaults = {"output_fidelity": True, "input_ids": torch.arange(2 * LENGTH).view(2, LENGTH) % 90}
-    config._attn_implementation = config._attn_implementation or "localist"  # as a model sets it
+    config._attn_implementation = config._attn_implementation or LOCALIST_ATTENTION["sdpa"]  # as a model sets it
     arguments = defaults | arguments
     request = {name: arguments.pop(name) for name in REQUEST_ARGUMENTS if name in arguments}
     return build_locality(config, LocalityRequest(**request), **arguments)
@@ -40,6 +41,7 @@ def filled_cache(length: int) -> DynamicCache:
 def attention_module(layer: int, groups: int = 1) -> nn.Module:
     """What the attention function reads of an attention module of any architecture."""
     module = nn.Module()
+    module.config = GPT2Config(attn_implementation=LOCALIST_ATTENTION["sdpa"])
     module.layer_idx, module.is_causal, module.num_key_value_groups = layer, True, groups
     return module
 
@@ -59,8 +61,9 @@ def left_padding(*lengths: int) -> torch.Tensor:
 
 
 def test_it_is_registered_with_transformers():
-    assert AttentionInterface()["localist"] is localist_attention_forward
-    assert "localist" in AttentionMaskInterface()
+    for name in LOCALIST_ATTENTION.values():
+        assert AttentionInterface()[name] is localist_attention_forward
+        assert name in AttentionMaskInterface()
 
 
 @pytest.mark.parametrize("layers", [None, [1, 3]])

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
 from localist_hf.modeling.local_cache import LocalCacheLayer
+from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
 LOCAL = {"locality_schedule": "localist"}
@@ -332,11 +333,11 @@ def test_continuous_batching_is_gpt2s_and_leaves_the_attention_as_it_was(make_mo
     results = model.generate_batch(ids.tolist(), warmup=False, continuous_batching_config=small)
     generated = [result.generated_tokens for result in results.values()]
     assert generated == model.generate(ids, **GREEDY)[:, 20:].tolist()
-    assert model.config._attn_implementation == "localist"
+    assert model.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
     model.config.locality_dial = 0.5
     with pytest.raises(ValueError, match=r"`locality_dial` is 0\.5.*continuous batching allows 0 only"):
         model.generate_batch(ids.tolist())
-    assert model.config._attn_implementation == "localist"
+    assert model.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
 
 
 @pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])

@@ -26,6 +26,7 @@ from transformers import (
 import localist_hf.modeling
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
 from localist_hf.modeling import locality
+from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
 PARTITIONS = ("semantic", "delimiter", "window")
@@ -703,7 +704,7 @@ def test_a_gpt2_checkpoint_loads_with_no_key_missing_or_left_over(make_model, gp
     gpt2.save_pretrained(tmp_path)
     loaded, info = LocalistGPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert loaded.config._attn_implementation == "localist"
+    assert loaded.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
     ids = make_text(2, 30)
     assert torch.equal(loaded(ids).logits, gpt2(ids).logits)
     assert len(loaded(ids, output_fidelity=True).fidelity) == 4
@@ -756,7 +757,9 @@ def test_overrides_reach_a_model_loaded_from_gpt2(make_model, gpt2_twin, tmp_pat
 
 # --- on a machine without this package
 
-CODE_FILES = {path.name for path in Path(localist_hf.modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
+# Those of any other model stay at home.
+NOT_GPT2 = {"__init__.py", "modeling_localist.py"}
+CODE_FILES = {path.name for path in Path(localist_hf.modeling.__file__).parent.glob("*.py")} - NOT_GPT2
 
 # Runs in a process that cannot import localist_hf; writes what it saw to results.pt.
 FRESH_PROCESS = """

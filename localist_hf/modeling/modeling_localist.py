@@ -1,0 +1,218 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+Any causal language model of transformers, able to measure its locality. Its *localist class* is a subclass of the
+native one, with the mixin before it. It bears the native name: by it engines choose what runs a checkpoint
+(`architectures`), and transformers the conversions of weights and the loss. This module has each of these classes under
+that name, which is what a repository's `auto_map` and a pickle refer to.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from .localist_attention import localist_attention_forward  # noqa: F401  registers it
+from .localist_model import LocalistGenerationMixin, LocalistMixin, change_class
+from .locality import LOCALIST_ATTENTION
+from .locality_config import LocalityConfig, LocalityFields, check_settings, settings_of
+
+
+def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
+    """
+    Makes a causal language model of transformers able to measure its locality, and gives it the dial: it then takes the
+    arguments of [`LocalistMixin.forward`], and has `generate` and `set_locality_dial` as [`LocalistGPT2LMHeadModel`]
+    has. Its weights, and what it computes while nobody asks for locality, stay as they are.
+
+    What it saves can be loaded in two ways: as the native model, by every program that knows nothing of this one, and
+    with `trust_remote_code=True` as the localised one.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model, which is changed in place. The attention of every layer must go through transformers' attention
+            interface, as `sdpa` or `eager`. Where its configuration has settings of locality, as after loading what a
+            localised model saved, they hold if nothing else is said.
+        settings:
+            The fields of [`LocalityFields`].
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: the same model.
+
+    Raises:
+        ValueError: for a model that cannot be localised, with the reason, and for settings that do not fit it.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForCausalLM
+    >>> from localist_hf import localize
+
+    >>> model = localize(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M"), num_sink_tokens=1)
+    >>> outputs = model(**inputs, output_fidelity=True)
+    ```
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}; it must be a causal language model of transformers. An adapter or a "
+            "compiled model is made of one that has been localised."
+        )
+    native = _native_class(type(model))
+    _check_native(native, model.config)
+    config = _locality_config(model.config, settings)
+    native_attention = _NATIVE_ATTENTION.get(model.config._attn_implementation, model.config._attn_implementation)
+    if native_attention not in LOCALIST_ATTENTION:
+        raise ValueError(
+            f"`model` uses the attention implementation {native_attention!r}; allowed are "
+            f"{', '.join(map(repr, LOCALIST_ATTENTION))}. Load it with `attn_implementation='sdpa'`."
+        )
+    _check_values(model, config)
+    _write_config(model.config, config)
+    change_class(model, localist_class(native))
+    if model.base_model is not model:
+        change_class(model.base_model, localist_class(_native_class(type(model.base_model))))
+    model.set_attn_implementation(LOCALIST_ATTENTION[native_attention])
+    return model
+
+
+def delocalize(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    Undoes [`localize`]: the native class, and its configuration without the settings of locality.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A localised model, which is changed in place.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: the same model.
+
+    Raises:
+        ValueError: for a model that [`localize`] has not made.
+    """
+    native = _native_class(type(model))
+    if native is type(model):
+        raise ValueError(f"`model` is a {type(model).__name__} that `localize` has not made; there is nothing to undo.")
+    if model.base_model is not model:
+        change_class(model.base_model, _native_class(type(model.base_model)))
+    change_class(model, native)
+    config = model.config
+    del config.locality
+    auto_map = {name: entry for name, entry in config.auto_map.items() if name not in _AUTO_CLASSES}
+    if auto_map:
+        config.auto_map = auto_map
+    else:
+        del config.auto_map
+    if (attention := _NATIVE_ATTENTION.get(config._attn_implementation)) is not None:
+        model.set_attn_implementation(attention)
+    return model
+
+
+@functools.cache
+def localist_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The localist class of a native one. Its configuration, or what is passed beside it, holds the settings."""
+    has_head = issubclass(native, GenerationMixin)
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **settings: Any) -> None:
+        _check_native(native, config)
+        _write_config(config, _locality_config(config, settings))
+        native.__init__(self, config, *args)
+        _check_values(self, config.locality)
+        if self.base_model is not self:
+            change_class(self.base_model, localist_class(type(self.base_model)))
+
+    namespace = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__qualname__": native.__name__,
+        "__doc__": f"[`~transformers.{native.__name__}`], able to measure its locality. See [`localize`].",
+        "native_class": native,
+        "_auto_class": "AutoModelForCausalLM" if has_head else "AutoModel",
+    }
+    bases = (LocalistGenerationMixin, native, GenerationMixin) if has_head else (LocalistMixin, native)
+    return type(native.__name__, bases, namespace)
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """The localist class of the native class of this name."""
+    native = None if name.startswith("_") else getattr(transformers, name, None)
+    if isinstance(native, type) and issubclass(native, PreTrainedModel):
+        return localist_class(native)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+#: Where a configuration says what loads it, and in what class each of these mappings finds it.
+_AUTO_CLASSES = {"AutoModel": MODEL_MAPPING, "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING}
+_NATIVE_ATTENTION = {name: native for native, name in LOCALIST_ATTENTION.items()}
+
+
+def _native_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The native class of a localist one, perhaps of another copy of this code; any other class itself."""
+    return getattr(cls, "native_class", cls)
+
+
+def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Refuses classes that cannot be localised, by name and with the reason."""
+    reason = None
+    own = [mapping.get(type(config), None) for mapping in _AUTO_CLASSES.values()]
+    if config.is_encoder_decoder:
+        reason = "it is an encoder and a decoder, and attention to an encoder has no blocks"
+    elif isinstance(config, LocalityFields):
+        reason = "it is local already; its configuration holds the settings"
+    elif getattr(transformers, native.__name__, None) is not native:
+        reason = "its class is none of transformers'"
+    elif config.get_text_config() is not config:
+        reason = "it is a model of several parts; localise its language model"
+    elif native not in own:
+        names = " and ".join(cls.__name__ for cls in own if isinstance(cls, type)) or "none"
+        reason = f"of its kind those that `AutoModel` and `AutoModelForCausalLM` load can be ({names})"
+    elif other := _other_layers(config):
+        reason = f"it has layers without causal softmax attention over tokens ({other})"
+    elif not native._can_set_attn_implementation():
+        reason = "its attention does not go through transformers' attention interface"
+    elif "kwargs" not in inspect.signature(native.forward).parameters:
+        reason = "its `forward` takes no further keyword arguments, by which the attention would be told"
+    if reason:
+        raise ValueError(f"{native.__name__} cannot be localised: {reason}.")
+
+
+def _other_layers(config: PreTrainedConfig) -> str:
+    """The kinds of layers that are neither full nor sliding window attention."""
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return "chunked_attention"
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    return ", ".join(sorted(kind.__name__ for kind in kinds))
+
+
+def _check_values(model: PreTrainedModel, locality: LocalityConfig) -> None:
+    """Refuses blocks by value length where all values are made equally long."""
+    if locality.block_partition == "semantic" and any(name.endswith(".v_norm") for name, _ in model.named_modules()):
+        raise ValueError(
+            f"`block_partition` is 'semantic'; {type(model).__name__} normalises its values, whose lengths then say "
+            "nothing of where thoughts end. Allowed are 'delimiter' and 'window'."
+        )
+
+
+def _locality_config(config: PreTrainedConfig, settings: dict[str, Any]) -> LocalityConfig:
+    """What is set, in place of what the configuration says, and checked against the model."""
+    settings = {**settings_of(config), **settings}
+    check_settings(settings)
+    layers = DynamicCache(config=config).layers
+    return LocalityConfig(
+        **settings,
+        num_hidden_layers=len(layers),
+        vocab_size=config.vocab_size,
+        sliding_windows=[getattr(layer, "sliding_window", None) for layer in layers],
+    )
+
+
+def _write_config(config: PreTrainedConfig, locality: LocalityConfig) -> None:
+    config.locality = locality
+    module = __name__.split(".")[-1]
+    config.auto_map = {
+        **(getattr(config, "auto_map", None) or {}),
+        **{name: f"{module}.{mapping[type(config)].__name__}" for name, mapping in _AUTO_CLASSES.items()},
+    }
+
+
+__all__ = ["delocalize", "localist_class", "localize"]
