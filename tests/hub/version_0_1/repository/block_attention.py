@@ -1,0 +1,269 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""
+What each query's own block contributes to its attention. Only a band of keys as wide as the longest block is touched:
+O(length * max_block_length) time.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from .fused_attention import attention_with_lse
+from .opaque_ops import opaque_without_gradient
+
+
+# Queries of a tile. Small tiles waste fewer scores outside the blocks, large ones multiply faster.
+_TILE = 16
+# Scores held at a time: on CPU few enough to stay in the cache, elsewhere enough to fill the device.
+_MAX_SCORES = {"cpu": 2**18}
+_MAX_SCORES_ELSEWHERE = 2**27
+
+_LOCAL_SET = "Tensor block_starts, Tensor documents, SymInt max_block_length, SymInt num_sink_tokens, float scale"
+
+
+def _fake_lse(query: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}) -> Tensor", lambda query, *_: _fake_lse(query)
+)
+def local_fidelity(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    lse: torch.Tensor,
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    max_block_length: int,
+    num_sink_tokens: int,
+    scale: float,
+) -> torch.Tensor:
+    """
+    The share of each query's attention on its local set: the keys from its block's start up to itself, and the first
+    `num_sink_tokens` of its document. `phi_i = exp(LSE_local,i - LSE_i)`, the sum of `exp(s_ij - LSE_i)` over the set.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of shape
+            `(batch_size, num_heads, key_length, head_dim)`):
+            Any floating dtype; the queries are those of the last `query_length` keys.
+        lse (`torch.Tensor` of shape `(batch_size, num_heads, query_length)`):
+            Log-sum-exp of each query's scores over all keys that it sees, float32.
+        block_starts (`torch.LongTensor` of shape `(batch_size, query_length)`), documents (`torch.LongTensor` of shape
+            `(batch_size, query_length)`):
+            First key of each query's block and of its document; -1 on padding.
+        max_block_length (`int`):
+            No block is longer.
+        num_sink_tokens (`int`):
+            Keys at the start of the document that are local to every query.
+        scale (`float`):
+            Factor of the scores.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_heads, query_length)`: float32, differentiable in query, key and lse;
+        0 on padding.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        # Padding may see nothing, and the log of nothing is no number to go on with.
+        lse = torch.where(block_starts[:, None] < 0, 0.0, lse).contiguous()
+        fidelity = _BlockFidelity.apply(query, key, lse, block_starts, max_block_length, scale)
+        for sink in range(num_sink_tokens):
+            keys, is_outside = _sink(key, sink, block_starts, documents)
+            scores = (_wide(query) * _wide(keys)).sum(-1) * scale - lse
+            fidelity = fidelity + scores.masked_fill(is_outside, float("-inf")).exp()
+    return fidelity
+
+
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor value, {_LOCAL_SET}, Tensor? sink_keys=None, Tensor? sink_values=None) "
+    "-> (Tensor, Tensor)",
+    lambda query, *_: (query.new_empty(query.shape), _fake_lse(query)),
+)
+def local_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    max_block_length: int,
+    num_sink_tokens: int,
+    scale: float,
+    sink_keys: torch.Tensor | None = None,
+    sink_values: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Softmax attention over each query's local set only (see `local_fidelity` for the arguments; `value` has the key's
+    shape).
+
+    Where a cache has dropped keys, `block_starts` and `documents` are counted from the first key that is left, and
+    `sink_keys` and `sink_values` are those of the sinks, each `(batch_size, num_heads, num_sink_tokens, head_dim)`.
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
+        of the local scores, float32, of shape `(batch_size, num_heads, query_length)`; zeros on padding.
+    """
+    tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
+    outputs, lses = [], []
+    # Row by row, so that the stretches of keys stay views; the tiles take the place of the batch.
+    for row in range(len(query)):
+        output, lse = attention_with_lse(
+            tiling.tile(query[row : row + 1])[0].transpose(0, 1),
+            tiling.stretches(key[row]),
+            tiling.stretches(value[row]),
+            tiling.is_local[row, :, None],
+            False,
+            scale,
+        )
+        outputs.append(tiling.untile(output.transpose(0, 1)[None]))
+        lses.append(tiling.untile(lse.transpose(0, 1)[None]))
+    # One row is often all there is, and then a view that needs no copy.
+    output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
+    for sink in range(num_sink_tokens):
+        (keys, is_outside), (values, _) = (_sink(tensor, sink, block_starts, documents) for tensor in (key, value))
+        if sink_keys is not None:
+            keys, values = sink_keys[:, :, sink, None], sink_values[:, :, sink, None]
+        score = ((_wide(query) * _wide(keys)).sum(-1) * scale).masked_fill(is_outside, float("-inf"))
+        total = torch.logaddexp(lse, score)
+        output = output * (lse - total).exp()[..., None] + values * (score - total).exp()[..., None]
+        lse = total
+    return output.to(query.dtype), lse
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _sink(
+    tensor: torch.Tensor, sink: int, block_starts: torch.Tensor, documents: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sink's row of a `(batch_size, num_heads, key_length, head_dim)` tensor for each query, and where it is none."""
+    _, num_heads, key_length, head_dim = tensor.shape
+    position = documents + sink
+    is_outside = (block_starts < 0) | (position >= block_starts)  # padding, or counted with the block already
+    index = position.clamp(0, key_length - 1)[:, None, :, None].expand(-1, num_heads, -1, head_dim)
+    return tensor.gather(2, index), is_outside[:, None]
+
+
+class _Tiling:
+    """
+    Queries in tiles of `_TILE`, each with the stretch of keys that its blocks can reach: its own and those of the tiles
+    before it. Dummy queries fill the first and the last tile.
+    """
+
+    def __init__(self, block_starts: torch.Tensor, query_length: int, key_length: int, max_block_length: int) -> None:
+        self.reach = -(-(max_block_length - 1) // _TILE)  # tiles before its own that a block can reach
+        self.width = (self.reach + 1) * _TILE
+        offset = key_length - query_length  # keys of a cache, before the first query
+        self.first_key = max(0, offset // _TILE - self.reach) * _TILE
+        self.padding = (offset - self.first_key, -(key_length - self.first_key) % _TILE)
+        self.queries = slice(self.padding[0], self.padding[0] + query_length)
+
+        position = torch.arange(self.first_key, key_length + self.padding[1], device=block_starts.device)
+        # No key is local to a dummy query or to padding.
+        starts = torch.where(block_starts < 0, key_length + _TILE, block_starts)
+        starts = F.pad(starts, self.padding, value=key_length + _TILE).unflatten(1, (-1, _TILE))[..., None]
+        rows = position.view(-1, _TILE, 1)
+        columns = rows[:, :1] + torch.arange(self.width, device=position.device) - self.reach * _TILE
+        #: Which keys of its stretch are in a query's block: `(batch_size, num_tiles, _TILE, width)`.
+        self.is_local = (columns >= starts.clamp(min=self.first_key)) & (columns <= rows)
+
+    def bias(self) -> torch.Tensor:
+        """0 on the keys in a query's block and -inf elsewhere."""
+        return torch.zeros(self.is_local.shape, device=self.is_local.device).masked_fill_(~self.is_local, float("-inf"))
+
+    def tile(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_heads, query_length, n)` to `(batch_size, num_heads, num_tiles, _TILE, n)`."""
+        return F.pad(rows, (0, 0, *self.padding)).unflatten(2, (-1, _TILE))
+
+    def stretches(self, rows: torch.Tensor) -> torch.Tensor:
+        """The stretch of each tile, a view: `(num_heads, key_length, n)` to `(num_tiles, num_heads, width, n)`."""
+        rows = F.pad(rows[:, self.first_key :], (0, 0, self.reach * _TILE, self.padding[1]))
+        return rows.unfold(1, self.width, _TILE).permute(1, 0, 3, 2)
+
+    def untile(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The inverse of `tile`, with or without the last dimension."""
+        return tiles.flatten(2, 3)[:, :, self.queries]
+
+
+class _BlockFidelity(torch.autograd.Function):
+    """
+    The sum of `a_ij = exp(s_ij - LSE_i)` over each query's block, without sinks. With g its gradient, that of `s_ij` is
+    `a_ij * g_i` and that of `LSE_i` is `-phi_i * g_i`. The band is gone over piece by piece, so that no more than a
+    piece of it is ever held, and computed again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, lse, block_starts, max_block_length, scale):
+        tiling = _Tiling(block_starts, query.shape[2], key.shape[2], max_block_length)
+        bias, fidelity = tiling.bias(), torch.empty_like(lse)
+        for piece in _pieces(query, tiling):
+            _, _, weights = _band_weights(query[piece], key[piece], lse[piece], tiling, bias[piece[0]], scale)
+            sums = weights.sum(-1).view(*query[piece].shape[:2], -1)
+            fidelity[piece] = sums[..., tiling.queries]
+        ctx.save_for_backward(query, key, lse, block_starts, fidelity)
+        ctx.max_block_length, ctx.scale = max_block_length, scale
+        return fidelity
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, lse, block_starts, fidelity = ctx.saved_tensors
+        tiling = _Tiling(block_starts, query.shape[2], key.shape[2], ctx.max_block_length)
+        bias, grad_query, grad_key = tiling.bias(), torch.empty_like(query), torch.zeros_like(key)
+        with torch.autocast(query.device.type, enabled=False):
+            for piece in _pieces(query, tiling):
+                heads = query[piece].shape[:2]
+                queries, keys, weights = _band_weights(
+                    query[piece], key[piece], lse[piece], tiling, bias[piece[0]], ctx.scale
+                )
+                grads = tiling.tile(grad[piece][..., None]).flatten(0, 2)
+                grad_queries = torch.bmm(weights, keys).mul_(grads * ctx.scale)
+                grad_query[piece] = tiling.untile(grad_queries.unflatten(0, (*heads, -1)))
+
+                # Each tile's part of the keys' gradient is a stretch that overlaps those of the tiles after it.
+                queries.mul_(grads * math.log(2))  # they are scaled by log2(e) too
+                stretches = torch.bmm(weights.transpose(1, 2), queries).unflatten(1, (-1, _TILE))
+                tiles = stretches.new_zeros(len(stretches) + tiling.reach, _TILE, key.shape[-1])
+                for tile in range(tiling.reach + 1):
+                    tiles[tile : tile + len(stretches)] += stretches[:, tile]
+                rows = tiles[tiling.reach :].view(*heads, -1, key.shape[-1])
+                grad_key[piece][:, :, tiling.first_key :] = rows[:, :, : key.shape[2] - tiling.first_key]
+        return grad_query, grad_key, -fidelity * grad, None, None, None
+
+
+def _pieces(query: torch.Tensor, tiling: _Tiling) -> list[tuple[slice, slice]]:
+    """Slices of batch rows and heads whose bands hold few enough scores."""
+    batch_size, num_heads = query.shape[:2]
+    # A compiled graph would unroll the loop; its kernels hold no more than they need anyway.
+    if torch.compiler.is_compiling():
+        return [(slice(None), slice(None))]
+    scores_per_head = tiling.is_local[0].numel()
+    heads = max(1, _MAX_SCORES.get(query.device.type, _MAX_SCORES_ELSEWHERE) // scores_per_head)
+    if heads >= num_heads:
+        rows = heads // num_heads
+        return [(slice(row, row + rows), slice(None)) for row in range(0, batch_size, rows)]
+    return [
+        (slice(row, row + 1), slice(head, head + heads))
+        for row in range(batch_size)
+        for head in range(0, num_heads, heads)
+    ]
+
+
+def _band_weights(query, key, lse, tiling, bias, scale):
+    """
+    Queries times `scale * log2(e)`, `(n, _TILE, head_dim)`, keys `(n, width, head_dim)`, and `exp(s - LSE)`, 0 outside
+    the blocks, `(n, _TILE, width)`, for the n tiles of all heads of a piece; float32 for half-precision inputs.
+
+    The tiles of all heads stand in one line, so that a tile's keys are one contiguous stretch and the stretches of all
+    tiles one overlapping view that the matrix product reads without a copy. What a stretch shows of the head before its
+    own is outside the block.
+    """
+    head_dim = query.shape[-1]
+    queries = tiling.tile(_wide(query) * (scale / math.log(2))).reshape(-1, _TILE, head_dim)
+    keys = F.pad(_wide(key[:, :, tiling.first_key :]), (0, 0, 0, tiling.padding[1])).reshape(-1, head_dim)
+    keys = F.pad(keys, (0, 0, tiling.reach * _TILE, 0))
+    keys = keys.as_strided((len(queries), tiling.width, head_dim), (_TILE * head_dim, head_dim, 1))
+    scores = bias[:, None] - tiling.tile(lse[..., None] / math.log(2))
+    scores = scores.reshape(-1, _TILE, tiling.width)
+    # No score exceeds its log-sum-exp, so the power cannot overflow. Powers of two, because torch's `exp` on CPU takes
+    # ten times as long where the result is 0, as it is for most of the band.
+    return queries, keys, scores.baddbmm_(queries, keys.transpose(1, 2)).exp2_()

@@ -1,0 +1,62 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""How local each layer is: the schedule `lambda_l` over depth."""
+
+from collections.abc import Sequence
+
+
+#: Exponent p of each polynomial schedule, `lambda_l = (l / (L - 1)) ** p`.
+POLYNOMIAL_DEGREES = {"linear": 1, "quadratic": 2, "cubic": 3, "quartic": 4, "quintic": 5}
+
+#: Every schedule that has a name. Any list of `num_layers` numbers in [0, 1] is a schedule too.
+SCHEDULE_NAMES = ("distributed", *POLYNOMIAL_DEGREES, "localist")
+
+
+def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[float]:
+    """
+    The locality `lambda_l` of every layer, from 0 (free) to 1 (fully localised).
+
+    The polynomial schedules are `(l / (num_layers - 1)) ** p` with p from 1 (`"linear"`) to 5 (`"quintic"`), so that
+    the first layer is free and the last fully localised; `"distributed"` is 0 and `"localist"` 1 in every layer
+    (arXiv:2511.18375). A model of one layer has `lambda = 1` under every polynomial schedule.
+
+    Args:
+        schedule (`str` or `Sequence[float]`):
+            One of `SCHEDULE_NAMES`, or `num_layers` numbers in [0, 1].
+        num_layers (`int`):
+            Number of layers of the model.
+
+    Returns:
+        `list[float]`: `num_layers` numbers in [0, 1].
+
+    Raises:
+        ValueError: for an unknown name, a list of the wrong length, or a value outside [0, 1].
+
+    Example:
+
+    ```python
+    >>> schedule_lambdas("quadratic", 3)
+    [0.0, 0.25, 1.0]
+    ```
+    """
+    if isinstance(schedule, str):
+        if schedule == "distributed":
+            return [0.0] * num_layers
+        if schedule == "localist" or (schedule in POLYNOMIAL_DEGREES and num_layers == 1):
+            return [1.0] * num_layers
+        if schedule in POLYNOMIAL_DEGREES:
+            degree = POLYNOMIAL_DEGREES[schedule]
+            return [(layer / (num_layers - 1)) ** degree for layer in range(num_layers)]
+        raise ValueError(
+            f"`locality_schedule` is {schedule!r}; allowed are {', '.join(map(repr, SCHEDULE_NAMES))} "
+            f"or a list of {num_layers} numbers in [0, 1]."
+        )
+    lambdas = [float(value) for value in schedule]
+    if len(lambdas) != num_layers:
+        raise ValueError(
+            f"`locality_schedule` is a list of {len(lambdas)} numbers; the model has {num_layers} layers and needs one "
+            "number for each."
+        )
+    outside = [value for value in lambdas if not 0.0 <= value <= 1.0]
+    if outside:
+        raise ValueError(f"`locality_schedule` holds {outside[0]}; every number must lie in [0, 1].")
+    return lambdas
