@@ -96,6 +96,11 @@ class LocalistGPT2Config(GPT2Config):
     min_fidelity: float | int = 0.0
 
     @property
+    def locality(self) -> "LocalistGPT2Config":
+        """Where the locality fields stand: here. Other models' configurations have an object for them."""
+        return self
+
+    @property
     def locality_lambdas(self) -> list[float]:
         """`list[float]`: the locality `lambda_l` in [0, 1] of each layer, from `locality_schedule`."""
         return schedule_lambdas(self.locality_schedule, self.num_hidden_layers)
