@@ -137,9 +137,14 @@ class LocalityLossMixin:
         if not model.training:
             measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
-            nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]), dtype=torch.float32)
-            losses = (nothing, nothing) if labels is None else _label_losses(measured.outputs, labels)
-            self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
+            if labels is None:
+                # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
+                # last batch; several processes may count a few sequences twice, as TRL does in its own metrics.
+                nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
+                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
+            else:
+                losses = _label_losses(measured.outputs, labels)
+                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
             if not return_outputs:
                 return result
             loss, outputs = result
