@@ -7,10 +7,11 @@ import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedConfig, TrainingArguments
 
 from ..evaluation import LocalityMeter
-from ..evaluation.check_model import check_model
+from ..evaluation.check_model import check_model, core_model
 from ..evaluation.locality_meter import label_losses
 from ..hub import RunHistory
 from ..modeling.block_partition import document_starts
@@ -247,6 +248,18 @@ class LocalityLossMixin:
                 del measured["perplexity"]
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # FSDP2 gives the model a class of its own, defined in torch: transformers would save torch's code as the
+        # model's. With the weights at hand nothing of that class is needed.
+        model = core_model(self.model)
+        sharded = type(model)
+        if isinstance(model, FSDPModule):
+            model.__class__ = next(base for base in sharded.__bases__ if base is not FSDPModule)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            model.__class__ = sharded
 
 
 def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
