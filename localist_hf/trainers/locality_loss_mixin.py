@@ -264,9 +264,10 @@ class LocalityLossMixin:
 
 def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As [`~localist_hf.evaluation.locality_meter.label_losses`], of the outputs of TRL's head too."""
+    length = labels.shape[1]  # before which PEFT may put learned tokens of its own
     if "log_probs" in outputs:
-        return -outputs.log_probs.sum(1), outputs.label_mask.sum(1)
-    return label_losses(outputs.logits, labels)
+        return -outputs.log_probs[:, 1 - length :].sum(1), outputs.label_mask[:, 1 - length :].sum(1)
+    return label_losses(outputs.logits[:, -length:], labels)
 
 
 def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
