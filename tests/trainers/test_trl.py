@@ -89,7 +89,7 @@ def make_trainer(make_model, tokenizer, tmp_path: Path) -> Callable:
         kwargs = {} if ref_model is None else {"ref_model": ref_model}
         return trainer_class(
             model=make_model(locality_schedule="linear") if model is None else model, args=args, train_dataset=dataset,
-            eval_dataset=dataset, processing_class=tokenizer, peft_config=peft_config, **kwargs,
+            processing_class=tokenizer, peft_config=peft_config, **kwargs,
         )  # fmt: skip
 
     return make
@@ -192,7 +192,7 @@ def test_sft_with_packing_is_as_good_as_without(make_trainer, make_model, texts,
 def test_sft_evaluates_as_measure_does(make_trainer, texts, settings: dict) -> None:
     trainer = make_trainer(LocalSFTTrainer, {"text": list(map(words, texts))}, **settings)
     expected = measure(trainer.model, Dataset.from_dict({"input_ids": [ended(text).tolist() for text in texts]}))
-    metrics = trainer.evaluate()
+    metrics = trainer.evaluate(Dataset.from_dict({"text": list(map(words, texts))}))
     del expected["loss"], expected["entropy"]  # TRL's own
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-4), name
@@ -276,7 +276,7 @@ def test_dpo_measures_the_policy_only(make_trainer, make_model, preferences) -> 
     assert max(gradient.abs().max() for gradient in found.values()) > 0
     assert log["task_loss"] == pytest.approx(math.log(2), rel=1e-5)  # policy and reference are still one
     asked.clear()
-    metrics = trainer.evaluate()
+    metrics = trainer.evaluate(Dataset.from_dict(preferences))
     assert asked == [(False, True), (False, None)]
     # Its own loss, and no perplexity, of which the rejected completions would be a part.
     assert metrics["eval_loss"] < math.log(2)
