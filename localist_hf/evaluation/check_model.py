@@ -8,6 +8,12 @@ from peft import PeftModel
 from torch import nn
 
 
+def core_model(model: nn.Module) -> nn.Module:
+    """The model inside of what distribution, compilation and adapters have put around it."""
+    core = extract_model_from_parallel(model, keep_torch_compile=False)
+    return core.get_base_model() if isinstance(core, PeftModel) else core
+
+
 def check_model(name: str, model: Any, needs_head: bool = True) -> None:
     """
     Refuses a model that cannot report its locality. Its class may come from a model repository's own code, so it is
@@ -24,12 +30,11 @@ def check_model(name: str, model: Any, needs_head: bool = True) -> None:
     Raises:
         ValueError: for any other class.
     """
-    core = extract_model_from_parallel(model, keep_torch_compile=False) if isinstance(model, nn.Module) else model
-    core = core.get_base_model() if isinstance(core, PeftModel) else core
+    core = core_model(model) if isinstance(model, nn.Module) else model
     takes = inspect.signature(core.forward).parameters if isinstance(core, nn.Module) else ()
     if "output_fidelity" not in takes or (needs_head and "labels" not in takes):
         raise ValueError(
-            f"`{name}` is a {type(core).__name__}; it must be a LocalistGPT2LMHeadModel"
-            f"{'' if needs_head else ' or LocalistGPT2Model'} (load the checkpoint with "
-            "`LocalistGPT2LMHeadModel.from_pretrained`)."
+            f"`{name}` is a {type(core).__name__}; it must be a localised {'language ' if needs_head else ''}model, as "
+            "`localize(model)` makes it of any causal language model and `LocalistGPT2LMHeadModel.from_pretrained` of "
+            "GPT-2."
         )

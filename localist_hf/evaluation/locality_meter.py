@@ -75,16 +75,36 @@ class LocalityMeter:
                 [`~accelerate.Accelerator.gather_for_metrics`], which leaves out the sequences that fill up the last
                 batch. By default there is one process.
         """
+        self.add(outputs, *label_losses(outputs.logits, labels), gather)
+
+    def add(
+        self,
+        measured: LocalityMeasurements,
+        losses: torch.Tensor,
+        num_labels: torch.Tensor,
+        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """
+        As `update`, where there are no logits.
+
+        Args:
+            measured ([`LocalityMeasurements`]):
+                With fidelity and entropy of every layer.
+            losses (`torch.Tensor` of shape `(batch_size,)`), num_labels (`torch.Tensor` of shape `(batch_size,)`):
+                The sum of the cross-entropies of each sequence's labels in nats, and their number.
+            gather (`Callable`, *optional*):
+                See `update`.
+        """
         # For each sequence, the sum of its labels' losses and their number, and for each layer the number of tokens
         # and the sum of their entropies, the number of counted positions and what their means are taken of.
-        sums = [*label_losses(outputs.logits, labels)]
-        for layer, mask in enumerate(outputs.fidelity_mask):
-            starts = outputs.block_starts[layer]
-            sums += [(starts >= 0).sum(1), outputs.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
-            sums += [(outputs[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
+        sums = [losses, num_labels]
+        for layer, mask in enumerate(measured.fidelity_mask):
+            starts = measured.block_starts[layer]
+            sums += [(starts >= 0).sum(1), measured.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
+            sums += [(measured[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
             sums.append((visible_keys(starts, self._locality) * mask).sum(1))
         # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
-        rows = torch.stack([value.float().to(labels.device) for value in sums], dim=1)
+        rows = torch.stack([value.float().to(losses.device) for value in sums], dim=1)
         rows = rows if gather is None else gather(rows)
         batch = rows.cpu().double().sum(0)
         self._sums = batch if self._sums is None else self._sums + batch

@@ -137,12 +137,12 @@ def weight_hashes(folder: str | Path) -> dict[str, str]:
 
 
 def _settings(args: TrainingArguments, model: Any, planned_steps: int) -> dict[str, Any]:
-    config = model.config
+    locality = model.config.locality
     return {
         "planned_steps": planned_steps,
         "seed": args.seed,
-        "variant": variant_name(config),
-        "locality": {name: getattr(config, name) for name in LOCALITY_FIELDS},
+        "variant": variant_name(locality),
+        "locality": {name: getattr(locality, name) for name in LOCALITY_FIELDS},
         "training": {
             "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "optimizer": str(getattr(args.optim, "value", args.optim)),

@@ -376,7 +376,7 @@ def place_block_starts(
 
     # The column `length` is its own successor.
     pointers = F.pad(successor(column), (0, 1), value=length)
-    is_start = F.pad(documents == column + seen, (0, 1)).int()
+    is_start = F.pad((documents == column + seen).int(), (0, 1))  # compiled for a CPU, a bool cannot be padded
     if current_start is None:
         current_start = documents.new_full((batch_size,), -1)
     goes_on = current_start >= 0

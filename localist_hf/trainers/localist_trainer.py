@@ -1,46 +1,37 @@
 """Trainer with the scheduled locality loss."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute
-import torch
-from datasets import Dataset
 from huggingface_hub import HfApi
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..evaluation import LocalityMeter, causal_lm_collator
+from ..evaluation import causal_lm_collator
 from ..evaluation.check_model import check_model
-from ..hub import RunHistory, RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
-from ..modeling.localist_model import MEASUREMENTS, SHARES
-from ..modeling.locality import context_fidelity
+from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
-from .locality_loss import locality_loss
+from .locality_loss_mixin import LocalityLossMixin
 
 
 logger = logging.get_logger(__name__)
 
 
-class LocalistTrainer(Trainer):
+class LocalistTrainer(LocalityLossMixin, Trainer):
     """
-    A [`~transformers.Trainer`] whose loss is that of language modeling and the scheduled locality loss:
-    `lm_loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l` from the model's
-    configuration and `loss_l` from [`locality_loss`].
+    A [`~transformers.Trainer`] whose loss is that of language modeling and the scheduled locality loss; see
+    [`LocalityLossMixin`] for the loss, the logs and the metrics. It also pads, writes the model card, publishes, and
+    goes on from whole checkpoints only.
 
-    Training logs hold `lm_loss`, `locality_loss` (the weighted sum above without `locality_weight * warm(t)`) and
-    `fidelity_layer_<l>` of the layers that the schedule localises; the others cost nothing in training. Evaluation
-    measures every layer: `eval_perplexity`, `eval_fidelity`, `eval_fidelity_layer_<l>`, `eval_entropy` and
-    `eval_entropy_layer_<l>` (bits); `eval_loss` is the language modeling loss, or that of a `compute_loss_func`. Every
-    label, counted position and token weighs the same, whatever batch, process or device it was in.
+    `eval_loss` is the language modeling loss, or that of a `compute_loss_func`. Every label, counted position and token
+    weighs the same, whatever batch, process or device it was in.
 
     Args:
-        model ([`LocalistGPT2LMHeadModel`] or a [`~peft.PeftModel`] around one):
+        model (a localist language model, or a [`~peft.PeftModel`] around one):
             The model; its configuration holds the schedule and the partition.
         args ([`LocalistTrainingArguments`], *optional*):
             Training arguments.
@@ -66,6 +57,8 @@ class LocalistTrainer(Trainer):
     ```
     """
 
+    _measures_loss = True
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -76,36 +69,10 @@ class LocalistTrainer(Trainer):
         args = LocalistTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, LocalistTrainingArguments):
             raise ValueError(f"`args` is a {type(args).__name__}; it must be a LocalistTrainingArguments.")
-        if args.label_smoothing_factor:
-            raise ValueError(
-                f"`label_smoothing_factor` is {args.label_smoothing_factor}; LocalistTrainer allows 0 only, because it "
-                "reports the perplexity of the labels as they are."
-            )
         if model is not None:
             check_model("model", model)
         collator = causal_lm_collator if data_collator is None else data_collator
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
-        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
-            for part, rows in parts.items():
-                label = name if part is None else f"{name}[{part!r}]"
-                _check_sequence_length(label, rows, self.model.config.max_position_embeddings)
-        self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
-        self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
-        self._first_step = 0
-        self._meter = LocalityMeter(self.model.config)
-        self.add_callback(RunHistory(self.model.name_or_path))
-
-    @property
-    def _lambdas(self) -> dict[int, float]:
-        """Layers that the schedule localises, and how much."""
-        return {layer: value for layer, value in enumerate(self.model.config.locality_lambdas) if value > 0}
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The model that `model_init` makes, of the class that can be trained."""
-        model = super().call_model_init(trial)
-        check_model("model_init()", model)
-        return model
 
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
@@ -128,125 +95,6 @@ class LocalistTrainer(Trainer):
             # accelerate would then leave it so, and each process would train a model of its own without a word.
             self.model.__dict__.pop("_is_accelerate_prepared", None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | int | None]:
-        """Collects the batches of one optimizer step and counts their sequences, for the mean over all of them."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._num_sequences = sum(len(batch["input_ids"]) for batch in batch_samples)
-        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
-            # Gradients are averaged over processes, which may hold different numbers of sequences ("batch_rebalance").
-            count = torch.tensor(self._num_sequences, dtype=torch.float32, device=device)
-            self._num_sequences = self.accelerator.reduce(count, "mean")
-        return batch_samples, num_items_in_batch
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """
-        The language modeling loss, and in training the locality loss; see the class.
-
-        Raises:
-            ValueError: for sequences longer than the model's positions.
-        """
-        length, num_positions = inputs["input_ids"].shape[1], self.model.config.max_position_embeddings
-        if length > num_positions and "position_ids" not in inputs:  # by which packed texts have positions of their own
-            raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {num_positions} positions.")
-        if not model.training:
-            labels = inputs["labels"]  # which a `compute_loss_func` takes out
-            inputs = {**inputs, "output_fidelity": True, "output_entropy": True, "use_cache": False}
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            self._meter.update(outputs, labels, self.accelerator.gather_for_metrics)
-            # What is measured is no prediction for `Trainer` to gather.
-            outputs = {name: value for name, value in outputs.items() if name not in MEASUREMENTS}
-            return (loss, outputs) if return_outputs else loss
-
-        if not self._lambdas or self.args.locality_weight == 0:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-        inputs = {**inputs, "output_fidelity": tuple(self._lambdas)}
-        lm_loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        lm_loss = lm_loss.mean()  # `nn.DataParallel` gives one for each device
-        # With `num_items_in_batch`, or from a `compute_loss_func`, the language modeling loss arrives as a part of the
-        # mean over the accumulated batch; without it as the mean over this batch, which `Trainer` then divides by the
-        # number of accumulation steps.
-        is_part = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        is_part = is_part or self.compute_loss_func is not None
-        num_sequences = self._num_sequences if is_part else len(inputs["input_ids"])
-        locality = self._locality_loss(outputs, num_sequences).to(lm_loss.device)
-        self._add_to_log(lm_loss, locality, outputs, 1 if is_part else self.current_gradient_accumulation_steps)
-        loss = lm_loss + self.args.locality_weight * self._warmup() * locality
-        return (loss, outputs) if return_outputs else loss
-
-    def _objective(self, outputs: Any) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """What the loss asks for, and the positions that count, of each localised layer."""
-        if self.args.locality_objective == "fidelity":
-            return outputs.fidelity, outputs.fidelity_mask
-        is_half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
-        eps = 1e-2 if is_half else 1e-3  # METHOD.md
-        pairs = zip(outputs.block_share, outputs.outside_share, strict=True)
-        return [context_fidelity(block, outside, eps) for block, outside in pairs], outputs.context_mask
-
-    def _locality_loss(self, outputs: Any, num_sequences: int | torch.Tensor) -> torch.Tensor:
-        """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
-        num_layers = self.model.config.num_hidden_layers
-        total = 0.0
-        for weight, fidelity, mask in zip(self._lambdas.values(), *self._objective(outputs), strict=True):
-            losses = locality_loss(fidelity, mask, self.args.target_fidelity, self.args.locality_exponent)
-            # Layers may lie on different devices.
-            total = total + (weight / num_layers * losses.sum()).to(self.args.device)
-        return total / num_sequences
-
-    def _warmup(self) -> float:
-        """`warm(t)`: 1 after `locality_warmup_steps` steps, linear before."""
-        steps = self.args.locality_warmup_steps
-        steps = steps * self.state.max_steps if steps < 1 else steps
-        return min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
-
-    def _add_to_log(self, lm_loss: torch.Tensor, locality: torch.Tensor, outputs: Any, share: int) -> None:
-        """Adds a batch's losses, and the sums and number of its counted attention shares, to those of the next log."""
-        sums = [lm_loss.detach() / share, locality.detach() / share]
-        for mask, *shares in zip(outputs.fidelity_mask, *(outputs[name] for name in SHARES), strict=True):
-            sums += [(share.detach().mean(1) * mask).sum() for share in shares] + [mask.sum()]
-        sums = torch.stack([value.to(lm_loss.device, torch.float32) for value in sums])
-        if self._training_sums is None:
-            self._training_sums, self._first_step = sums, self.state.global_step
-        else:
-            self._training_sums += sums
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs what `Trainer` logs; a training step's losses and attention shares with it."""
-        if "loss" in logs and self._training_sums is not None:
-            sums = self.accelerator.reduce(self._training_sums, "mean").tolist()
-            steps = max(1, self.state.global_step - self._first_step)
-            logs |= {"lm_loss": sums[0] / steps, "locality_loss": sums[1] / steps}
-            size = len(SHARES) + 1
-            for at, layer in enumerate(self._lambdas):
-                *shares, count = sums[2 + at * size :][:size]
-                if count:
-                    logs |= {f"{name}_layer_{layer}": total / count for name, total in zip(SHARES, shares, strict=True)}
-                    block, outside = shares[-2:]
-                    logs[f"fidelity_layer_{layer}"] = 1 - outside / count
-                    if block + outside > 0:
-                        logs[f"context_fidelity_layer_{layer}"] = context_fidelity(block, outside)
-            self._training_sums = None
-        super().log(logs, start_time)
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """As [`~transformers.Trainer.evaluation_loop`], with the perplexity and locality of every layer as metrics."""
-        self._meter = LocalityMeter(self.model.config)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if not self._meter.is_empty:  # as it is where there are no labels, in `predict`
-            measured = self._meter.compute()
-            if self.compute_loss_func is not None:
-                del measured["loss"]  # the loss is what the user says that it is, and `Trainer` has added it up
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
-        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]; `model.push_to_hub` then finds tokenizer and card in that folder."""
@@ -351,26 +199,3 @@ class LocalistTrainer(Trainer):
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,
         )
-
-
-def _check_sequence_length(name: str, dataset: Any, num_positions: int) -> None:
-    """Refuses sequences that are too long, as far as the data set can tell before its batches are made."""
-    if isinstance(dataset, Dataset):
-        is_known = "input_ids" in dataset.column_names and "position_ids" not in dataset.column_names
-        longest = _longest(dataset, num_positions) if is_known and len(dataset) else 0
-    else:
-        try:
-            longest = len(dataset[0]["input_ids"])
-        except (TypeError, KeyError, IndexError, NotImplementedError):
-            return  # none, a stream, or a form that only the collator knows
-    if longest > num_positions:
-        raise ValueError(f"`{name}` holds a sequence of {longest} tokens; the model has {num_positions} positions.")
-
-
-def _longest(dataset: Dataset, enough: int) -> int:
-    """Length of the longest sequence; exact where it is more than `enough`."""
-    # Lengths are differences of offsets: no token is read, unless the longest of all may not be among those selected.
-    longest = pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
-    if longest <= enough or len(dataset) == dataset.data.num_rows:
-        return longest
-    return max(map(len, dataset.select_columns("input_ids").with_format(None)["input_ids"]))

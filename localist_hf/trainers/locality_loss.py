@@ -4,7 +4,11 @@ import torch
 
 
 def locality_loss(
-    fidelity: torch.Tensor, fidelity_mask: torch.Tensor, target_fidelity: float, exponent: int
+    fidelity: torch.Tensor,
+    fidelity_mask: torch.Tensor,
+    target_fidelity: float,
+    exponent: int,
+    documents: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     How far one layer's attention falls short of the target, for each sequence of a batch: the mean over heads and
@@ -22,9 +26,17 @@ def locality_loss(
             In (0, 1].
         exponent (`int`):
             1 or 2.
+        documents (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            In packed rows, the first position of each token's document. Each document is then a sequence of its own.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size,)`: 0 for a sequence without counted positions.
+        `torch.Tensor` of shape `(batch_size,)`: 0 for a sequence without counted positions; with `documents`, the sum
+        over each row's.
     """
-    shortfall = (target_fidelity - fidelity).clamp(min=0).pow(exponent).mean(dim=1)
-    return (shortfall * fidelity_mask).sum(dim=1) / fidelity_mask.sum(dim=1).clamp(min=1)
+    shortfall = (target_fidelity - fidelity).clamp(min=0).pow(exponent).mean(dim=1) * fidelity_mask
+    if documents is None:
+        return shortfall.sum(dim=1) / fidelity_mask.sum(dim=1).clamp(min=1)
+    documents = documents.to(shortfall.device)
+    totals = torch.zeros_like(shortfall).scatter_add(1, documents, shortfall)
+    counts = torch.zeros_like(shortfall).scatter_add(1, documents, fidelity_mask.to(shortfall.dtype))
+    return (totals / counts.clamp(min=1)).sum(dim=1)

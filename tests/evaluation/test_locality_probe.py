@@ -257,7 +257,7 @@ def test_a_device_without_float64_will_do(make_model, make_text, on_device, monk
 
 def test_a_model_of_another_class_is_refused_by_name(make_model, make_text, gpt2_twin):
     model, batch = make_model(), {"input_ids": make_text(1, 5)}
-    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel or Loc"):
+    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel; it must be a localised model"):
         locality_probe(gpt2_twin(model), [batch])
     with pytest.raises(ValueError, match="`block_model` is a GPT2Model; it must be"):
         locality_probe(model, [batch], block_model=gpt2_twin(model).transformer)

@@ -75,8 +75,8 @@ def test_a_model_of_another_class_is_refused_by_name(make_model, gpt2_twin) -> N
     model = make_model(block_partition="window")
     dataset, plain = Dataset.from_dict({"input_ids": [list(range(7, 67))]}), gpt2_twin(model)
     for name, arguments in (("model", (plain, dataset)), ("block_model", (model, dataset, 8, plain))):
-        with pytest.raises(ValueError, match=f"`{name}` is a GPT2LMHeadModel; it must be a LocalistGPT2LMHeadModel"):
+        with pytest.raises(ValueError, match=f"`{name}` is a GPT2LMHeadModel; it must be a localised"):
             measure(*arguments)
-    with pytest.raises(ValueError, match=r"`model` is a LocalistGPT2Model; it must be a LocalistGPT2LMHeadModel \("):
+    with pytest.raises(ValueError, match=r"`model` is a LocalistGPT2Model; it must be a localised language model"):
         measure(model.transformer, dataset)
     assert measure(model, dataset, block_model=model.transformer) == measure(model, dataset)

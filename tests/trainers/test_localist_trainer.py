@@ -12,14 +12,17 @@ from tokenizers import Tokenizer, models
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
-from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, locality_loss
+from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, LocalityLossMixin, locality_loss
+from localist_hf.trainers.locality_loss_mixin import _num_positions
 
 
 LENGTH = 48
@@ -414,7 +417,7 @@ def test_a_model_that_model_init_makes_counts_with_its_own_schedule(make_trainer
 @pytest.mark.parametrize("wrap", [lambda model: model.transformer, lambda model: GPT2LMHeadModel(model.config), str])
 def test_what_cannot_report_its_locality_is_refused_by_its_class(make_trainer, make_model, wrap: Callable) -> None:
     model = wrap(make_model())
-    found = f"is a {type(model).__name__}; it must be a LocalistGPT2LMHeadModel"
+    found = f"is a {type(model).__name__}; it must be a localised"
     with pytest.raises(ValueError, match=f"`model` {found}"):
         make_trainer(model)
     with pytest.raises(ValueError, match=rf"`model_init\(\)` {found}"):
@@ -445,3 +448,78 @@ def test_packed_texts_have_positions_of_their_own(make_trainer, make_model) -> N
     trainer = LocalistTrainer(make_model(n_positions=30), args, train_dataset=rows)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_packing_changes_no_gradient(make_trainer, make_model) -> None:
+    """Every document is a sequence, be it alone in a padded row or one of several in a row, however rows are cut up."""
+    texts = ragged_dataset()["input_ids"]
+    settings = {"max_steps": 1, "max_grad_norm": 0}
+    alone = first_gradients(make_trainer(per_device_train_batch_size=6, dataset=ragged_dataset(), **settings))
+    # The last row is filled up with documents of one token, which have no label and nothing to localise.
+    rows = [[texts[0], texts[1]], [texts[2], texts[5], texts[4]], [texts[3], *[[7]] * 16]]
+    columns = {
+        "input_ids": [[token for text in row for token in text] for row in rows],
+        "position_ids": [[position for text in row for position in range(len(text))] for row in rows],
+        "labels": [[token for text in row for token in (-100, *text[1:])] for row in rows],
+    }
+    packed = Dataset.from_dict(columns)
+    for size, steps in ((3, 1), (1, 3), (2, 2)):
+        split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        assert_same(first_gradients(make_trainer(dataset=packed, **split, **settings)), alone)
+
+
+class OwnLoss(Trainer):
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            model(input_ids=inputs["input_ids"].flip(1))
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class LocalOwnLoss(LocalityLossMixin, OwnLoss):
+    pass
+
+
+@pytest.mark.parametrize(("size", "steps"), [(4, 1), (1, 4)])
+def test_the_mixin_adds_to_a_loss_that_knows_nothing_of_it(make_trainer, make_model, size: int, steps: int) -> None:
+    """Also where the trainer calls the model for something else first."""
+    args = make_trainer(
+        max_steps=1, max_grad_norm=0, per_device_train_batch_size=size, gradient_accumulation_steps=steps
+    ).args
+    trainer = LocalOwnLoss(
+        make_model(locality_schedule="linear"), args, train_dataset=random_dataset(4), eval_dataset=random_dataset(4)
+    )  # fmt: skip
+    found = first_gradients(trainer)
+    model = make_model(locality_schedule="linear")
+    outputs = model(torch.tensor(random_dataset(4)["input_ids"]), output_fidelity=True)
+    asked = zip(model.config.locality_lambdas, *objectives(outputs), strict=True)
+    locality = sum(weight / 4 * locality_loss(share, mask, 0.9, 1).mean() for weight, share, mask in asked)
+    own = outputs.logits.square().mean()
+    (own + 3.0 * locality).backward()
+    assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+    (log,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert log["task_loss"] == pytest.approx(own.item(), rel=1e-4)
+    assert log["locality_loss"] == pytest.approx(locality.item(), rel=1e-4)
+
+
+def test_the_mixin_names_what_it_lacks(make_trainer, make_model, tmp_path: Path) -> None:
+    args = make_trainer(max_steps=1, remove_unused_columns=False).args
+    with pytest.raises(ValueError, match="`args` is a TrainingArguments; its class must have LocalityArguments"):
+        LocalOwnLoss(make_model(), TrainingArguments(output_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match="`args` is a NoneType"):
+        LocalOwnLoss(make_model())
+    trainer = LocalOwnLoss(
+        make_model(locality_schedule="linear"), args, train_dataset=Dataset.from_dict({"text": ["a", "b"]}),
+        data_collator=list,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"A batch holds .*; the locality loss needs 'input_ids'"):
+        trainer.train()
+
+
+def test_rotary_models_have_no_last_position(make_model) -> None:
+    learned, rotary = make_model(n_positions=32).config, LlamaConfig(max_position_embeddings=32)
+    assert _num_positions(learned) == 32
+    assert _num_positions(rotary) is None

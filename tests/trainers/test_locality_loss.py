@@ -30,3 +30,12 @@ def test_nothing_is_gained_beyond_the_target() -> None:
     loss.sum().backward()
     assert loss.item() == 0
     assert fidelity.grad.item() == 0
+
+
+def test_packed_documents_are_sequences_of_their_own() -> None:
+    fidelity, mask = torch.rand(2, 3, 9), torch.rand(2, 9) > 0.3
+    documents = torch.tensor([[0, 0, 0, 0, 4, 5, 5, 5, 5], [0] * 9])
+    losses = locality_loss(fidelity, mask, 0.9, 2, documents)
+    pieces = [(0, slice(0, 4)), (0, slice(4, 5)), (0, slice(5, 9)), (1, slice(0, 9))]
+    alone = [locality_loss(fidelity[row, None, :, at], mask[row, None, at], 0.9, 2).item() for row, at in pieces]
+    assert losses.tolist() == pytest.approx([sum(alone[:3]), alone[3]])

@@ -1,0 +1,92 @@
+"""Arguments of the locality loss, for the arguments of any trainer."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+
+#: What the locality loss may ask for.
+LOCALITY_OBJECTIVES = ("context", "fidelity")
+# Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
+_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?)")
+
+
+@dataclass
+class LocalityArguments:
+    r"""
+    The arguments of the locality loss, to stand before those of a trainer. Which layers are how local is no matter of
+    training: it stands in the model's configuration (`locality_schedule`).
+
+    Args:
+        locality_objective (`str`, *optional*, defaults to `"context"`):
+            What the loss asks of a localised layer. `"context"`: of the attention that a query pays to other words, a
+            share in its block (psi), which cannot be had by looking at itself or at a sink. `"fidelity"`: of all its
+            attention, a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
+        target_fidelity (`float`, *optional*, defaults to 0.9):
+            The share that is asked for, in (0, 1].
+        locality_weight (`float`, *optional*, defaults to 5.0):
+            gamma, the weight of the locality loss beside the trainer's own loss. 0 turns it off.
+        locality_exponent (`int`, *optional*, defaults to 1):
+            Exponent of the shortfall below the target: 1 or 2.
+        locality_warmup_steps (`float`, *optional*, defaults to 0):
+            Optimizer steps over which the locality loss grows linearly to its full weight; below 1, as a share of all
+            steps.
+
+    Where `greater_is_better` is not given, it is `False` also for the perplexity and the entropies as
+    `metric_for_best_model`.
+
+    Raises:
+        ValueError: for a value outside its range, with the name, the value and what is allowed.
+
+    Example:
+
+    ```python
+    >>> @dataclass
+    ... class MyConfig(LocalityArguments, SFTConfig):
+    ...     pass
+    >>> args = MyConfig(output_dir="runs/sft", packing=True, target_fidelity=0.9)
+    ```
+    """
+
+    locality_objective: str = field(
+        default="context",
+        metadata={
+            "help": "The locality loss asks for a share in the block 'context': of the attention to other words; "
+            "'fidelity': of all attention, the word itself and sinks included."
+        },
+    )
+    target_fidelity: float = field(
+        default=0.9, metadata={"help": "The share that the locality loss asks for, in (0, 1]."}
+    )
+    locality_weight: float = field(
+        default=5.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}
+    )
+    locality_exponent: int = field(default=1, metadata={"help": "Exponent of the shortfall: 1 or 2."})
+    locality_warmup_steps: float = field(
+        default=0, metadata={"help": "Steps over which the locality loss grows to its weight; below 1, a share of all."}
+    )
+
+    def __post_init__(self):
+        if self.locality_objective not in LOCALITY_OBJECTIVES:
+            allowed = " or ".join(map(repr, LOCALITY_OBJECTIVES))
+            raise ValueError(f"`locality_objective` is {self.locality_objective!r}; it must be {allowed}.")
+        if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
+            raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")
+        if self.locality_exponent not in (1, 2):
+            raise ValueError(f"`locality_exponent` is {self.locality_exponent!r}; it must be 1 or 2.")
+        check_not_negative(self, ("locality_weight", "locality_warmup_steps"))
+        metric = self.metric_for_best_model
+        if self.greater_is_better is None and metric is not None and _LOWER_IS_BETTER.fullmatch(metric):
+            self.greater_is_better = False
+        super().__post_init__()
+
+
+def check_not_negative(arguments: Any, names: Sequence[str]) -> None:
+    """A `ValueError` for the first of these arguments that is negative or no finite number."""
+    for name in names:
+        value = getattr(arguments, name)
+        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"`{name}` is {value!r}; it must be a finite number and not negative.")

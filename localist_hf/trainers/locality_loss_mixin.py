@@ -1,0 +1,325 @@
+"""The scheduled locality loss beside the loss of any trainer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedConfig, TrainingArguments
+
+from ..evaluation import LocalityMeter
+from ..evaluation.check_model import check_model, core_model
+from ..evaluation.locality_meter import label_losses
+from ..hub import RunHistory
+from ..modeling.block_partition import document_starts
+from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
+from ..modeling.locality import context_fidelity
+from .locality_arguments import LocalityArguments
+from .locality_loss import locality_loss
+from .measured_model import MeasuredModel
+
+
+class LocalityLossMixin:
+    """
+    Adds the scheduled locality loss to the loss of a [`~transformers.Trainer`] of any kind, before which it stands
+    among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
+    from the model's configuration and `loss_l` from [`locality_loss`].
+
+    Every token that the model reads counts, prompts too, whatever the trainer's own loss is taken of; padding does not.
+    A sequence is a row of the batch; in rows in which `position_ids` mark packed documents, a document. Preference
+    trainers, whose batches hold the chosen and the rejected completions, train both. Reference models are not measured.
+
+    Training logs hold the trainer's own loss as `lm_loss` (`task_loss` where batches have no labels); `locality_loss`,
+    the weighted sum above without `locality_weight * warm(t)`; and the attention shares, `fidelity_layer_<l>` and
+    `context_fidelity_layer_<l>` of the layers that the schedule localises; the others cost nothing in training.
+    Evaluation measures every layer: `eval_` and the names of [`~localist_hf.evaluation.LocalityMeter.compute`], the
+    perplexity where batches have labels; `eval_loss` is the trainer's own. Where TRL's trainers log an `entropy`, it is
+    that of the predictions; that of the attention stands in `eval_entropy_layer_<l>`.
+
+    Tested with `Trainer`, and TRL's `SFTTrainer` and `DPOTrainer`. Batches must hold `input_ids`.
+
+    Args:
+        args, kwargs:
+            What the trainer takes. Its `args` must be [`LocalityArguments`] too.
+
+    Raises:
+        ValueError: for a model or arguments of another kind, or for sequences longer than the model's positions.
+
+    Example:
+
+    ```python
+    >>> class MyTrainer(LocalityLossMixin, SFTTrainer):
+    ...     pass
+    >>> @dataclass
+    ... class MyConfig(LocalityArguments, SFTConfig):
+    ...     pass
+    >>> MyTrainer(model=model, args=MyConfig(output_dir="runs/sft"), train_dataset=train_dataset).train()
+    ```
+    """
+
+    #: Whether `eval_loss` is the mean over all labels, and not the trainer's own mean over batches.
+    _measures_loss = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = (*args, *kwargs.values())
+        arguments = next((value for value in values if isinstance(value, TrainingArguments)), None)
+        if not isinstance(arguments, LocalityArguments):
+            raise ValueError(
+                f"`args` is a {type(arguments).__name__}; its class must have LocalityArguments among its bases, "
+                "before the trainer's own arguments."
+            )
+        if arguments.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` is {arguments.label_smoothing_factor}; {type(self).__name__} allows 0 only, "
+                "because it reports the perplexity of the labels as they are."
+            )
+        model = kwargs.get("model", args[0] if args else None)
+        if isinstance(model, nn.Module):  # and not a name, by which TRL's trainers load one
+            check_model("model", model)
+        super().__init__(*args, **kwargs)
+        check_model("model", self.model)
+        for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+            parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
+            for part, rows in parts.items():
+                label = name if part is None else f"{name}[{part!r}]"
+                _check_sequence_length(label, rows, _num_positions(self.model.config))
+        self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
+        self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
+        self._first_step = 0
+        self._has_labels = False
+        self._meter = LocalityMeter(self.model.config)
+        self.add_callback(RunHistory(self.model.name_or_path))
+
+    @property
+    def _lambdas(self) -> dict[int, float]:
+        """Layers that the schedule localises, and how much."""
+        return {layer: value for layer, value in enumerate(self.model.config.locality.locality_lambdas) if value > 0}
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The model that `model_init` makes, of a class that can be trained."""
+        model = super().call_model_init(trial)
+        check_model("model_init()", model)
+        return model
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """Collects the batches of one optimizer step and counts their sequences, for the mean over all of them."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._num_sequences = sum(_count_sequences(batch) for batch in batch_samples)
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            # Gradients are averaged over processes, which may hold different numbers of sequences ("batch_rebalance").
+            count = torch.as_tensor(self._num_sequences, dtype=torch.float32, device=device)
+            self._num_sequences = self.accelerator.reduce(count, "mean")
+        return batch_samples, num_items_in_batch
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        The trainer's own loss, and in training the locality loss; see the class.
+
+        Raises:
+            ValueError: for sequences longer than the model's positions.
+        """
+        length, num_positions = inputs["input_ids"].shape[1], _num_positions(self.model.config)
+        # Packed texts have positions of their own.
+        if num_positions is not None and length > num_positions and "position_ids" not in inputs:
+            raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {num_positions} positions.")
+        labels = inputs.get("labels")  # which a `compute_loss_func` takes out
+        self._has_labels = labels is not None
+        if not model.training:
+            measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
+            result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
+            if labels is None:
+                # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
+                # last batch; several processes may count a few sequences twice, as TRL does in its own metrics.
+                nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
+                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
+            else:
+                losses = _label_losses(measured.outputs, labels)
+                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
+            if not return_outputs:
+                return result
+            loss, outputs = result
+            # What is measured is no prediction for `Trainer` to gather.
+            return loss, type(outputs)(**{name: outputs[name] for name in outputs if name not in MEASUREMENTS})
+
+        if not self._lambdas or self.args.locality_weight == 0:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        measured = MeasuredModel(model, output_fidelity=tuple(self._lambdas))
+        result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
+        own_loss = (result[0] if return_outputs else result).mean()  # `nn.DataParallel` gives one for each device
+        is_part = self._is_part(num_items_in_batch)
+        num_sequences = self._num_sequences if is_part else _count_sequences(inputs)
+        locality = self._locality_loss(measured.measurements, _documents(inputs), num_sequences).to(own_loss.device)
+        steps = 1 if is_part else self.current_gradient_accumulation_steps
+        self._add_to_log(own_loss, locality, measured.measurements, steps)
+        loss = own_loss + self.args.locality_weight * self._warmup() * locality
+        return (loss, result[1]) if return_outputs else loss
+
+    def _is_part(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
+        """
+        Whether a batch's own loss is a part of the mean over the accumulated batch, and not a mean over this batch,
+        which `Trainer.training_step` then divides by the number of accumulation steps. It asks the same.
+        """
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        is_normalized = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return is_normalized or self.compute_loss_func is not None
+
+    def _objective(self, measured: LocalityMeasurements) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """What the loss asks for, and the positions that count, of each localised layer."""
+        if self.args.locality_objective == "fidelity":
+            return measured.fidelity, measured.fidelity_mask
+        is_half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
+        eps = 1e-2 if is_half else 1e-3  # METHOD.md
+        pairs = zip(measured.block_share, measured.outside_share, strict=True)
+        return [context_fidelity(block, outside, eps) for block, outside in pairs], measured.context_mask
+
+    def _locality_loss(
+        self, measured: LocalityMeasurements, documents: torch.Tensor | None, num_sequences: int | torch.Tensor
+    ) -> torch.Tensor:
+        """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
+        num_layers = self.model.config.locality.num_hidden_layers
+        settings = self.args.target_fidelity, self.args.locality_exponent, documents
+        total = 0.0
+        for weight, fidelity, mask in zip(self._lambdas.values(), *self._objective(measured), strict=True):
+            losses = locality_loss(fidelity, mask, *settings)
+            # Layers may lie on different devices.
+            total = total + (weight / num_layers * losses.sum()).to(self.args.device)
+        return total / num_sequences
+
+    def _warmup(self) -> float:
+        """`warm(t)`: 1 after `locality_warmup_steps` steps, linear before."""
+        steps = self.args.locality_warmup_steps
+        steps = steps * self.state.max_steps if steps < 1 else steps
+        return min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
+
+    def _add_to_log(
+        self, own_loss: torch.Tensor, locality: torch.Tensor, measured: LocalityMeasurements, steps: int
+    ) -> None:
+        """Adds a batch's losses, and the sums and number of its counted attention shares, to those of the next log."""
+        sums = [own_loss.detach() / steps, locality.detach() / steps]
+        for mask, *shares in zip(measured.fidelity_mask, *(measured[name] for name in SHARES), strict=True):
+            sums += [(share.detach().mean(1) * mask).sum() for share in shares] + [mask.sum()]
+        sums = torch.stack([value.to(own_loss.device, torch.float32) for value in sums])
+        if self._training_sums is None:
+            self._training_sums, self._first_step = sums, self.state.global_step
+        else:
+            self._training_sums += sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs what the trainer logs; a training step's losses and attention shares with it."""
+        if "loss" in logs and self._training_sums is not None:
+            sums = self.accelerator.reduce(self._training_sums, "mean").tolist()
+            steps = max(1, self.state.global_step - self._first_step)
+            own_loss = "lm_loss" if self._has_labels else "task_loss"
+            logs |= {own_loss: sums[0] / steps, "locality_loss": sums[1] / steps}
+            size = len(SHARES) + 1
+            for at, layer in enumerate(self._lambdas):
+                *shares, count = sums[2 + at * size :][:size]
+                if count:
+                    logs |= {f"{name}_layer_{layer}": total / count for name, total in zip(SHARES, shares, strict=True)}
+                    block, outside = shares[-2:]
+                    logs[f"fidelity_layer_{layer}"] = 1 - outside / count
+                    if block + outside > 0:
+                        logs[f"context_fidelity_layer_{layer}"] = context_fidelity(block, outside)
+            self._training_sums = None
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the trainer's own, with the perplexity and the locality of every layer as metrics."""
+        self._meter = LocalityMeter(self.model.config)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if not self._meter.is_empty:  # as it is where no loss is computed, in `predict` without labels
+            measured = self._meter.compute()
+            if not self._measures_loss or self.compute_loss_func is not None:
+                del measured["loss"]
+            if not self._has_labels:
+                del measured["perplexity"]
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # FSDP2 gives the model a class of its own, defined in torch: transformers would save torch's code as the
+        # model's. With the weights at hand nothing of that class is needed.
+        model = core_model(self.model)
+        sharded = type(model)
+        if isinstance(model, FSDPModule):
+            model.__class__ = next(base for base in sharded.__bases__ if base is not FSDPModule)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            model.__class__ = sharded
+
+
+def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`~localist_hf.evaluation.locality_meter.label_losses`], of the outputs of TRL's head too."""
+    length = labels.shape[1]  # before which PEFT may put learned tokens of its own
+    if "log_probs" in outputs:
+        return -outputs.log_probs[:, 1 - length :].sum(1), outputs.label_mask[:, 1 - length :].sum(1)
+    return label_losses(outputs.logits[:, -length:], labels)
+
+
+def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The first position of each token's document in packed rows, which the model tells in the same way."""
+    if inputs.get("position_ids") is None or inputs.get("attention_mask") is not None:
+        return None
+    input_ids = inputs["input_ids"]
+    return document_starts(*input_ids.shape, position_ids=inputs["position_ids"], device=input_ids.device)
+
+
+def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
+    """The number of a batch's sequences."""
+    if "input_ids" not in inputs:
+        raise ValueError(f"A batch holds {', '.join(map(repr, inputs))}; the locality loss needs 'input_ids'.")
+    documents = _documents(inputs)
+    if documents is None:
+        return len(inputs["input_ids"])
+    # Of every document of two tokens or more there is one second token. Shorter ones are padding of packed rows.
+    position = torch.arange(documents.shape[1], device=documents.device)
+    return (position - documents == 1).sum().clamp(min=1)
+
+
+def _num_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a text may have; `None` where positions are not learned, so that there is no last one."""
+    # By this attribute transformers tells rotary models; `max_position_embeddings` is what those were trained with.
+    if hasattr(config, "rope_parameters") or not hasattr(config, "max_position_embeddings"):
+        return None
+    return config.max_position_embeddings
+
+
+def _check_sequence_length(name: str, dataset: Any, num_positions: int | None) -> None:
+    """Refuses sequences that are too long, as far as the data set can tell before its batches are made."""
+    if num_positions is None:
+        return
+    if isinstance(dataset, Dataset):
+        columns = set(dataset.column_names)
+        # Rows with these hold several texts.
+        is_known = "input_ids" in columns and columns.isdisjoint(("position_ids", "seq_lengths"))
+        longest = _longest(dataset, num_positions) if is_known and len(dataset) else 0
+    else:
+        try:
+            longest = len(dataset[0]["input_ids"])
+        except (TypeError, KeyError, IndexError, NotImplementedError):
+            return  # none, a stream, or a form that only the collator knows
+    if longest > num_positions:
+        raise ValueError(f"`{name}` holds a sequence of {longest} tokens; the model has {num_positions} positions.")
+
+
+def _longest(dataset: Dataset, enough: int) -> int:
+    """Length of the longest sequence; exact where it is more than `enough`."""
+    # Lengths are differences of offsets: no token is read, unless the longest of all may not be among those selected.
+    longest = pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data.column("input_ids"))).as_py()
+    if longest <= enough or len(dataset) == dataset.data.num_rows:
+        return longest
+    return max(map(len, dataset.select_columns("input_ids").with_format(None)["input_ids"]))

@@ -1,0 +1,337 @@
+"""The mixin on TRL's own trainers: losses are those written out, whatever the batch looks like."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import cross_entropy, logsigmoid
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.evaluation import measure
+from localist_hf.trainers import (
+    LocalityArguments,
+    LocalityLossMixin,
+    locality_loss,
+)
+
+
+pytest.importorskip("trl")
+
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+
+END = 1  # of no text
+WEIGHT, TARGET = 3.0, 0.8
+
+
+class LocalSFTTrainer(LocalityLossMixin, SFTTrainer):
+    pass
+
+
+class LocalDPOTrainer(LocalityLossMixin, DPOTrainer):
+    pass
+
+
+@dataclass
+class LocalSFTConfig(LocalityArguments, SFTConfig):
+    pass
+
+
+@dataclass
+class LocalDPOConfig(LocalityArguments, DPOConfig):
+    pass
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word is a number, and its token the same number."""
+    words = {"<end>" if token == END else str(token): token for token in range(97)}
+    vocabulary = Tokenizer(models.WordLevel(words, unk_token="0"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="<end>", pad_token="<end>")
+
+
+class KeepGradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        self.gradients = {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+
+@pytest.fixture
+def make_trainer(make_model, tokenizer, tmp_path: Path) -> Callable:
+    def make(trainer_class: type, rows: dict[str, list[str]], model=None, ref_model=None, peft_config=None, **settings):
+        config_class = LocalSFTConfig if issubclass(trainer_class, SFTTrainer) else LocalDPOConfig
+        defaults = {
+            "target_fidelity": TARGET,
+            "locality_weight": WEIGHT,
+            "max_steps": 1,
+            "max_grad_norm": 0,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        args = config_class(output_dir=str(tmp_path), **{**defaults, **settings})
+        dataset = Dataset.from_dict(rows)
+        kwargs = {} if ref_model is None else {"ref_model": ref_model}
+        return trainer_class(
+            model=make_model(locality_schedule="linear") if model is None else model, args=args, train_dataset=dataset,
+            processing_class=tokenizer, peft_config=peft_config, **kwargs,
+        )  # fmt: skip
+
+    return make
+
+
+def train(trainer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The gradients and the log of the first step."""
+    keeper = KeepGradients()
+    trainer.add_callback(keeper)
+    trainer.train()
+    return keeper.gradients, trainer.state.log_history[0]
+
+
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            actual[name], tensor, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def words(tokens: torch.Tensor) -> str:
+    return " ".join(map(str, tokens.tolist()))
+
+
+@pytest.fixture(scope="module")
+def texts(make_text) -> list[torch.Tensor]:
+    """Six texts, one of them without counted positions."""
+    lengths = (40, 5, 31, 18, 26, 44)
+    return [row[:length] for row, length in zip(make_text(6, 44), lengths, strict=True)]
+
+
+def locality(model: LocalistGPT2LMHeadModel, outputs) -> torch.Tensor:
+    """The locality loss of each sequence, by METHOD.md."""
+    pairs = zip(outputs.block_share, outputs.outside_share, outputs.context_mask, strict=True)
+    losses = [locality_loss(block / (block + out + 1e-3), mask, TARGET, 1) for block, out, mask in pairs]
+    lambdas = model.config.locality_lambdas
+    return sum(weight * loss for weight, loss in zip(lambdas, losses, strict=True)) / len(lambdas)
+
+
+def supervised_by_hand(model, sequences: list[torch.Tensor], num_unlabelled: int = 1) -> tuple[float, float]:
+    """Gradients of both losses, one sequence after the other; gives the losses themselves."""
+    num_labels = sum(len(sequence) - num_unlabelled for sequence in sequences)
+    sums = [0.0, 0.0]
+    for sequence in sequences:
+        outputs = model(sequence[None], output_fidelity=True)
+        at = num_unlabelled - 1
+        lm_loss = cross_entropy(outputs.logits[0, at:-1], sequence[at + 1 :], reduction="sum") / num_labels
+        local = locality(model, outputs).sum() / len(sequences)
+        (lm_loss + WEIGHT * local).backward()
+        sums = [sums[0] + lm_loss.item(), sums[1] + local.item()]
+    return tuple(sums)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def ended(text: torch.Tensor) -> torch.Tensor:
+    return torch.cat([text, torch.tensor([END])])
+
+
+@pytest.mark.parametrize("split", [(6, 1), (2, 3), (4, 2)])
+def test_sft_on_completions_counts_the_attention_of_prompts_too(make_trainer, make_model, texts, split) -> None:
+    size, steps = split
+    rows = {"prompt": [words(text[:4]) for text in texts], "completion": [" " + words(text[4:]) for text in texts]}
+    trainer = make_trainer(
+        LocalSFTTrainer, rows, per_device_train_batch_size=size, gradient_accumulation_steps=steps
+    )  # fmt: skip
+    found, log = train(trainer)
+    model = make_model(locality_schedule="linear")
+    lm_loss, local = supervised_by_hand(model, [ended(text) for text in texts], num_unlabelled=4)
+    assert local > 0
+    assert_same(found, gradients(model))
+    assert log["lm_loss"] == pytest.approx(lm_loss, rel=1e-4)
+    assert log["locality_loss"] == pytest.approx(local, rel=1e-4)
+    assert log["loss"] == pytest.approx(lm_loss + WEIGHT * local, rel=1e-4)
+    assert {"context_fidelity_layer_3", "mean_token_accuracy"} <= log.keys()
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, {"pad_to_multiple_of": 16},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+])  # fmt: skip
+def test_sft_with_packing_is_as_good_as_without(make_trainer, make_model, texts, settings: dict) -> None:
+    """Rows of several texts, run together to one by TRL: every text is a sequence, seen and measured alone."""
+    trainer = make_trainer(LocalSFTTrainer, {"text": list(map(words, texts))}, packing=True, max_length=48, **settings)
+    rows = trainer.train_dataset
+    assert len(rows) == 4
+    assert max(map(len, rows["seq_lengths"])) > 1
+    found, log = train(trainer)
+    model = make_model(locality_schedule="linear")
+    lm_loss, local = supervised_by_hand(model, [ended(text) for text in texts])
+    assert_same(found, gradients(model))
+    assert log["lm_loss"] == pytest.approx(lm_loss, rel=1e-4)
+    assert log["locality_loss"] == pytest.approx(local, rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True, "max_length": 48}])
+def test_sft_evaluates_as_measure_does(make_trainer, texts, settings: dict) -> None:
+    trainer = make_trainer(LocalSFTTrainer, {"text": list(map(words, texts))}, **settings)
+    expected = measure(trainer.model, Dataset.from_dict({"input_ids": [ended(text).tolist() for text in texts]}))
+    metrics = trainer.evaluate(Dataset.from_dict({"text": list(map(words, texts))}))
+    del expected["loss"], expected["entropy"]  # TRL's own
+    for name, value in expected.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def preferences(texts) -> dict[str, list[str]]:
+    """Four prompts with a better and a worse completion each, of different lengths."""
+    parts = [(text[:3], text[3:], other[3:]) for text, other in zip(texts[2:], texts[:4], strict=True)]
+    return {
+        "prompt": [words(prompt) for prompt, _, _ in parts],
+        "chosen": [" " + words(chosen) for _, chosen, _ in parts],
+        "rejected": [" " + words(rejected) for _, _, rejected in parts],
+    }
+
+
+def pairs_of(rows: dict[str, list[str]]) -> list[list[torch.Tensor]]:
+    columns = zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True)
+    return [
+        [ended(torch.tensor(list(map(int, (prompt + completion).split())))) for completion in completions]
+        for prompt, *completions in columns
+    ]
+
+
+def log_probability(logits: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+    """Of a completion, whose prompt has three tokens."""
+    return -cross_entropy(logits[0, 2:-1], sequence[3:], reduction="sum")
+
+
+def preferences_by_hand(model, reference, pairs: list[list[torch.Tensor]]) -> tuple[float, float]:
+    """Gradients of DPO's loss (beta 0.1) and of the locality loss, one pair after the other."""
+    sums = [0.0, 0.0]
+    for pair in pairs:
+        margins, local = [], 0.0
+        for sequence in pair:
+            outputs = model(sequence[None], output_fidelity=True)
+            with torch.no_grad():
+                known = log_probability(reference(sequence[None]).logits, sequence)
+            margins.append(log_probability(outputs.logits, sequence) - known)
+            local = local + locality(model, outputs).sum() / (2 * len(pairs))
+        task_loss = -logsigmoid(0.1 * (margins[0] - margins[1])) / len(pairs)
+        (task_loss + WEIGHT * local).backward()
+        sums = [sums[0] + task_loss.item(), sums[1] + local.item()]
+    return tuple(sums)
+
+
+@pytest.mark.parametrize("split", [(4, 1), (1, 4), (2, 2)])
+def test_dpo_trains_the_locality_of_both_completions(make_trainer, make_model, gpt2_twin, preferences, split) -> None:
+    """The reference is transformers' own model, which knows of no locality."""
+    size, steps = split
+    reference = gpt2_twin(make_model(seed=1))
+    trainer = make_trainer(
+        LocalDPOTrainer, preferences, ref_model=reference, per_device_train_batch_size=size,
+        gradient_accumulation_steps=steps,
+    )  # fmt: skip
+    found, log = train(trainer)
+    model = make_model(locality_schedule="linear")
+    task_loss, local = preferences_by_hand(model, gpt2_twin(make_model(seed=1)), pairs_of(preferences))
+    assert local > 0
+    assert_same(found, gradients(model))
+    assert log["task_loss"] == pytest.approx(task_loss, rel=1e-4)
+    assert log["locality_loss"] == pytest.approx(local, rel=1e-4)
+    assert log["loss"] == pytest.approx(task_loss + WEIGHT * local, rel=1e-4)
+    assert "lm_loss" not in log
+
+
+def test_dpo_measures_the_policy_only(make_trainer, make_model, preferences) -> None:
+    """With an adapter, the reference is the same model without it."""
+    asked = []
+    model = make_model(locality_schedule="linear")
+    model.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append((torch.is_grad_enabled(), kwargs.get("output_fidelity"))),
+        with_kwargs=True,
+    )
+    adapter = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    trainer = make_trainer(LocalDPOTrainer, preferences, model, peft_config=adapter, learning_rate=1e-2)
+    found, log = train(trainer)
+    assert isinstance(trainer.model, PeftModel)
+    assert asked == [(True, (1, 2, 3)), (False, None)]
+    assert all("lora" in name for name in found)
+    assert max(gradient.abs().max() for gradient in found.values()) > 0
+    assert log["task_loss"] == pytest.approx(math.log(2), rel=1e-5)  # policy and reference are still one
+    asked.clear()
+    metrics = trainer.evaluate(Dataset.from_dict(preferences))
+    assert asked == [(False, True), (False, None)]
+    # Its own loss, and no perplexity, of which the rejected completions would be a part.
+    assert metrics["eval_loss"] < math.log(2)
+    assert "eval_perplexity" not in metrics
+    sequences = [sequence.tolist() for pair in pairs_of(preferences) for sequence in pair]
+    expected = measure(trainer.model, Dataset.from_dict({"input_ids": sequences}))
+    for name in ("fidelity", "context_fidelity", "entropy_layer_2", "visible_keys_layer_0"):
+        assert metrics[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("trainer_class", [LocalSFTTrainer, LocalDPOTrainer])
+def test_trains_under_trls_defaults(make_trainer, make_model, texts, preferences, trainer_class: type) -> None:
+    """Half precision and checkpoints of activations."""
+    rows = {"text": list(map(words, texts))} if trainer_class is LocalSFTTrainer else preferences
+    settings = {"bf16": None, "gradient_checkpointing": True, "ref_model": None}
+    if trainer_class is LocalDPOTrainer:
+        settings["ref_model"] = make_model(seed=1)
+    trainer = make_trainer(trainer_class, rows, max_steps=8, learning_rate=3e-3, locality_weight=20.0, **settings)
+    assert trainer.args.bf16
+    trainer.train()
+    series = [entry["context_fidelity_layer_3"] for entry in trainer.state.log_history if "loss" in entry]
+    assert series[-1] > series[0] + 0.05
+
+
+def test_without_weight_trl_trains_as_ever(make_trainer, make_model, texts) -> None:
+    rows, settings = {"text": list(map(words, texts))}, {"locality_weight": 0.0, "packing": True, "max_length": 48}
+    found, log = train(make_trainer(LocalSFTTrainer, rows, **settings))
+    plain = SFTTrainer(
+        model=make_model(), args=(trainer := make_trainer(LocalSFTTrainer, rows, **settings)).args,
+        train_dataset=Dataset.from_dict(rows), processing_class=trainer.processing_class,
+    )  # fmt: skip
+    expected, _ = train(plain)
+    assert_same(found, expected)
+    assert "locality_loss" not in log
+
+
+def test_arguments_without_those_of_locality_are_refused(make_trainer, make_model, tokenizer, texts, tmp_path) -> None:
+    dataset = Dataset.from_dict({"text": list(map(words, texts))})
+    for args in (SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False), None):
+        with pytest.raises(
+            ValueError, match=f"`args` is a {type(args).__name__}; .* LocalityArguments among its bases"
+        ):
+            LocalSFTTrainer(make_model(), args, train_dataset=dataset, processing_class=tokenizer)
+
+
+def test_a_model_without_locality_is_refused(make_trainer, make_model, gpt2_twin, texts) -> None:
+    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel"):
+        make_trainer(LocalSFTTrainer, {"text": list(map(words, texts))}, gpt2_twin(make_model()))
+
+
+def test_bad_values_are_refused_in_every_trainers_arguments(tmp_path) -> None:
+    for config in (LocalSFTConfig, LocalDPOConfig):
+        with pytest.raises(ValueError, match=r"`target_fidelity` is 0; it must lie in \(0, 1\]"):
+            config(output_dir=str(tmp_path), target_fidelity=0, use_cpu=True, bf16=False)
+        with pytest.raises(ValueError, match=r"`locality_weight` is -1; it must be a finite number"):
+            config(output_dir=str(tmp_path), locality_weight=-1, use_cpu=True, bf16=False)
+        args = config(output_dir=str(tmp_path), metric_for_best_model="perplexity", use_cpu=True, bf16=False)
+        assert args.greater_is_better is False
