@@ -77,6 +77,35 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
         super().__init__(sliding_window=max_local_length)
         self.num_sink_tokens = num_sink_tokens
         self.sinks: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Keys and values with room for those to come, how many there are, and what `keys` was when they were filled.
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._filled = 0
+        self._kept: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As in [`~transformers.DynamicSlidingWindowLayer`]; a step of a generation writes its token behind the others
+        instead of copying them all.
+        """
+        is_step = key_states.shape[2] == 1 and self.is_initialized and not self.record_past
+        if not is_step or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.cumulative_length += 1
+        # Others may have chosen rows, or the room is full: room is made anew, and what was read stays as it was.
+        if self.keys is not self._kept or self._filled == self._room[0].shape[2]:
+            self._filled = self.keys.shape[2]
+            self._room = tuple(F.pad(kept, (0, 0, 0, self.sliding_window)) for kept in (self.keys, self.values))
+        keys, values = self._room
+        keys[:, :, self._filled : self._filled + 1] = key_states
+        values[:, :, self._filled : self._filled + 1] = value_states
+        self._filled += 1
+        first = max(0, self._filled - self.sliding_window + 1)
+        self.keys, self.values = keys[:, :, first : self._filled], values[:, :, first : self._filled]
+        self._kept = self.keys
+        first = max(0, self._filled - self.sliding_window)
+        return keys[:, :, first : self._filled], values[:, :, first : self._filled]
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """

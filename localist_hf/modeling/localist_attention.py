@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .locality import Locality
@@ -46,8 +46,6 @@ def localist_attention_forward(
         locality.find_blocks(module.layer_idx, value)
     if locality is None or module.layer_idx not in locality.layers:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = locality.attend(module.layer_idx, query, key, value, attention_mask, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None

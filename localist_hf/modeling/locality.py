@@ -14,16 +14,19 @@ import torch
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
 
-from .block_attention import local_attention, local_shares
+from .block_attention import attend_once, local_attention, local_shares
 from .block_partition import (
     Blocks,
     BlockState,
     delimiter_blocks,
     document_starts,
     semantic_blocks,
+    semantic_step,
     value_lengths,
+    value_norms,
     window_block_starts,
     with_previous_blocks,
 )
@@ -113,6 +116,7 @@ class Locality:
         }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
+        self.num_sink_tokens = self.config.num_sink_tokens
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0
         #: The layers whose values define the blocks of every layer above them.
         self.semantic_band = self.config.semantic_band
@@ -125,6 +129,8 @@ class Locality:
         self.entropies: dict[int, torch.Tensor] = {}
         self._blocks: dict[int, Blocks] = {}
         self._states = self._states_of_search()
+        config = self.config
+        self._search_settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
 
@@ -151,16 +157,16 @@ class Locality:
         the block starts' shape.
         """
         starts, local_starts = self._blocks_of(layer)
-        if not self.config.num_sink_tokens:
+        if not self.num_sink_tokens:
             return local_starts
-        after_sinks = torch.minimum(starts, self._documents_of(starts) + self.config.num_sink_tokens)
+        after_sinks = torch.minimum(starts, self._documents_of(starts) + self.num_sink_tokens)
         return torch.where(starts < 0, -1, torch.maximum(local_starts, after_sinks))
 
     def fidelity_mask(self, layer: int) -> torch.Tensor:
         """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
         local_starts = self._blocks_of(layer).local_starts
         documents = self._documents_of(local_starts)
-        return (documents >= 0) & (local_starts - documents > self.config.num_sink_tokens)
+        return (documents >= 0) & (local_starts - documents > self.num_sink_tokens)
 
     def context_mask(self, layer: int) -> torch.Tensor:
         """`fidelity_mask` without the tokens whose local set holds no other key but sinks: a block's first token."""
@@ -188,7 +194,7 @@ class Locality:
                 if isinstance(cache.layers[layer], BlockCacheLayer):
                     pass  # made so by a caller who wants to remove tokens again
                 elif layer in self.only_local:
-                    cache.layers[layer] = LocalCacheLayer(self.config.max_local_length, self.config.num_sink_tokens)
+                    cache.layers[layer] = LocalCacheLayer(self.config.max_local_length, self.num_sink_tokens)
                 elif layer in searching:
                     cache.layers[layer] = BlockCacheLayer()
         if self.delimiter_state is not None:
@@ -220,7 +226,7 @@ class Locality:
         # Gradient checkpointing comes here again in the backward pass, with the blocks known.
         if not is_needed or layer in self._value_lengths:
             return
-        config, states = self.config, self._states
+        states = self._states
         if states is None and self._bounded_layer(layer) is not None:
             raise ValueError(
                 "`past_key_values` was filled at dial 1 with explicit `block_starts`, and does not hold what the "
@@ -228,17 +234,35 @@ class Locality:
             )
         seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
         documents = self.documents[:, seen:].to(value.device)
-        self._value_lengths[layer] = value_lengths(value[:, :, -documents.shape[1] :])
+        # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
+        is_step = documents.shape[1] == 1 and self.documents.device.type == "cpu"
+        new_values = value[:, :, -documents.shape[1] :]
+        self._value_lengths[layer] = value_norms(new_values) if is_step else value_lengths(new_values)
         if layer not in self.defining:
             return
         band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)
-        lengths = torch.stack([self._value_lengths[other].to(value.device) for other in band]).mean(dim=0)
-        state = (states or {}).get(layer) or BlockState.at_first(documents, config.num_previous_blocks)
-        settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
-        self._blocks[layer], state = semantic_blocks(lengths, documents, *settings, state, seen)
+        lengths = [self._value_lengths[other] for other in band]
+        state = (states or {}).get(layer) or BlockState.at_first(documents, self.config.num_previous_blocks)
+        settings = (*self._search_settings, state, seen)
+        if is_step:
+            self._blocks[layer], state = semantic_step(lengths, documents, *settings)
+        else:
+            lengths = torch.stack([entry.to(value.device) for entry in lengths]).mean(dim=0)
+            self._blocks[layer], state = semantic_blocks(lengths, documents, *settings)
         self._keep_state(layer, state)
 
     # --- attention
+
+    def _is_plain_step(self, layer: int, query_length: int, dropout: float) -> bool:
+        """Whether this is a step of a generation that asks for the dial only: then one kernel call does it all."""
+        return (
+            query_length == 1
+            and layer not in self.measured
+            and (self.floors[layer] == 0 or layer in self.only_local)
+            and dropout == 0
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_exporting()  # no length is known there
+        )
 
     def attend(
         self,
@@ -261,20 +285,26 @@ class Locality:
             )
         query_length = query.shape[2]
         device = query.device  # layers may be spread over several
+        cached, sink_keys, sink_values = self._bounded_layer(layer), None, None
+        if cached is not None and self.num_sink_tokens:
+            cached.keep_sinks(self._first_keys[:, 0].to(device), key, value)
+            sink_keys, sink_values = cached.sinks
+        dropped = self.documents.shape[1] - key.shape[2]
         starts = self.local_starts(layer)[:, -query_length:].to(device)
         documents = self._first_keys[:, -query_length:].to(device)
+        local_set = (starts, documents, self.max_local_length, self.num_sink_tokens, scale)
+        if self._is_plain_step(layer, query_length, dropout):
+            weight = 0.0 if layer in self.only_local else self.weights[layer]
+            return attend_once(query, key, value, attention_mask, *local_set, weight, dropped, sink_keys, sink_values)
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        if sink_keys is not None:
+            sink_keys, sink_values = repeat_kv(sink_keys, groups), repeat_kv(sink_values, groups)
+        if cached is not None:
+            local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
         weight, floor = self.weights[layer], self.floors[layer]
         is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
         needs_entropy = self.entropy and is_measured
-
-        sink_keys = sink_values = None
-        if (cached := self._bounded_layer(layer)) is not None:
-            if self.config.num_sink_tokens:
-                cached.keep_sinks(documents[:, 0], key, value)
-                sink_keys, sink_values = cached.sinks
-            dropped = self.documents.shape[1] - key.shape[2]
-            starts, documents = torch.where(starts < 0, -1, starts - dropped), documents - dropped
-        local_set = (starts, documents, self.max_local_length, self.config.num_sink_tokens, scale)
 
         def attend_locally(query, key, value, sink_keys, sink_values) -> tuple[torch.Tensor, torch.Tensor]:
             return local_attention(query, key, value, *local_set, sink_keys, sink_values)
