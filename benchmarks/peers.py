@@ -7,6 +7,7 @@ no cache in training.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from localist_hf.modeling.locality import context_fidelity
 from localist_hf.trainers.locality_loss import locality_loss
 
 
+#: A function that can be timed; in experiments that say so, one that prepares and gives it.
 Task = Callable[[], object]
 
 _MAX_BLOCK_LENGTH = 64
@@ -317,6 +319,65 @@ for _dial in (0.5, 1.0):
     @_task(f"our generation at dial {_dial:g}")
     def _(shape: Shape, dial: float = _dial) -> Task:
         return _generation(our_model(shape), shape, locality_dial=dial)
+
+
+# Steps of a generation alone: a run puts the prompt into a new cache, and gives the steps that follow
+
+
+def _decoding(model: GPT2LMHeadModel, shape: Shape, **dial: float) -> Task:
+    """Greedy steps, called as `generate` calls them."""
+    input_ids = _input_ids(shape, shape.prompt_length)
+    ones = torch.ones(shape.batch_size, shape.prompt_length + shape.new_tokens, dtype=torch.long, device=shape.device)
+
+    @torch.no_grad()
+    def prepare() -> Task:
+        output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial)
+
+        @torch.no_grad()
+        def decode() -> None:
+            tokens = output.logits.argmax(-1)
+            for length in range(shape.prompt_length + 1, ones.shape[1] + 1):
+                step = model(
+                    input_ids=tokens,
+                    attention_mask=ones[:, :length],
+                    position_ids=ones[:, :1] * (length - 1),
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                    **dial,
+                )
+                tokens = step.logits.argmax(-1)
+
+        return decode
+
+    model.eval()
+    return prepare
+
+
+@functools.cache
+def _weights(shape: Shape) -> dict[str, torch.Tensor]:
+    return plain_model(shape).state_dict()
+
+
+def _with_shared_weights(model: GPT2LMHeadModel, shape: Shape) -> GPT2LMHeadModel:
+    """
+    The model with the very tensors of its peers: a step does little more than read them, and the same numbers at
+    another place in memory can take 3 % longer.
+    """
+    model.load_state_dict(_weights(shape), assign=True)
+    model.tie_weights()
+    return model
+
+
+@_task("plain decoding")
+def _(shape: Shape) -> Task:
+    return _decoding(_with_shared_weights(plain_model(shape), shape), shape)
+
+
+for _dial in (0.5, 1.0):
+
+    @_task(f"our decoding at dial {_dial:g}")
+    def _(shape: Shape, dial: float = _dial) -> Task:
+        return _decoding(_with_shared_weights(our_model(shape), shape), shape, locality_dial=dial)
 
 
 # Do they compute the same?

@@ -64,7 +64,7 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
     for name, task in tasks.items():
         if experiment.warm_up_length:
             task = peers.TASKS[name](replace(experiment.shape, length=experiment.warm_up_length))
-        _seconds(task, experiment.shape.device)
+        _seconds(task, experiment)
     del task
 
     times: dict[str, list[float]] = {name: [] for name in tasks}
@@ -73,7 +73,7 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
     for rounds in range(1, max(experiment.rounds, experiment.max_rounds) + 1):
         round_began = time.perf_counter()
         for name in order:
-            times[name].append(_seconds(tasks[name], experiment.shape.device))
+            times[name].append(_seconds(tasks[name], experiment))
         order.reverse()
         now = time.perf_counter()
         if now - round_began > 5:
@@ -83,9 +83,11 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
     return times
 
 
-def _seconds(task: peers.Task, device: str) -> float:
+def _seconds(task: peers.Task, experiment: Experiment) -> float:
     """Time of one run, on a GPU until it has done all of it."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize = torch.cuda.synchronize if experiment.shape.device == "cuda" else lambda: None
+    if experiment.is_prepared:
+        task = task()
     gc.collect()
     synchronize()
     began = time.perf_counter()

@@ -213,7 +213,8 @@ def attend_once(
                 if sink_keys is not None
                 else _sinks(num_sink_tokens, local_starts, documents, key, value)[1:]
             )
-        key, value, mask = key[:, :, -length:], value[:, :, -length:], None
+        first, mask = key.shape[2] - length, None
+        key, value = key.narrow(2, first, length), value.narrow(2, first, length)
         if differs or sinks:
             mask = torch.arange(end - length, end, device=key.device) >= local_starts
         if sinks:

@@ -51,7 +51,10 @@ def document_starts(
     Returns:
         `torch.LongTensor` of shape `(batch_size, length)`: -1 on padding.
     """
-    if attention_mask is None and position_ids is None:
+    is_whole = attention_mask is None and position_ids is None
+    if attention_mask is not None and attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        is_whole = bool(attention_mask.all())  # what costs nothing to look at spares a step of a generation the rest
+    if is_whole:
         return torch.zeros(batch_size, length, dtype=torch.long, device=device)
     if attention_mask is not None:
         is_token = attention_mask.to(device=device, dtype=torch.bool)
@@ -194,8 +197,8 @@ def semantic_step(
         `tuple(Blocks, BlockState)`: as [`semantic_blocks`].
     """
     settings = (threshold, min_block_length, max_block_length, seen)
-    starts, sums, separates = _search_one(norms, documents, *settings, *state)
-    return Blocks(starts[:, :1], starts[:, -1:]), BlockState(sums, separates, starts)
+    state = BlockState(*_search_one(norms, documents, *settings, *state))
+    return Blocks(state.starts[:, :1], state.starts[:, -1:]), state
 
 
 def delimiter_blocks(
@@ -247,7 +250,7 @@ def _device_of_sums(device: torch.device) -> torch.device:
 @opaque_without_gradient(
     "(Tensor[] norms, Tensor documents, float threshold, SymInt min_block_length, SymInt max_block_length, "
     "SymInt seen, Tensor sums, Tensor separated, Tensor before) -> (Tensor, Tensor, Tensor)",
-    lambda norms, documents, *rest: tuple(entry.new_empty(entry.shape) for entry in (rest[-1], rest[-3], rest[-2])),
+    lambda norms, documents, *rest: tuple(entry.new_empty(entry.shape) for entry in rest[-3:]),
 )
 def _search_one(
     norms: list[torch.Tensor],
@@ -262,25 +265,30 @@ def _search_one(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     The rule as it reads, in numbers: as tensors they would take ten times as long on a CPU. Gives the fields of a
-    [`BlockState`], the last one first.
+    [`BlockState`].
     """
-    rows = []
     layers = [entry.tolist() for entry in norms]
-    states = (tensor.tolist() for tensor in (documents, sums, separated, before))
+    states = [tensor.tolist() for tensor in (documents, sums, separated, before)]
+    rows = []
     for row, ((document,), (count, total, square), after_separator, starts) in enumerate(zip(*states, strict=True)):
         if document < 0 or document == seen:
-            rows.append(([document] * len(starts), [0.0, 0.0, 0.0], False))
+            rows.append(([0.0, 0.0, 0.0], False, [document] * len(starts)))
             continue
-        lengths = [math.log(max(norm, _SHORTEST)) for layer in layers for (norm,) in layer[row]]
-        nu = sum(lengths) / len(lengths)
+        nu = 0.0
+        for layer in layers:
+            nu += sum([math.log(max(norm, _SHORTEST)) for (norm,) in layer[row]]) / len(layer[row])
+        nu /= len(layers)
         count, total, square = count + 1, total + nu, square + nu * nu
         mean = total / count
         std = math.sqrt(max(0.0, square / count - mean * mean))
         if seen - starts[0] >= (min_block_length if after_separator else max_block_length):
             starts = [seen, *starts[:-1]]
-        rows.append((starts, [count, total, square], nu < mean - threshold * std - _TOLERANCE))
-    starts, sums_after, separates = zip(*rows, strict=True)
-    return before.new_tensor(starts), sums.new_tensor(sums_after), separated.new_tensor(separates)
+        rows.append(([count, total, square], nu < mean - threshold * std - _TOLERANCE, starts))
+    sums_after, separates, starts = map(list, zip(*rows, strict=True))
+    # Most steps change neither of these.
+    separates = separated if separates == states[2] else separated.new_tensor(separates)
+    starts = before if starts == states[3] else before.new_tensor(starts)
+    return sums.new_tensor(sums_after), separates, starts
 
 
 @opaque_without_gradient(

@@ -98,14 +98,13 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
             self._filled = self.keys.shape[2]
             self._room = tuple(F.pad(kept, (0, 0, 0, self.sliding_window)) for kept in (self.keys, self.values))
         keys, values = self._room
-        keys[:, :, self._filled : self._filled + 1] = key_states
-        values[:, :, self._filled : self._filled + 1] = value_states
+        keys.narrow(2, self._filled, 1).copy_(key_states)
+        values.narrow(2, self._filled, 1).copy_(value_states)
         self._filled += 1
-        first = max(0, self._filled - self.sliding_window + 1)
-        self.keys, self.values = keys[:, :, first : self._filled], values[:, :, first : self._filled]
+        kept, seen = (min(self._filled, length) for length in (self.sliding_window - 1, self.sliding_window))
+        self.keys, self.values = (rows.narrow(2, self._filled - kept, kept) for rows in self._room)
         self._kept = self.keys
-        first = max(0, self._filled - self.sliding_window)
-        return keys[:, :, first : self._filled], values[:, :, first : self._filled]
+        return keys.narrow(2, self._filled - seen, seen), values.narrow(2, self._filled - seen, seen)
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """

@@ -558,10 +558,13 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
-    # Reading values back is no part of a compiled graph.
+    if torch.compiler.is_compiling():
+        return  # reading values back is no part of a compiled graph
     is_token = attention_mask.bool()
+    if is_token.all():
+        return
     stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
-    if not torch.compiler.is_compiling() and stretches.max() > 1:
+    if stretches.max() > 1:
         raise ValueError(
             "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
         )
