@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of the model and of its batch: GPT-2 small's width, few layers, a small vocabulary."""
+    """
+    Shape of the model and of its batch: GPT-2 small's width, few layers, a small vocabulary; a Llama where
+    `num_key_value_heads` is given.
+    """
 
     length: int
     batch_size: int = 1
@@ -19,12 +22,21 @@ class Shape:
     vocab_size: int = 8192
     prompt_length: int = 64
     new_tokens: int = 64
+    num_key_value_heads: int | None = None
     device: str = "cpu"
 
     def tiny(self) -> "Shape":
         """Of the same number of layers, and small enough to run at once."""
-        length = max(self.length // 16, 16)
-        return replace(self, length=length, num_heads=2, width=32, vocab_size=128, prompt_length=8, new_tokens=4)
+        return replace(
+            self,
+            length=max(self.length // 16, 16),
+            num_heads=2,
+            num_key_value_heads=self.num_key_value_heads and 1,
+            width=32,
+            vocab_size=128,
+            prompt_length=8,
+            new_tokens=4,
+        )
 
     @property
     def eager_bytes(self) -> int:
@@ -110,6 +122,8 @@ class Experiment:
             Measure the peak memory of a process that runs the task, not the task's time.
         is_prepared (`bool`, *optional*, defaults to `False`):
             Each run of a task prepares, out of the clock's sight, and gives what is timed.
+        is_returned (`bool`, *optional*, defaults to `False`):
+            A run of a task gives the number that is measured; nothing is timed.
     """
 
     rows: tuple[Row, ...]
@@ -120,6 +134,7 @@ class Experiment:
     warm_up_length: int | None = None
     is_memory: bool = False
     is_prepared: bool = False
+    is_returned: bool = False
 
     def tiny(self) -> "Experiment":
         """The same at tiny shapes, two rounds, or for memory one."""
@@ -209,6 +224,24 @@ def _decoding(prompt_length: int, at_half: float, at_one: float) -> Experiment:
     return Experiment(rows, shape, rounds=9, seconds=30, is_prepared=True)
 
 
+def _llama(length: int, prompt_length: int, **settings) -> Shape:
+    """SmolLM2-135M's width and grouped queries."""
+    return Shape(length, num_heads=9, num_key_value_heads=3, width=576, prompt_length=prompt_length, **settings)
+
+
+def _llama_decoding(prompt_length: int) -> tuple[Experiment, Experiment]:
+    shape = _llama(prompt_length + 32, prompt_length, new_tokens=32)
+    what = f"Llama with grouped queries, dial 1, prompt of {prompt_length}, batch 1"
+    plain, ours = {"plain decoding": 1}, {"our decoding at dial 1": 1}
+    speed = Row("llama-decode-1", f"{what}: decoding alone, plain / ours", plain, ours, at_least=1.5)
+    plain, ours = {"plain cache": 1}, {"our cache at dial 1": 1}
+    memory = Row("llama-cache-1", f"{what}: bytes of the cache, ours / plain", ours, plain, at_most=0.1)
+    return (
+        Experiment((speed,), shape, rounds=9, seconds=30, is_prepared=True),
+        Experiment((memory,), shape, rounds=1, is_returned=True),
+    )
+
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     _steps(Shape(2048), quintic=True, seconds=60),
     _steps(Shape(4096), quintic=False, seconds=60),
@@ -291,6 +324,20 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _decoding(64, at_half=1.15, at_one=1.05),
     _decoding(900, at_half=1.15, at_one=1.05),
     _decoding(4096, at_half=1.15, at_one=0.6),
+    Experiment(
+        (
+            Row(
+                "llama-step-2048",
+                "Llama with grouped queries, training step, T = 2048, batch 1: ours / plain SDPA",
+                {"our step": 1},
+                {"plain step": 1},
+                at_most=1.06,
+            ),
+        ),
+        _llama(2048, prompt_length=64),
+        seconds=60,
+    ),
+    *_llama_decoding(4096),
     Experiment((_dial_forward(0.5), _dial_forward(1)), Shape(2048), seconds=20),
     Experiment(
         (
