@@ -7,15 +7,23 @@ no cache in training.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 from rows import Shape
 from torch.nn import functional as F
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AttentionInterface,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
 from localist_hf.modeling.fused_attention import attention_with_lse
@@ -23,6 +31,7 @@ from localist_hf.modeling.locality import context_fidelity
 from localist_hf.trainers.locality_loss import locality_loss
 
 
+#: A function that can be timed; in experiments that say so, one that prepares and gives it, or gives what is measured.
 Task = Callable[[], object]
 
 _MAX_BLOCK_LENGTH = 64
@@ -53,7 +62,7 @@ def _input_ids(shape: Shape, length: int | None = None) -> torch.Tensor:
 
 
 def _settings(shape: Shape) -> dict:
-    """What every peer's configuration has in common."""
+    """What every GPT-2's configuration has in common."""
     return {
         "n_layer": shape.num_layers,
         "n_head": shape.num_heads,
@@ -69,19 +78,41 @@ def _settings(shape: Shape) -> dict:
     }
 
 
-def plain_model(shape: Shape, attention: str = "sdpa") -> GPT2LMHeadModel:
-    """Transformers' GPT-2 with random weights."""
+def _llama_config(shape: Shape) -> LlamaConfig:
+    return LlamaConfig(
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        hidden_size=shape.width,
+        intermediate_size=8 * shape.width // 3,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.length,
+        tie_word_embeddings=True,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def plain_model(shape: Shape, attention: str = "sdpa") -> PreTrainedModel:
+    """Transformers' GPT-2 or Llama with random weights."""
     torch.manual_seed(0)
+    if shape.num_key_value_heads is not None:
+        return LlamaForCausalLM._from_config(_llama_config(shape), attn_implementation=attention).to(shape.device)
     model = GPT2LMHeadModel(GPT2Config(**_settings(shape), attn_implementation=attention))
     return model.to(shape.device).train()
 
 
-def our_model(shape: Shape, schedule: str = "localist") -> LocalistGPT2LMHeadModel:
-    """LocalistGPT2 with the weights of `plain_model`."""
-    config = LocalistGPT2Config(
-        **_settings(shape), locality_schedule=schedule, max_block_length=_MAX_BLOCK_LENGTH, block_partition="semantic"
-    )
-    model = LocalistGPT2LMHeadModel(config)
+def our_model(shape: Shape, schedule: str = "localist") -> PreTrainedModel:
+    """LocalistGPT2 or a localised Llama, with the weights of `plain_model`."""
+    settings = {
+        "locality_schedule": schedule,
+        "max_block_length": _MAX_BLOCK_LENGTH,
+        "block_partition": "semantic",
+    }
+    if shape.num_key_value_heads is not None:
+        return localize(plain_model(shape), **settings)
+    model = LocalistGPT2LMHeadModel(LocalistGPT2Config(**_settings(shape), **settings))
     model.load_state_dict(plain_model(shape).state_dict())
     return model.to(shape.device).train()
 
@@ -116,16 +147,14 @@ def _block_starts(shape: Shape) -> torch.Tensor:
 # Training steps
 
 
-def plain_loss(model: GPT2LMHeadModel, input_ids: torch.Tensor) -> torch.Tensor:
+def plain_loss(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The language modeling loss alone."""
     return model(input_ids=input_ids, labels=input_ids).loss
 
 
-def our_loss(
-    model: LocalistGPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor | None = None
-) -> torch.Tensor:
+def our_loss(model: PreTrainedModel, input_ids: torch.Tensor, block_starts: torch.Tensor | None = None) -> torch.Tensor:
     """The loss of `LocalistTrainer`; layers that the schedule leaves free are not measured."""
-    lambdas = model.config.locality_lambdas
+    lambdas = model.config.locality.locality_lambdas
     layers = [layer for layer, value in enumerate(lambdas) if value > 0]
     outputs = model(input_ids=input_ids, labels=input_ids, output_fidelity=layers, block_starts=block_starts)
     shares = zip(layers, outputs.block_share, outputs.outside_share, outputs.context_mask, strict=True)
@@ -136,7 +165,7 @@ def our_loss(
     return outputs.loss + _LOCALITY_WEIGHT / len(lambdas) * sum(losses)
 
 
-def eager_loss(model: GPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor) -> torch.Tensor:
+def eager_loss(model: PreTrainedModel, input_ids: torch.Tensor, block_starts: torch.Tensor) -> torch.Tensor:
     """The same loss from the attention matrices that transformers returns."""
     outputs = model(input_ids=input_ids, labels=input_ids, output_attentions=True)
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -265,7 +294,7 @@ AttentionInterface.register("explicit_dial", explicit_attention_forward)
 
 
 def explicit_logits(
-    model: GPT2LMHeadModel, input_ids: torch.Tensor, block_starts: torch.Tensor, dial: float
+    model: PreTrainedModel, input_ids: torch.Tensor, block_starts: torch.Tensor, dial: float
 ) -> torch.Tensor:
     """Logits of plain GPT-2 with log(1 - dial) added to every score outside the blocks, all layers localised."""
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -294,7 +323,7 @@ _dial_tasks(0.5)
 _dial_tasks(1.0)
 
 
-def _generation(model: GPT2LMHeadModel, shape: Shape, **dial: float) -> Task:
+def _generation(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
     """Greedy, with the cache."""
     input_ids = _input_ids(shape, shape.prompt_length)
     settings = {"do_sample": False, "use_cache": True, "pad_token_id": 0, "max_new_tokens": shape.new_tokens}
@@ -317,6 +346,93 @@ for _dial in (0.5, 1.0):
     @_task(f"our generation at dial {_dial:g}")
     def _(shape: Shape, dial: float = _dial) -> Task:
         return _generation(our_model(shape), shape, locality_dial=dial)
+
+
+# Steps of a generation alone: a run puts the prompt into a new cache, and gives the steps that follow
+
+
+def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
+    """Greedy steps, called as `generate` calls them."""
+    input_ids = _input_ids(shape, shape.prompt_length)
+    ones = torch.ones(shape.batch_size, shape.prompt_length + shape.new_tokens, dtype=torch.long, device=shape.device)
+
+    @torch.no_grad()
+    def prepare() -> Task:
+        output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial)
+
+        @torch.no_grad()
+        def decode() -> None:
+            tokens = output.logits.argmax(-1)
+            for length in range(shape.prompt_length + 1, ones.shape[1] + 1):
+                step = model(
+                    input_ids=tokens,
+                    attention_mask=ones[:, :length],
+                    position_ids=ones[:, :1] * (length - 1),
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                    **dial,
+                )
+                tokens = step.logits.argmax(-1)
+
+        return decode
+
+    model.eval()
+    return prepare
+
+
+@functools.cache
+def _weights(shape: Shape) -> dict[str, torch.Tensor]:
+    return plain_model(shape).state_dict()
+
+
+def _with_shared_weights(model: PreTrainedModel, shape: Shape) -> PreTrainedModel:
+    """
+    The model with the very tensors of its peers: a step does little more than read them, and the same numbers at
+    another place in memory can take 3 % longer.
+    """
+    model.load_state_dict(_weights(shape), assign=True)
+    model.tie_weights()
+    return model
+
+
+@_task("plain decoding")
+def _(shape: Shape) -> Task:
+    return _decoding(_with_shared_weights(plain_model(shape), shape), shape)
+
+
+for _dial in (0.5, 1.0):
+
+    @_task(f"our decoding at dial {_dial:g}")
+    def _(shape: Shape, dial: float = _dial) -> Task:
+        return _decoding(_with_shared_weights(our_model(shape), shape), shape, locality_dial=dial)
+
+
+# The cache after a step of a generation
+
+
+def _cache_bytes(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
+    """The memory that keys and values hold, with what is kept free for those to come."""
+    input_ids = _input_ids(shape, shape.prompt_length)
+
+    @torch.no_grad()
+    def measure() -> int:
+        cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial).past_key_values
+        model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True, **dial)
+        storages = [rows.untyped_storage() for layer in cache.layers for rows in (layer.keys, layer.values)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    model.eval()
+    return measure
+
+
+@_task("plain cache")
+def _(shape: Shape) -> Task:
+    return _cache_bytes(plain_model(shape), shape)
+
+
+@_task("our cache at dial 1")
+def _(shape: Shape) -> Task:
+    return _cache_bytes(our_model(shape), shape, locality_dial=1.0)
 
 
 # Do they compute the same?

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of the model and of its batch: GPT-2 small's width, few layers, a small vocabulary."""
+    """
+    Shape of the model and of its batch: GPT-2 small's width, few layers, a small vocabulary; a Llama where
+    `num_key_value_heads` is given.
+    """
 
     length: int
     batch_size: int = 1
@@ -19,12 +22,20 @@ class Shape:
     vocab_size: int = 8192
     prompt_length: int = 64
     new_tokens: int = 64
+    num_key_value_heads: int | None = None
     device: str = "cpu"
 
     def tiny(self) -> "Shape":
         """Of the same number of layers, and small enough to run at once."""
         return replace(
-            self, length=self.length // 16, num_heads=2, width=32, vocab_size=128, prompt_length=8, new_tokens=4
+            self,
+            length=max(self.length // 16, 16),
+            num_heads=2,
+            num_key_value_heads=self.num_key_value_heads and 1,
+            width=32,
+            vocab_size=128,
+            prompt_length=8,
+            new_tokens=4,
         )
 
     @property
@@ -109,6 +120,10 @@ class Experiment:
             Run the warm-up with texts of this length, where a full round takes too long; default is the full length.
         is_memory (`bool`, *optional*, defaults to `False`):
             Measure the peak memory of a process that runs the task, not the task's time.
+        is_prepared (`bool`, *optional*, defaults to `False`):
+            Each run of a task prepares, out of the clock's sight, and gives what is timed.
+        is_returned (`bool`, *optional*, defaults to `False`):
+            A run of a task gives the number that is measured; nothing is timed.
     """
 
     rows: tuple[Row, ...]
@@ -118,6 +133,8 @@ class Experiment:
     max_rounds: int = 40
     warm_up_length: int | None = None
     is_memory: bool = False
+    is_prepared: bool = False
+    is_returned: bool = False
 
     def tiny(self) -> "Experiment":
         """The same at tiny shapes, two rounds, or for memory one."""
@@ -187,6 +204,42 @@ def _dial_forward(dial: float) -> Row:
 def _dial_generation(dial: float) -> Row:
     title = f"greedy generation at dial {dial:g}, prompt of 900, 64 new tokens, batch 1: ours / plain GPT-2"
     return Row(f"dial-generation-{dial:g}", title, {f"our generation at dial {dial:g}": 1}, {"plain generation": 1})
+
+
+def _decoding(prompt_length: int, at_half: float, at_one: float) -> Experiment:
+    """Steps of a generation alone, the prompt in the cache."""
+    title = f"decoding alone at dial {{:g}}, prompt of {prompt_length}, batch 1: ours / plain GPT-2"
+    plain = {"plain decoding": 1}
+    rows = tuple(
+        Row(
+            f"decode-{dial:g}-{prompt_length}",
+            title.format(dial),
+            {f"our decoding at dial {dial:g}": 1},
+            plain,
+            at_most,
+        )
+        for dial, at_most in ((0.5, at_half), (1.0, at_one))
+    )
+    shape = Shape(prompt_length + 32, prompt_length=prompt_length, new_tokens=32)
+    return Experiment(rows, shape, rounds=9, seconds=30, is_prepared=True)
+
+
+def _llama(length: int, prompt_length: int, **settings) -> Shape:
+    """SmolLM2-135M's width and grouped queries."""
+    return Shape(length, num_heads=9, num_key_value_heads=3, width=576, prompt_length=prompt_length, **settings)
+
+
+def _llama_decoding(prompt_length: int) -> tuple[Experiment, Experiment]:
+    shape = _llama(prompt_length + 32, prompt_length, new_tokens=32)
+    what = f"Llama with grouped queries, dial 1, prompt of {prompt_length}, batch 1"
+    plain, ours = {"plain decoding": 1}, {"our decoding at dial 1": 1}
+    speed = Row("llama-decode-1", f"{what}: decoding alone, plain / ours", plain, ours, at_least=1.5)
+    plain, ours = {"plain cache": 1}, {"our cache at dial 1": 1}
+    memory = Row("llama-cache-1", f"{what}: bytes of the cache, ours / plain", ours, plain, at_most=0.1)
+    return (
+        Experiment((speed,), shape, rounds=9, seconds=30, is_prepared=True),
+        Experiment((memory,), shape, rounds=1, is_returned=True),
+    )
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -268,6 +321,23 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         seconds=30,
     ),
     Experiment((_dial_generation(0.5), _dial_generation(1)), Shape(1024, prompt_length=900), seconds=30),
+    _decoding(64, at_half=1.15, at_one=1.05),
+    _decoding(900, at_half=1.15, at_one=1.05),
+    _decoding(4096, at_half=1.15, at_one=0.6),
+    Experiment(
+        (
+            Row(
+                "llama-step-2048",
+                "Llama with grouped queries, training step, T = 2048, batch 1: ours / plain SDPA",
+                {"our step": 1},
+                {"plain step": 1},
+                at_most=1.06,
+            ),
+        ),
+        _llama(2048, prompt_length=64),
+        seconds=60,
+    ),
+    *_llama_decoding(4096),
     Experiment((_dial_forward(0.5), _dial_forward(1)), Shape(2048), seconds=20),
     Experiment(
         (

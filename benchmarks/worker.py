@@ -59,12 +59,12 @@ def _obstacle(shape: Shape, tasks: list[str]) -> str | None:
 
 
 def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
-    """Seconds of each task, round by round; every other round goes backwards, so that drift favours none."""
+    """What each task takes, round by round; every other round goes backwards, so that drift favours none."""
     tasks = {name: peers.TASKS[name](experiment.shape) for name in names}
     for name, task in tasks.items():
         if experiment.warm_up_length:
             task = peers.TASKS[name](replace(experiment.shape, length=experiment.warm_up_length))
-        _seconds(task, experiment.shape.device)
+        _measure(task, experiment)
     del task
 
     times: dict[str, list[float]] = {name: [] for name in tasks}
@@ -73,7 +73,7 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
     for rounds in range(1, max(experiment.rounds, experiment.max_rounds) + 1):
         round_began = time.perf_counter()
         for name in order:
-            times[name].append(_seconds(tasks[name], experiment.shape.device))
+            times[name].append(_measure(tasks[name], experiment))
         order.reverse()
         now = time.perf_counter()
         if now - round_began > 5:
@@ -83,9 +83,13 @@ def _times(experiment: Experiment, names: list[str]) -> dict[str, list[float]]:
     return times
 
 
-def _seconds(task: peers.Task, device: str) -> float:
-    """Time of one run, on a GPU until it has done all of it."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+def _measure(task: peers.Task, experiment: Experiment) -> float:
+    """Seconds of one run, on a GPU until it has done all of it; or the number that it gives."""
+    if experiment.is_returned:
+        return task()
+    synchronize = torch.cuda.synchronize if experiment.shape.device == "cuda" else lambda: None
+    if experiment.is_prepared:
+        task = task()
     gc.collect()
     synchronize()
     began = time.perf_counter()

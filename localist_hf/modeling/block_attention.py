@@ -16,8 +16,8 @@ from .fused_attention import attention_with_lse, matmul_rounds_float32
 from .opaque_ops import opaque_without_gradient
 
 
-# A start that no key reaches.
-_NOWHERE = 2**62
+#: A position that no key has.
+NOWHERE = 2**62
 # Queries of a tile. Small tiles waste fewer scores outside the local sets, large ones multiply faster.
 _TILE = 16
 # Scores held at a time: on CPU few enough to stay in the cache, elsewhere enough to fill the device.
@@ -150,6 +150,90 @@ def local_attention(
     return output.to(query.dtype), lse
 
 
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor value, Tensor? attention_mask, {_LOCAL_SET}, float weight, SymInt dropped, "
+    "Tensor? sink_keys=None, Tensor? sink_values=None, SymInt? sliding_window=None) -> Tensor",
+    lambda query, key, value, *_: query.new_empty(*query.shape[:3], value.shape[-1]),
+)
+def attend_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    local_starts: torch.Tensor,
+    documents: torch.Tensor,
+    max_local_length: int,
+    num_sink_tokens: int,
+    scale: float,
+    weight: float,
+    dropped: int,
+    sink_keys: torch.Tensor | None = None,
+    sink_values: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """
+    A step of a generation: the attention of one query a row under the dial, in one kernel call without tiles. Where the
+    weights outside the local set have a factor, its logarithm is added to their scores; where it is 0, only the local
+    keys are read.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch_size, num_heads, 1, head_dim)`), key and value (`torch.Tensor` of shape
+            `(batch_size, num_key_value_heads, key_length, head_dim)`):
+            Any floating dtype; the query is that of the last key.
+        attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, 1, key_length)`, *optional*):
+            True where a query sees a key.
+        local_starts, documents, max_local_length, num_sink_tokens, scale, sink_keys, sink_values:
+            As in `local_shares`, with two differences: `local_starts` and `documents`, `(batch_size, 1)`, count the
+            dropped keys too, and sinks have as many heads as the keys.
+        weight (`float`):
+            Factor of the weights outside the local set, in [0, 1].
+        dropped (`int`):
+            Keys before the first of `key` that a cache has dropped.
+        sliding_window (`int`, *optional*):
+            Keys that the layer sees, where it does not see all.
+
+    Returns:
+        `torch.Tensor`: the attention output, of the query's shape and dtype; of no meaning on padding.
+    """
+    end = dropped + key.shape[2]
+    if weight > 0:
+        position = torch.arange(dropped, end, device=key.device)
+        is_outside = position < local_starts
+        if num_sink_tokens:
+            is_outside &= position >= documents + num_sink_tokens
+        mask = (is_outside.to(query.dtype) * math.log(weight))[:, None, None]
+        if attention_mask is not None:
+            mask = mask.masked_fill(~attention_mask, float("-inf"))
+    else:
+        length, differs = min(max_local_length, key.shape[2]), True
+        if local_starts.device.type == "cpu":  # elsewhere to look would be to wait
+            starts = local_starts.flatten().tolist()
+            length, differs = min(length, end - min(starts)), any(start != starts[0] for start in starts)
+        sinks = ()
+        if num_sink_tokens:
+            sinks = (
+                (sink_keys, sink_values)
+                if sink_keys is not None
+                else _sinks(num_sink_tokens, local_starts, documents, None, key, value)[1:]
+            )
+        first, mask = key.shape[2] - length, None
+        key, value = key.narrow(2, first, length), value.narrow(2, first, length)
+        if differs or sinks:
+            mask = torch.arange(end - length, end, device=key.device) >= local_starts
+        if sinks:
+            key, value = torch.cat((sinks[0], key), dim=2), torch.cat((sinks[1], value), dim=2)
+            position = documents + torch.arange(sinks[0].shape[2], device=key.device)
+            is_sink = position < local_starts  # those that stand in the stretch are counted with it
+            if sliding_window is not None:
+                is_sink &= position >= end - sliding_window
+            mask = torch.cat((is_sink, mask), dim=1)
+        mask = mask if mask is None else mask[:, None, None]
+    # Heads that share keys stand where a text's queries do.
+    queries = query.view(len(query), key.shape[1], -1, query.shape[3])
+    output = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
+    return output.reshape(*query.shape[:3], -1)
+
+
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -212,8 +296,8 @@ class _Tiling:
 
         position = torch.arange(self.first_key, key_length + self.padding[1], device=local_starts.device)
         # No key is local to a dummy query or to padding.
-        starts = torch.where(local_starts < 0, _NOWHERE, local_starts)
-        starts = F.pad(starts, self.padding, value=_NOWHERE).unflatten(1, (-1, _TILE))[..., None]
+        starts = torch.where(local_starts < 0, NOWHERE, local_starts)
+        starts = F.pad(starts, self.padding, value=NOWHERE).unflatten(1, (-1, _TILE))[..., None]
         rows = position.view(-1, _TILE, 1)
         columns = rows[:, :1] + torch.arange(self.width, device=position.device) - self.reach * _TILE
         #: Which keys are local to a query, with or without its own: `(batch_size, num_tiles, _TILE, width)`.

@@ -51,13 +51,16 @@ def document_starts(
     Returns:
         `torch.LongTensor` of shape `(batch_size, length)`: -1 on padding.
     """
-    position = torch.arange(length, device=device).expand(batch_size, length)
+    is_whole = attention_mask is None and position_ids is None
+    if attention_mask is not None and attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        is_whole = bool(attention_mask.all())  # what costs nothing to look at spares a step of a generation the rest
+    if is_whole:
+        return torch.zeros(batch_size, length, dtype=torch.long, device=device)
     if attention_mask is not None:
         is_token = attention_mask.to(device=device, dtype=torch.bool)
         first = is_token.int().argmax(dim=1, keepdim=True)
         return torch.where(is_token, first, -1)
-    if position_ids is None:
-        return torch.zeros_like(position)
+    position = torch.arange(length, device=device).expand(batch_size, length)
     continues = F.pad(position_ids.diff(dim=1) == 1, (1, 0))  # column 0 starts a document whatever its id
     return torch.where(continues, 0, position).cummax(dim=1).values
 
@@ -110,6 +113,15 @@ class Blocks(NamedTuple):
     local_starts: torch.Tensor
 
 
+def value_norms(values: torch.Tensor) -> torch.Tensor:
+    """
+    `|v_i|` for each head: `(batch_size, num_key_value_heads, length)`, float32 (float64 for float64 values), for values
+    as in [`value_lengths`]; no gradient flows into them.
+    """
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values.detach(), dim=-1, dtype=wide)
+
+
 def value_lengths(values: torch.Tensor) -> torch.Tensor:
     """
     `mean over heads of log |v_i|`: how much each token passes on. Tokens that end a thought pass on little: by the
@@ -122,9 +134,7 @@ def value_lengths(values: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, length)`, float32 (float64 for float64 values).
     """
-    wide = torch.promote_types(values.dtype, torch.float32)
-    lengths = torch.linalg.vector_norm(values.detach(), dim=-1, dtype=wide)
-    return lengths.clamp(min=_SHORTEST).log().mean(dim=1)
+    return value_norms(values).clamp(min=_SHORTEST).log().mean(dim=1)
 
 
 def semantic_blocks(
@@ -158,15 +168,37 @@ def semantic_blocks(
         `tuple(Blocks, BlockState)`: the blocks of the new tokens, and where the search stands after them.
     """
     device = state.sums.device
-    if documents.shape[1] == 1 and documents.device.type == "cpu":
-        settings = (threshold, min_block_length, max_block_length, seen)
-        starts, *state = _search_one(lengths, documents, *settings, *state)
-        return Blocks(starts[:, :1], starts[:, -1:]), BlockState(*state, starts)
     separators, sums = _find_separators(lengths.to(device), documents.to(device), threshold, seen, state.sums)
     blocks, state = _blocks_after(
         separators.to(documents.device), documents, min_block_length, max_block_length, state, seen
     )
     return blocks, state._replace(sums=sums)
+
+
+def semantic_step(
+    norms: list[torch.Tensor],
+    documents: torch.Tensor,
+    threshold: float,
+    min_block_length: int,
+    max_block_length: int,
+    state: BlockState,
+    seen: int,
+) -> tuple[Blocks, BlockState]:
+    """
+    [`semantic_blocks`] of one token a row, as every step of a generation has it, for numbers that a CPU can look at.
+
+    Args:
+        norms (`list[torch.Tensor]`):
+            [`value_norms`] of the token, in one layer or in several; nu is the mean over them of its value lengths.
+        documents, threshold, min_block_length, max_block_length, state, seen:
+            As in [`semantic_blocks`].
+
+    Returns:
+        `tuple(Blocks, BlockState)`: as [`semantic_blocks`].
+    """
+    settings = (threshold, min_block_length, max_block_length, seen)
+    state = BlockState(*_search_one(norms, documents, *settings, *state))
+    return Blocks(state.starts[:, :1], state.starts[:, -1:]), state
 
 
 def delimiter_blocks(
@@ -216,12 +248,12 @@ def _device_of_sums(device: torch.device) -> torch.device:
 
 
 @opaque_without_gradient(
-    "(Tensor lengths, Tensor documents, float threshold, SymInt min_block_length, SymInt max_block_length, "
+    "(Tensor[] norms, Tensor documents, float threshold, SymInt min_block_length, SymInt max_block_length, "
     "SymInt seen, Tensor sums, Tensor separated, Tensor before) -> (Tensor, Tensor, Tensor)",
-    lambda lengths, documents, *rest: tuple(entry.new_empty(entry.shape) for entry in (rest[-1], rest[-3], rest[-2])),
+    lambda norms, documents, *rest: tuple(entry.new_empty(entry.shape) for entry in rest[-3:]),
 )
 def _search_one(
-    lengths: torch.Tensor,
+    norms: list[torch.Tensor],
     documents: torch.Tensor,
     threshold: float,
     min_block_length: int,
@@ -232,24 +264,31 @@ def _search_one(
     before: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The search for one token a row, as every step of a generation has it: the rule as it reads. In numbers, not tensors,
-    it takes a tenth of the time on a CPU. Gives the fields of a [`BlockState`], the last one first.
+    The rule as it reads, in numbers: as tensors they would take ten times as long on a CPU. Gives the fields of a
+    [`BlockState`].
     """
+    layers = [entry.tolist() for entry in norms]
+    states = [tensor.tolist() for tensor in (documents, sums, separated, before)]
     rows = []
-    for (nu,), (document,), (count, total, square), after_separator, starts in zip(
-        *(tensor.tolist() for tensor in (lengths, documents, sums, separated, before)), strict=True
-    ):
+    for row, ((document,), (count, total, square), after_separator, starts) in enumerate(zip(*states, strict=True)):
         if document < 0 or document == seen:
-            rows.append(([document] * len(starts), [0.0, 0.0, 0.0], False))
+            rows.append(([0.0, 0.0, 0.0], False, [document] * len(starts)))
             continue
+        nu = 0.0
+        for layer in layers:
+            nu += sum([math.log(max(norm, _SHORTEST)) for (norm,) in layer[row]]) / len(layer[row])
+        nu /= len(layers)
         count, total, square = count + 1, total + nu, square + nu * nu
         mean = total / count
         std = math.sqrt(max(0.0, square / count - mean * mean))
         if seen - starts[0] >= (min_block_length if after_separator else max_block_length):
             starts = [seen, *starts[:-1]]
-        rows.append((starts, [count, total, square], nu < mean - threshold * std - _TOLERANCE))
-    starts, sums_after, separates = zip(*rows, strict=True)
-    return before.new_tensor(starts), sums.new_tensor(sums_after), separated.new_tensor(separates)
+        rows.append(([count, total, square], nu < mean - threshold * std - _TOLERANCE, starts))
+    sums_after, separates, starts = map(list, zip(*rows, strict=True))
+    # Most steps change neither of these.
+    separates = separated if separates == states[2] else separated.new_tensor(separates)
+    starts = before if starts == states[3] else before.new_tensor(starts)
+    return sums.new_tensor(sums_after), separates, starts
 
 
 @opaque_without_gradient(

@@ -90,6 +90,34 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
         self.native_window = native_window
         self.is_sliding = native_window is not None
         self.sinks: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Keys and values with room for those to come, how many there are, and what `keys` was when they were filled.
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._filled = 0
+        self._kept: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As in [`~transformers.DynamicSlidingWindowLayer`]; a step of a generation writes its token behind the others
+        instead of copying them all.
+        """
+        is_step = key_states.shape[2] == 1 and self.is_initialized and not self.record_past
+        if not is_step or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.cumulative_length += 1
+        # Others may have chosen rows, or the room is full: room is made anew, and what was read stays as it was.
+        if self.keys is not self._kept or self._filled == self._room[0].shape[2]:
+            self._filled = self.keys.shape[2]
+            self._room = tuple(F.pad(kept, (0, 0, 0, self.sliding_window)) for kept in (self.keys, self.values))
+        keys, values = self._room
+        keys.narrow(2, self._filled, 1).copy_(key_states)
+        values.narrow(2, self._filled, 1).copy_(value_states)
+        self._filled += 1
+        kept, seen = (min(self._filled, length) for length in (self.sliding_window - 1, self.sliding_window))
+        self.keys, self.values = (rows.narrow(2, self._filled - kept, kept) for rows in self._room)
+        self._kept = self.keys
+        return keys.narrow(2, self._filled - seen, seen), values.narrow(2, self._filled - seen, seen)
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """

@@ -55,6 +55,13 @@ class LocalityMeasurements:
     block_starts: tuple[torch.Tensor, ...] | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As `ModelOutput` does it, which goes through the names of all fields first: a step of a generation feels it.
+        if value is None:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
 
 #: Where a query's attention goes: the measurements that sum to 1.
 SHARES = ("self_share", "sink_share", "block_share", "outside_share")
@@ -145,16 +152,15 @@ class LocalistMixin:
             ValueError: where locality is asked for and cannot be measured; the message names the argument.
         """
         kwargs.update(zip(self._native_arguments, args, strict=False))
-        if "locality" in kwargs:
-            locality = kwargs.pop("locality")  # the language model hands down its own; None where nothing is asked for
-        else:
-            request = LocalityRequest(
-                output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
-            )
-            inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
-            locality = build_locality(self.config, request, **inputs)
-            if locality is not None:
-                self._prepare_cache(locality, kwargs)
+        if "locality" in kwargs:  # the language model hands down its own, and measures itself
+            return super().forward(**kwargs, return_dict=True)
+        request = LocalityRequest(
+            output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
+        )
+        inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
+        locality = build_locality(self.config, request, **inputs)
+        if locality is not None:
+            self._prepare_cache(locality, kwargs)
         outputs = super().forward(**kwargs, return_dict=True, locality=locality)
         if locality is not None:
             locality.check_attended(type(self).__name__)

@@ -18,17 +18,20 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
 
-from .block_attention import local_attention, local_shares
+from .block_attention import NOWHERE, attend_once, local_attention, local_shares
 from .block_partition import (
     Blocks,
     BlockState,
     delimiter_blocks,
     document_starts,
     semantic_blocks,
+    semantic_step,
     value_lengths,
+    value_norms,
     window_block_starts,
     with_previous_blocks,
 )
+from .explicit_attention import explicit_attention
 from .fused_attention import attention_with_lse
 from .local_cache import BlockCacheLayer, LocalCacheLayer, SearchLayer, SlidingBlockCacheLayer
 from .locality_config import LocalityFields
@@ -121,6 +124,7 @@ class Locality:
         }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
+        self.num_sink_tokens = self.config.num_sink_tokens
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0
         #: The layers whose values define the blocks of every layer above them.
         self.semantic_band = self.config.semantic_band
@@ -133,6 +137,8 @@ class Locality:
         self.entropies: dict[int, torch.Tensor] = {}
         self._blocks: dict[int, Blocks] = {}
         self._states = self._states_of_search()
+        config = self.config
+        self._search_settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
         self._attended: set[int] = set()
@@ -173,8 +179,8 @@ class Locality:
         a key before the layer's sliding window. Of the block starts' shape.
         """
         starts, local_starts = self._blocks_of(layer)
-        if self.config.num_sink_tokens:
-            after_sinks = torch.minimum(starts, self._documents_of(starts) + self.config.num_sink_tokens)
+        if self.num_sink_tokens:
+            after_sinks = torch.minimum(starts, self._documents_of(starts) + self.num_sink_tokens)
             local_starts = torch.maximum(local_starts, after_sinks)
         elif self.config.sliding_windows[layer] is None:
             return local_starts
@@ -184,7 +190,7 @@ class Locality:
         """True where a token sees more than its local set; elsewhere its fidelity is 1 by construction."""
         local_starts = self._blocks_of(layer).local_starts
         documents = self._documents_of(local_starts)
-        after_sinks = documents + self.config.num_sink_tokens
+        after_sinks = documents + self.num_sink_tokens
         return (documents >= 0) & (local_starts > torch.maximum(after_sinks, self._first_visible(layer, local_starts)))
 
     def context_mask(self, layer: int) -> torch.Tensor:
@@ -224,7 +230,7 @@ class Locality:
                 if isinstance(cached, BlockCacheLayer):
                     pass  # made so by a caller who wants to remove tokens again
                 elif layer in self.only_local:
-                    limits = (self.config.max_local_length, self.config.num_sink_tokens, window)
+                    limits = (self.config.max_local_length, self.num_sink_tokens, window)
                     cache.layers[layer] = LocalCacheLayer(*limits)
                 elif layer in searching:
                     cache.layers[layer] = BlockCacheLayer() if window is None else SlidingBlockCacheLayer(window)
@@ -257,7 +263,7 @@ class Locality:
         # Gradient checkpointing comes here again in the backward pass, with the blocks known.
         if not is_needed or layer in self._value_lengths:
             return
-        config, states = self.config, self._states
+        states = self._states
         if states is None and value.shape[2] < self.documents.shape[1]:
             is_bounded = self._bounded_layer(layer) is not None
             raise ValueError(
@@ -269,17 +275,35 @@ class Locality:
             )
         seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
         documents = self.documents[:, seen:].to(value.device)
-        self._value_lengths[layer] = value_lengths(value[:, :, -documents.shape[1] :])
+        # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
+        is_step = documents.shape[1] == 1 and self.documents.device.type == "cpu"
+        new_values = value[:, :, -documents.shape[1] :]
+        self._value_lengths[layer] = value_norms(new_values) if is_step else value_lengths(new_values)
         if layer not in self.defining:
             return
         band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)
-        lengths = torch.stack([self._value_lengths[other].to(value.device) for other in band]).mean(dim=0)
-        state = (states or {}).get(layer) or BlockState.at_first(documents, config.num_previous_blocks)
-        settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
-        self._blocks[layer], state = semantic_blocks(lengths, documents, *settings, state, seen)
+        lengths = [self._value_lengths[other] for other in band]
+        state = (states or {}).get(layer) or BlockState.at_first(documents, self.config.num_previous_blocks)
+        settings = (*self._search_settings, state, seen)
+        if is_step:
+            self._blocks[layer], state = semantic_step(lengths, documents, *settings)
+        else:
+            lengths = torch.stack([entry.to(value.device) for entry in lengths]).mean(dim=0)
+            self._blocks[layer], state = semantic_blocks(lengths, documents, *settings)
         self._keep_state(layer, state)
 
     # --- attention
+
+    def _is_plain_step(self, layer: int, query_length: int, dropout: float) -> bool:
+        """Whether this is a step of a generation that asks for the dial only: then one kernel call does it all."""
+        return (
+            query_length == 1
+            and layer not in self.measured
+            and (self.floors[layer] == 0 or layer in self.only_local)
+            and dropout == 0
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_exporting()  # no length is known there
+        )
 
     def attend(
         self,
@@ -323,26 +347,39 @@ class Locality:
         self._attended.add(layer)
         query_length, value_dim = query.shape[2], value.shape[-1]
         device = query.device  # layers may be spread over several
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        if value_dim != query.shape[-1]:  # zeros change no score and no output
-            width = max(value_dim, query.shape[-1])
-            query, key, value = (F.pad(rows, (0, width - rows.shape[-1])) for rows in (query, key, value))
+        cached, sink_keys, sink_values = self._bounded_layer(layer), None, None
+        if cached is not None and self.num_sink_tokens:
+            cached.keep_sinks(self._first_keys[:, 0].to(device), key, value)
+            sink_keys, sink_values = cached.sinks
+        dropped = self.documents.shape[1] - key.shape[2]
         starts = self.local_starts(layer)[:, -query_length:].to(device)
         documents = self._first_keys[:, -query_length:].to(device)
-        weight, floor = self.weights[layer], self.floors[layer]
+        window = self.config.sliding_windows[layer]
+        max_local_length = self.max_local_length if window is None else min(window, self.max_local_length)
+        local_set = (starts, documents, max_local_length, self.num_sink_tokens, scale)
+        weight, floor = 0.0 if layer in self.only_local else self.weights[layer], self.floors[layer]
+        if softcap is None and learned_sinks is None and self._is_plain_step(layer, query_length, dropout):
+            step = (*local_set, weight, dropped, sink_keys, sink_values, window)
+            return attend_once(query, key, value, attention_mask, *step)
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        if sink_keys is not None:
+            sink_keys, sink_values = repeat_kv(sink_keys, groups), repeat_kv(sink_values, groups)
+        if softcap is not None:
+            sinks = (sink_keys, sink_values)
+            return self._attend_explicitly(
+                layer, query, key, value, attention_mask, starts, documents, dropped, sinks, scale, softcap
+            )
+        if value_dim != query.shape[-1]:  # zeros change no score and no output
+            width = max(value_dim, query.shape[-1])
+            query, key, value, sink_keys, sink_values = (
+                rows if rows is None else F.pad(rows, (0, width - rows.shape[-1]))
+                for rows in (query, key, value, sink_keys, sink_values)
+            )
+        if dropped:
+            local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
         is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
         needs_entropy = self.entropy and is_measured
-        window = self.config.sliding_windows[layer]
-
-        sink_keys = sink_values = None
-        if (cached := self._bounded_layer(layer)) is not None and self.config.num_sink_tokens:
-            cached.keep_sinks(documents[:, 0], key, value)
-            sink_keys, sink_values = cached.sinks
-        if dropped := self.documents.shape[1] - key.shape[2]:
-            starts, documents = torch.where(starts < 0, -1, starts - dropped), documents - dropped
-        max_local_length = self.max_local_length if window is None else min(window, self.max_local_length)
-        local_set = (starts, documents, max_local_length, self.config.num_sink_tokens, scale)
         sinks = None if learned_sinks is None else learned_sinks.float()[None, :, None]
 
         def of_learned_sinks(lse: torch.Tensor) -> torch.Tensor:
@@ -415,6 +452,35 @@ class Locality:
             is_token = (self.documents[:, None, -query_length:] >= 0).to(device)
             self.entropies[layer] = torch.where(is_token, total_entropy.clamp(min=0) / math.log(2), 0.0)
         return output[..., :value_dim]
+
+    def _attend_explicitly(
+        self, layer, query, key, value, attention_mask, starts, documents, dropped, sinks, scale, softcap
+    ) -> torch.Tensor:
+        """As `attend`, with explicit weights. Positions count from the first token of the row."""
+        query_length, device = query.shape[2], query.device
+        positions = torch.arange(dropped, dropped + key.shape[2], device=device)[None]
+        if layer in self.only_local:
+            attention_mask = None  # what is not local counts for nothing
+        if sinks[0] is not None:  # a bounded cache keeps them apart; those that it still holds come first too
+            key, value = torch.cat((sinks[0], key), dim=2), torch.cat((sinks[1], value), dim=2)
+            of_sinks = documents + torch.arange(sinks[0].shape[2], device=device)
+            of_keys = torch.where(positions < starts.amin(dim=1, keepdim=True), NOWHERE, positions)
+            # Each stands once: a sink in the stretch is counted with it.
+            of_sinks = torch.where(of_sinks < starts.amin(dim=1, keepdim=True), of_sinks, NOWHERE)
+            positions = torch.cat((of_sinks, of_keys), dim=1)
+        weight, floor = (0.0, 0.0) if layer in self.only_local else (self.weights[layer], self.floors[layer])
+        window = self.config.sliding_windows[layer]
+        local_set = (starts, documents, self.num_sink_tokens)
+        sizes = (scale, softcap, weight, floor, window)
+        result = explicit_attention(query, key, value, attention_mask, *local_set, positions, *sizes)
+        if layer in self.measured:
+            shares = (result.own, result.sink, result.block)
+            is_counted = self.fidelity_mask(layer)[:, None, -query_length:].to(device)
+            self.fidelities[layer] = torch.where(is_counted, sum(shares).clamp(max=1), 1.0)
+            self.shares[layer] = (*shares, 1 - self.fidelities[layer])
+            if self.entropy:
+                self.entropies[layer] = result.entropy.clamp(min=0) / math.log(2)
+        return result.output
 
     @staticmethod
     def _shares(query, key, lse, local_set, sink_keys, window, learned_sinks) -> tuple[torch.Tensor, ...]:
@@ -630,10 +696,13 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
-    # Reading values back is no part of a compiled graph.
+    if torch.compiler.is_compiling():
+        return  # reading values back is no part of a compiled graph
     is_token = attention_mask.bool()
+    if is_token.all():
+        return
     stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
-    if not torch.compiler.is_compiling() and stretches.max() > 1:
+    if stretches.max() > 1:
         raise ValueError(
             "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
         )

@@ -14,6 +14,7 @@ from localist_hf.modeling.block_partition import (
     document_starts,
     place_block_starts,
     semantic_blocks,
+    semantic_step,
     value_lengths,
     window_block_starts,
     with_previous_blocks,
@@ -57,7 +58,13 @@ class Partition:
         if self.name == "delimiter":
             return delimiter_blocks(ids, documents, DELIMITERS, *limits, state, seen)
         lengths = self.lengths_of_values(ids) if lengths is None else lengths
-        return semantic_blocks(lengths, documents, self.threshold, *limits, state, seen)
+        settings = (documents, self.threshold, *limits, state, seen)
+        found = semantic_blocks(lengths, *settings)
+        if ids.shape[1] == 1:  # a step of a generation, which knows how it stands in numbers
+            norms = lengths[:, None].double().exp()
+            step = semantic_step([norms.sqrt(), norms.sqrt() * norms], *settings)  # two layers, of this mean
+            torch.testing.assert_close(step, found)
+        return found
 
     def blocks(self, ids: torch.Tensor, documents: torch.Tensor, lengths: torch.Tensor | None = None) -> Blocks:
         if self.name == "window":

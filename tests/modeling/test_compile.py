@@ -127,6 +127,8 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
     documents = document_starts(2, 21, torch.arange(21).ge(torch.tensor([[0], [6]])))
     starts = window_block_starts(documents, 7)
     local_set = (starts[:, -query_length:], documents[:, -query_length:], 7, 2, 0.3)
+    last = (starts[:, -1:], documents[:, -1:], *local_set[2:])
+    visible = (documents >= 0)[:, None, None]
     sums = torch.ones(2, 3, dtype=torch.float64)
     new, seen = documents[:, -query_length:], 21 - query_length
     before = (starts[:, -query_length] % 2 == 0, torch.stack((starts[:, -query_length], starts[:, 0]), dim=1))
@@ -135,8 +137,11 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
         ("local_shares", query, key, lse, *local_set, key[:, :, :2]),
         ("local_attention", query, key, value, *local_set),
         ("local_attention", query, key, value, *local_set, key[:, :, :2], value[:, :, :2]),
+        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], None, *last, 0.0, 0),
+        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], visible, *last, 0.5, 0),
+        ("attend_once", query[:, :, -1:], key, value, None, *last, 0.0, 0, key[:, :, :2], value[:, :, :2], 9),
         ("find_separators", torch.randn(2, query_length), new, 1.0, seen, sums),
-        ("search_one", torch.randn(2, 1), documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
+        ("search_one", [torch.rand(2, 3, 1), torch.rand(2, 1, 1)], documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
         ("place", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),
     ):
         torch.library.opcheck(getattr(operators, name), tuple(args))

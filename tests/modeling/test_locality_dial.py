@@ -17,6 +17,7 @@ from localist_hf.modeling.block_partition import (
     document_starts,
     place_block_starts,
     semantic_blocks,
+    semantic_step,
     with_previous_blocks,
 )
 from localist_hf.modeling.localist_model import SHARES
@@ -376,11 +377,15 @@ def test_the_search_for_blocks_goes_on_rightly(make_model, make_text, change: st
 def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkeypatch) -> None:
     searched = []
 
-    def search(lengths: torch.Tensor, *args):
-        searched.append(lengths.shape[1])
-        return semantic_blocks(lengths, *args)
+    def searching(search):
+        def note(lengths: torch.Tensor | list[torch.Tensor], documents: torch.Tensor, *args):
+            searched.append(documents.shape[1])
+            return search(lengths, documents, *args)
 
-    monkeypatch.setattr(locality_module, "semantic_blocks", search)
+        return note
+
+    for search in (semantic_blocks, semantic_step):
+        monkeypatch.setattr(locality_module, search.__name__, searching(search))
     model = make_model(locality_schedule="localist", semantic_layer=2)  # layers 0 to 2 of 4 find blocks
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
     assert searched == [80] * 3 + [1] * 6

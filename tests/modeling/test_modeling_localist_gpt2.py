@@ -405,7 +405,8 @@ def test_without_a_request_no_block_is_computed(make_model, make_text, monkeypat
     def refuse(*args, **kwargs):
         raise AssertionError("a block was computed")
 
-    for name in ("document_starts", "semantic_blocks", "delimiter_blocks", "window_block_starts", "value_lengths"):
+    searches = ("semantic_blocks", "semantic_step", "delimiter_blocks", "window_block_starts")
+    for name in ("document_starts", "value_lengths", "value_norms", *searches):
         monkeypatch.setattr(locality, name, refuse)
     for partition in PARTITIONS:
         make_model(block_partition=partition)(make_text(1, 9), output_fidelity=False)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from localist_hf.modeling.explicit_attention import explicit_attention
+
+
+LENGTH, SOFTCAP, SCALE = 150, 2.0, 0.5  # more queries than one step takes
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    query, key, value = (3 * torch.randn(2, 3, LENGTH, 8, dtype=dtype) for _ in range(3))
+    documents = torch.tensor([[0], [7]])
+    position = torch.arange(LENGTH)
+    starts = torch.where(position < documents, -1, torch.maximum(documents, position - position % 16))
+    return query, key, value, starts, documents, position
+
+
+@pytest.mark.parametrize(("weight", "floor"), [(1.0, 0.0), (0.4, 0.0), (0.0, 0.0), (1.0, 0.9), (0.7, 0.5)])
+@pytest.mark.parametrize("num_sinks", [0, 2])
+def test_it_equals_the_whole_matrix(weight: float, floor: float, num_sinks: int):
+    query, key, value, starts, documents, position = inputs()
+    is_token = starts >= 0
+    visible = (position <= position[:, None]) & (position >= documents[..., None]) & is_token[..., None]
+    starts = torch.where(is_token, torch.maximum(starts, torch.minimum(starts, documents + num_sinks)), -1)
+    local = visible & (position >= starts[..., None])
+    sink = visible & (position < documents[..., None] + num_sinks) & ~local
+    scores = SOFTCAP * torch.tanh(SCALE * query @ key.transpose(-1, -2) / SOFTCAP)
+    weights = (scores.exp() * visible[:, None]).nan_to_num()
+    inside = (local | sink)[:, None]
+    share = (weights * inside).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+    factor = torch.full_like(share, weight)
+    if floor:
+        factor = torch.minimum(factor, share * (1 - floor) / (floor * (1 - share)).clamp(min=1e-300))
+    weights = torch.where(inside, weights, weights * factor)
+    weights = (weights / weights.sum(-1, keepdim=True)).nan_to_num()
+
+    result = explicit_attention(
+        query,
+        key,
+        value,
+        visible[:, None],
+        starts,
+        documents + num_sinks,
+        position[None],
+        SCALE,
+        SOFTCAP,
+        weight,
+        floor,
+    )
+    tokens = is_token[:, None, :, None]
+    torch.testing.assert_close(result.output * tokens, (weights @ value) * tokens)
+    own = torch.eye(LENGTH, dtype=torch.bool) & visible
+    for part, mask in ((result.own, own), (result.sink, sink), (result.block, local & ~own)):
+        torch.testing.assert_close(part, (weights * mask[:, None]).sum(-1))
+    entropy = -(weights * weights.clamp(min=1e-300).log()).sum(-1)
+    torch.testing.assert_close(result.entropy, entropy)
+    if floor:
+        counted = is_token & (documents + num_sinks < starts)
+        inside_share = (result.own + result.sink + result.block).transpose(1, 2)[counted]
+        assert counted.any() and (inside_share >= floor - 1e-9).all()
+
+
+@pytest.mark.parametrize(("weight", "floor"), [(1.0, 0.0), (0.4, 0.0), (0.0, 0.0), (0.7, 0.5)])
+def test_gradients_are_those_of_numbers(weight: float, floor: float):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 6, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    starts, sink_ends = torch.tensor([[0, 0, 0, 3, 3, 3]]), torch.tensor([[1]])
+    position = torch.arange(6)[None]
+
+    def outputs(*rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(explicit_attention(*rows, None, starts, sink_ends, position, SCALE, SOFTCAP, weight, floor))
+
+    assert torch.autograd.gradcheck(outputs, (query, key, value))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_sliding_window_without_a_mask_is_that_of_the_mask(weight: float):
+    query, key, value, starts, documents, position = inputs(torch.float32)
+    starts, documents = starts[:1], documents[:1]
+    query, key, value = query[:1], key[:1], value[:1]
+    window = 20
+    seen = (position <= position[:, None]) & (position > position[:, None] - window)
+    starts = torch.maximum(starts, position - window + 1)
+    args = (starts, documents + 1, position[None], SCALE, SOFTCAP, weight, 0.0)
+    masked = explicit_attention(query, key, value, seen[None, None], *args)
+    given = explicit_attention(query, key, value, None, *args, window)
+    for one, other in zip(masked, given, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_padding_gets_nothing_and_gives_no_nan():
+    query, key, value, starts, documents, position = inputs(torch.float32)
+    query.requires_grad_()
+    result = explicit_attention(
+        query, key, value, None, starts, documents, position[None], SCALE, SOFTCAP, weight=0.5, floor=0.3
+    )
+    assert not result.own[1, :, :7].any() and not result.entropy[1, :, :7].any()
+    sum(part.sum() for part in result).backward()
+    assert query.grad.isfinite().all()
