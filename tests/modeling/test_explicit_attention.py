@@ -35,19 +35,9 @@ def test_it_equals_the_whole_matrix(weight: float, floor: float, num_sinks: int)
     weights = torch.where(inside, weights, weights * factor)
     weights = (weights / weights.sum(-1, keepdim=True)).nan_to_num()
 
-    result = explicit_attention(
-        query,
-        key,
-        value,
-        visible[:, None],
-        starts,
-        documents + num_sinks,
-        position[None],
-        SCALE,
-        SOFTCAP,
-        weight,
-        floor,
-    )
+    mask = visible[:, None] if weight else None  # where only the local set counts, none is needed
+    local_set = (starts, documents, num_sinks, position[None])
+    result = explicit_attention(query, key, value, mask, *local_set, SCALE, SOFTCAP, weight, floor)
     tokens = is_token[:, None, :, None]
     torch.testing.assert_close(result.output * tokens, (weights @ value) * tokens)
     own = torch.eye(LENGTH, dtype=torch.bool) & visible
@@ -65,11 +55,11 @@ def test_it_equals_the_whole_matrix(weight: float, floor: float, num_sinks: int)
 def test_gradients_are_those_of_numbers(weight: float, floor: float):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, 6, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    starts, sink_ends = torch.tensor([[0, 0, 0, 3, 3, 3]]), torch.tensor([[1]])
+    starts, documents = torch.tensor([[0, 0, 0, 3, 3, 3]]), torch.tensor([[0]])
     position = torch.arange(6)[None]
 
     def outputs(*rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(explicit_attention(*rows, None, starts, sink_ends, position, SCALE, SOFTCAP, weight, floor))
+        return tuple(explicit_attention(*rows, None, starts, documents, 1, position, SCALE, SOFTCAP, weight, floor))
 
     assert torch.autograd.gradcheck(outputs, (query, key, value))
 
@@ -82,7 +72,7 @@ def test_a_sliding_window_without_a_mask_is_that_of_the_mask(weight: float):
     window = 20
     seen = (position <= position[:, None]) & (position > position[:, None] - window)
     starts = torch.maximum(starts, position - window + 1)
-    args = (starts, documents + 1, position[None], SCALE, SOFTCAP, weight, 0.0)
+    args = (starts, documents, 1, position[None], SCALE, SOFTCAP, weight, 0.0)
     masked = explicit_attention(query, key, value, seen[None, None], *args)
     given = explicit_attention(query, key, value, None, *args, window)
     for one, other in zip(masked, given, strict=True):
@@ -93,7 +83,7 @@ def test_padding_gets_nothing_and_gives_no_nan():
     query, key, value, starts, documents, position = inputs(torch.float32)
     query.requires_grad_()
     result = explicit_attention(
-        query, key, value, None, starts, documents, position[None], SCALE, SOFTCAP, weight=0.5, floor=0.3
+        query, key, value, None, starts, documents, 0, position[None], SCALE, SOFTCAP, weight=0.5, floor=0.3
     )
     assert not result.own[1, :, :7].any() and not result.entropy[1, :, :7].any()
     sum(part.sum() for part in result).backward()
