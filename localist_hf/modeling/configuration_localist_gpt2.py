@@ -77,10 +77,15 @@ class LocalistGPT2Config(LocalityFields, GPT2Config):
             raise ValueError(
                 f"The checkpoint's `model_type` is {model_type!r}; {cls.__name__} reads 'gpt2' and {cls.model_type!r}."
             )
+        if "locality" in config_dict:  # a GPT-2 that `localize` has made local
+            nested = config_dict["locality"]
+            config_dict = {name: value for name, value in config_dict.items() if name not in ("locality", "auto_map")}
+            config_dict |= nested
         fields = (cls.__dataclass_fields__.keys() | cls.attribute_map.keys()) - {"dtype"}
         if "semantic_window" in config_dict:
             config_dict = {name: value for name, value in config_dict.items() if name != "semantic_window"}
-            if config_dict.get("block_partition", "semantic") == "semantic" and "semantic_threshold" not in kwargs:
+            partition = {**config_dict, **kwargs}.get("block_partition", "semantic")
+            if partition == "semantic" and "semantic_threshold" not in kwargs:
                 raise ValueError(
                     "The checkpoint was saved by localist-hf 0.1, whose semantic blocks were found by another rule: "
                     "this version would give it other blocks than those that it was trained on. Load it with its own "

@@ -3,10 +3,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GPT2Config, GPTNeoConfig, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, LlamaConfig
 
-from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, localize
 from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
@@ -190,3 +191,19 @@ def test_the_attention_of_choice_is_kept_and_localist_is_the_default():
         config = LocalistGPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9, attn_implementation=choice)
         for model_class in (LocalistGPT2Model, LocalistGPT2LMHeadModel):
             assert model_class(config).config._attn_implementation == used
+
+
+def test_a_gpt2_that_localize_has_made_local_is_read_with_its_settings(tmp_path: Path):
+    model = localize(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=2, vocab_size=9)), num_sink_tokens=2)
+    model.save_pretrained(tmp_path)
+    config = LocalistGPT2Config.from_pretrained(tmp_path, locality_schedule="cubic")
+    assert (config.num_sink_tokens, config.locality_schedule, config.locality) == (2, "cubic", config)
+    assert set(config.to_dict()["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    loaded = LocalistGPT2LMHeadModel.from_pretrained(tmp_path)
+    tokens = torch.arange(9)[None]
+    assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
+
+
+def test_a_checkpoint_of_0_1_loads_with_another_partition():
+    config = LocalistGPT2Config.from_dict({"semantic_window": 16, "n_layer": 2}, block_partition="window")
+    assert config.block_partition == "window"
