@@ -29,6 +29,7 @@ examples:
 
 _COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
+    "base": "train the small base that ships with this library",
     "family": "train a base and compare variants of it on text that Python ships",
     "publish": "publish runs as repositories on the Hub",
     "export": "write a run as a plain GPT-2 folder",
