@@ -404,7 +404,8 @@ for _dial in (0.5, 1.0):
 
     @_task(f"our decoding at dial {_dial:g}")
     def _(shape: Shape, dial: float = _dial) -> Task:
-        return _decoding(_with_shared_weights(our_model(shape), shape), shape, locality_dial=dial)
+        settings = {"locality_dial": dial, "min_fidelity": 0.0}
+        return _decoding(_with_shared_weights(our_model(shape), shape), shape, **settings)
 
 
 # The cache after a step of a generation
