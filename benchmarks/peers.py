@@ -7,6 +7,7 @@ no cache in training.
 """
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -348,7 +349,7 @@ for _dial in (0.5, 1.0):
         return _generation(our_model(shape), shape, locality_dial=dial)
 
 
-# Steps of a generation alone: a run puts the prompt into a new cache, and gives the steps that follow
+# Steps of a generation alone: a run copies the cache that the prompt has filled, and gives the steps that follow
 
 
 def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
@@ -356,19 +357,22 @@ def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
     input_ids = _input_ids(shape, shape.prompt_length)
     ones = torch.ones(shape.batch_size, shape.prompt_length + shape.new_tokens, dtype=torch.long, device=shape.device)
 
-    @torch.no_grad()
+    model.eval()
+    with torch.no_grad():
+        prompt = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial)
+
     def prepare() -> Task:
-        output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial)
+        cache = copy.deepcopy(prompt.past_key_values)
 
         @torch.no_grad()
         def decode() -> None:
-            tokens = output.logits.argmax(-1)
+            tokens = prompt.logits.argmax(-1)
             for length in range(shape.prompt_length + 1, ones.shape[1] + 1):
                 step = model(
                     input_ids=tokens,
                     attention_mask=ones[:, :length],
                     position_ids=ones[:, :1] * (length - 1),
-                    past_key_values=output.past_key_values,
+                    past_key_values=cache,
                     use_cache=True,
                     **dial,
                 )
@@ -376,7 +380,6 @@ def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
 
         return decode
 
-    model.eval()
     return prepare
 
 
@@ -404,7 +407,8 @@ for _dial in (0.5, 1.0):
 
     @_task(f"our decoding at dial {_dial:g}")
     def _(shape: Shape, dial: float = _dial) -> Task:
-        return _decoding(_with_shared_weights(our_model(shape), shape), shape, locality_dial=dial)
+        settings = {"locality_dial": dial, "min_fidelity": 0.0}
+        return _decoding(_with_shared_weights(our_model(shape), shape), shape, **settings)
 
 
 # The cache after a step of a generation

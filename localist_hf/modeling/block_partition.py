@@ -115,8 +115,8 @@ class Blocks(NamedTuple):
 
 def value_norms(values: torch.Tensor) -> torch.Tensor:
     """
-    `|v_i|` for each head: `(batch_size, num_key_value_heads, length)`, float32 (float64 for float64 values), for values
-    as in [`value_lengths`]; no gradient flows into them.
+    `|v_i|` for each head: float32 (float64 for float64 values), of the shape of the `values` without their last
+    dimension; no gradient flows into them.
     """
     wide = torch.promote_types(values.dtype, torch.float32)
     return torch.linalg.vector_norm(values.detach(), dim=-1, dtype=wide)
@@ -188,7 +188,7 @@ def semantic_step(
     [`semantic_blocks`] of one token a row, as every step of a generation has it, for numbers that a CPU can look at.
 
     Args:
-        norms (`list[torch.Tensor]`):
+        norms (`list[torch.Tensor]` of shape `(batch_size, num_key_value_heads)`):
             [`value_norms`] of the token, in one layer or in several; nu is the mean over them of its value lengths.
         documents, threshold, min_block_length, max_block_length, state, seen:
             As in [`semantic_blocks`].
@@ -276,7 +276,10 @@ def _search_one(
             continue
         nu = 0.0
         for layer in layers:
-            nu += sum([math.log(max(norm, _SHORTEST)) for (norm,) in layer[row]]) / len(layer[row])
+            heads = layer[row]
+            if min(heads) < _SHORTEST:
+                heads = [max(norm, _SHORTEST) for norm in heads]
+            nu += sum(map(math.log, heads)) / len(heads)
         nu /= len(layers)
         count, total, square = count + 1, total + nu, square + nu * nu
         mean = total / count

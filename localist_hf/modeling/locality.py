@@ -277,8 +277,10 @@ class Locality:
         documents = self.documents[:, seen:].to(value.device)
         # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
         is_step = documents.shape[1] == 1 and self.documents.device.type == "cpu"
-        new_values = value[:, :, -documents.shape[1] :]
-        self._value_lengths[layer] = value_norms(new_values) if is_step else value_lengths(new_values)
+        if is_step:
+            self._value_lengths[layer] = value_norms(value[:, :, -1])
+        else:
+            self._value_lengths[layer] = value_lengths(value[:, :, -documents.shape[1] :])
         if layer not in self.defining:
             return
         band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)

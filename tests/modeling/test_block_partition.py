@@ -61,7 +61,7 @@ class Partition:
         settings = (documents, self.threshold, *limits, state, seen)
         found = semantic_blocks(lengths, *settings)
         if ids.shape[1] == 1:  # a step of a generation, which knows how it stands in numbers
-            norms = lengths[:, None].double().exp()
+            norms = lengths.double().exp()
             step = semantic_step([norms.sqrt(), norms.sqrt() * norms], *settings)  # two layers, of this mean
             torch.testing.assert_close(step, found)
         return found

@@ -141,7 +141,7 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
         ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], visible, *last, 0.5, 0),
         ("attend_once", query[:, :, -1:], key, value, None, *last, 0.0, 0, key[:, :, :2], value[:, :, :2], 9),
         ("find_separators", torch.randn(2, query_length), new, 1.0, seen, sums),
-        ("search_one", [torch.rand(2, 3, 1), torch.rand(2, 1, 1)], documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
+        ("search_one", [torch.rand(2, 3), torch.rand(2, 1)], documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
         ("place", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),
     ):
         torch.library.opcheck(getattr(operators, name), tuple(args))
