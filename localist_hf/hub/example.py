@@ -1,5 +1,6 @@
 """The example on a model's card: a prompt of several blocks, and what the card's code prints for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..evaluation.check_model import num_positions
 from ..modeling.localist_model import SHARES
-from ..modeling.locality_schedule import schedule_lambdas
 
 
 logger = logging.get_logger(__name__)
@@ -23,10 +24,9 @@ PROMPT = (
 )
 
 
-def shown_layer(schedule: str | list[float], num_layers: int) -> int:
+def shown_layer(lambdas: Sequence[float]) -> int:
     """The layer that a card speaks of: the last of the most local ones."""
-    lambdas = schedule_lambdas(schedule, num_layers)
-    return max(range(num_layers), key=lambda layer: (lambdas[layer], layer))
+    return max(range(len(lambdas)), key=lambda layer: (lambdas[layer], layer))
 
 
 def attention_example(
@@ -58,15 +58,16 @@ def attention_example(
         logger.warning(f"The card goes without its example, because {folder} cannot be loaded: {error}")
         return None
     prompt = PROMPT
-    while len(tokenizer(prompt)["input_ids"]) > base.config.max_position_embeddings // 2:  # the card's code goes on
-        prompt = prompt.rpartition(" ")[0]
+    if (allowed := num_positions(base.config)) is not None:
+        while len(tokenizer(prompt)["input_ids"]) > allowed // 2:  # the card's code goes on
+            prompt = prompt.rpartition(" ")[0]
     return {"prompt": prompt, "printed": blocks_and_shares(saved, tokenizer, prompt)} if prompt else None
 
 
 @torch.no_grad()
 def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What the code on the card prints; the very same steps."""
-    layer = shown_layer(model.config.locality_schedule, model.config.num_hidden_layers)
+    layer = shown_layer(model.config.locality.locality_lambdas)
     inputs = tokenizer(prompt, return_tensors="pt")
     outputs = model(**inputs, output_fidelity=True)
     shares = [outputs[name][layer][0].mean(0) for name in SHARES]
