@@ -72,9 +72,18 @@ def make_trainer(make_local_model: Callable, tokenizer: PreTrainedTokenizerFast)
     """A trainer of one step, from random weights or from the run in `base`."""
 
     def make(
-        folder: Path, variant: str, base: Path | None = None, lora: bool = False, llama: bool = False, **args
+        folder: Path,
+        variant: str,
+        base: Path | None = None,
+        lora: bool = False,
+        llama: bool = False,
+        trust: bool = False,
+        **args,
     ) -> LocalistTrainer:
-        model = make_local_model(variant, base, llama)
+        if trust:  # the base under its own settings, by the code beside it
+            model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
+        else:
+            model = make_local_model(variant, base, llama)
         if lora:
             targets = ["q_proj", "v_proj"] if llama else ["c_attn"]
             config = LoraConfig(

@@ -220,6 +220,19 @@ def test_runs_of_two_architectures_lie_in_one_folder(
     assert adapter["base_model_name_or_path"] == "org/localist-llama-base"
 
 
+def test_a_run_that_goes_on_from_trusted_code_is_one_like_any_other(
+    llama_runs: Path, train_run: Callable, tmp_path: Path
+) -> None:
+    trainer = train_run(tmp_path / "again", "quintic", llama_runs / "llama-quintic", trust=True)
+    assert type(trainer.model).__module__.startswith("transformers_modules.")
+    record = RunRecord.load(tmp_path / "again")
+    assert (record.name, record.variant, record.repository_id()) == ("again", "quintic", "org/localist-llama-again")
+    files = repository_files(tmp_path / "again")
+    assert set(files) == set(repository_files(llama_runs / "llama-quintic"))
+    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP
+    assert record.example is not None
+
+
 # A model's own method
 
 
