@@ -165,7 +165,6 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
     config = record.model_config.to_dict() | {"architectures": [record.architecture]}
-    config.pop("quantization_config", None)  # how the base is loaded is for who loads it to say
     # With the repository's name, since the configuration is used with the base's weights, whose repository may hold no
     # code.
     config["auto_map"] = {name: f"{repo_id}--{reference}" for name, reference in _auto_map(record).items()}

@@ -26,7 +26,7 @@ from ..evaluation import ControlResults
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
-from .example import attention_example
+from .example import attention_example, stored_config
 from .run_history import (
     LOCALITY_ARGUMENTS,
     LOCALITY_FIELDS,
@@ -384,7 +384,7 @@ class RunRecord:
         """
         model, args = trainer.model, trainer.args
         folder = Path(args.output_dir)
-        config = model.config
+        config = stored_config(model.get_base_model()) if isinstance(model, PeftModel) else model.config
         adapter, num_parameters = None, model.num_parameters()
         if isinstance(model, PeftModel):
             trained, total = model.get_nb_trainable_parameters()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -55,10 +56,10 @@ def make_local_model(
 ) -> Callable[..., PreTrainedModel]:
     """A localist model of random weights, or of those of the run in `base`."""
 
-    def make(variant: str, base: Path | None = None, llama: bool = False) -> PreTrainedModel:
+    def make(variant: str, base: Path | None = None, llama: bool = False, **loading: Any) -> PreTrainedModel:
         settings = variant_config(variant)
         if llama:
-            native = make_llama() if base is None else AutoModelForCausalLM.from_pretrained(base)
+            native = make_llama() if base is None else AutoModelForCausalLM.from_pretrained(base, **loading)
             return localize(native, min_block_length=3, max_block_length=12, **settings)
         if base is None:
             return LocalistGPT2LMHeadModel(make_config(vocab_size=len(tokenizer), **settings))
@@ -78,12 +79,13 @@ def make_trainer(make_local_model: Callable, tokenizer: PreTrainedTokenizerFast)
         lora: bool = False,
         llama: bool = False,
         trust: bool = False,
+        quantization: Any = None,
         **args,
     ) -> LocalistTrainer:
         if trust:  # the base under its own settings, by the code beside it
             model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
         else:
-            model = make_local_model(variant, base, llama)
+            model = make_local_model(variant, base, llama, quantization_config=quantization)
         if lora:
             targets = ["q_proj", "v_proj"] if llama else ["c_attn"]
             config = LoraConfig(

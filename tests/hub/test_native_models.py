@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -29,6 +31,7 @@ from transformers import (
 from localist_hf import localize
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord, card_files, publish, repository_files
+from localist_hf.hub.example import stored_config
 from localist_hf.modeling import LOCALITY_FIELDS
 
 
@@ -191,9 +194,6 @@ def test_a_configuration_other_than_the_measured_one_is_refused(runs: Path, chan
 
 def test_an_adapter_has_the_settings_and_the_code_for_its_base(runs: Path) -> None:
     record = RunRecord.load(runs / "llama-lora")
-    replace(record, config=record.config | {"quantization_config": {"quant_method": "bitsandbytes"}}).save(
-        runs / "llama-lora"
-    )
     files = repository_files(runs / "llama-lora", "me/mine", base_model="me/base")
     assert set(files) == CODE | TEXTS | {"adapter_config.json", "adapter_model.safetensors"}
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
@@ -201,7 +201,6 @@ def test_an_adapter_has_the_settings_and_the_code_for_its_base(runs: Path) -> No
     assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
     assert config["auto_map"] == {name: f"me/mine--{reference}" for name, reference in AUTO_MAP.items()}
     assert config["locality"] == record.locality
-    assert "quantization_config" not in config  # how the base is loaded is not the adapter's business
 
 
 def test_runs_of_two_architectures_lie_in_one_folder(
@@ -314,6 +313,35 @@ def test_the_settings_of_an_adapter_come_with_its_configuration(llama_runs: Path
     assert base.config.locality.locality_schedule == "quintic"
     assert base.config.locality.max_block_length == 12
     assert base.config.auto_map == AUTO_MAP
+
+
+@pytest.mark.parametrize("pre_quantized", [False, True])
+def test_a_quantization_done_in_loading_is_no_part_of_what_is_stored(make_llama: Callable, pre_quantized: bool) -> None:
+    model = localize(make_llama())
+    assert stored_config(model).to_dict() == model.config.to_dict()
+    model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    model.hf_quantizer = SimpleNamespace(pre_quantized=pre_quantized)
+    stored = stored_config(model).to_dict()
+    assert ("quantization_config" in stored) == pre_quantized
+    assert stored["locality"] == model.config.to_dict()["locality"]
+
+
+def test_an_adapter_of_a_quantised_base_is_one_of_the_base_itself(
+    llama_runs: Path, train_run: Callable, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantization = BitsAndBytesConfig(load_in_4bit=True)
+    train_run(
+        tmp_path / "qlora", "quintic", llama_runs / "llama-base", llama=True, lora=True, quantization=quantization
+    )
+    record = RunRecord.load(tmp_path / "qlora")
+    assert "quantization_config" not in record.config
+    assert record.example is not None
+    files = repository_files(tmp_path / "qlora", base_model="me/base")
+    assert "quantization_config" not in json.loads(files["config.json"])
+    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "qlora").get_base_model()
+    assert type(plain) is LlamaForCausalLM
+    assert not plain.config.to_dict().get("quantization_config")
 
 
 # Export
