@@ -142,7 +142,9 @@ def test_strangers_who_trust_it_load_it_then_again_without_a_network(
 
 FACES = """
 import pickle
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import pipeline
 
 repo_id = "org/localist-llama-quintic"
 greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=[])
@@ -183,10 +185,17 @@ assert half.dtype == torch.bfloat16
 half.generate(tokens, attention_mask=mask, generation_config=greedy, locality_dial=1.0)
 transformer = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
 assert torch.equal(transformer(tokens, locality_dial=1.0).last_hidden_state @ model.lm_head.weight.T, loaded["dialled"])
-# Who has trusted one is still asked by nobody.
+# Who has trusted one still gets the plain one without a word.
 for folder in (repo_id, "saved"):
     again = AutoModelForCausalLM.from_pretrained(folder)
     assert type(again) is LlamaForCausalLM and torch.equal(again(tokens).logits, expected), type(again)
+assert type(pipeline("text-generation", model=repo_id).model) is LlamaForCausalLM
+# An adapter, whose base's own code and settings are those of the base's repository.
+adapter = AutoPeftModelForCausalLM.from_pretrained(f"{repo_id}-lora")
+trusted = AutoPeftModelForCausalLM.from_pretrained(f"{repo_id}-lora", trust_remote_code=True)
+assert type(adapter.get_base_model()) is LlamaForCausalLM
+assert trusted.get_base_model().config.locality.locality_schedule == "distributed"
+assert torch.equal(adapter(tokens).logits, trusted(tokens).logits)
 torch.save({"logits": expected.detach(), "dialled": loaded["dialled"]}, "faces.pt")
 """
 
