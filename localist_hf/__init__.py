@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, delocalize, localize
+from .modeling.localist_model import LocalistGenerationMixin
 from .version import __version__
 
 
@@ -13,15 +14,16 @@ AutoModel.register(LocalistGPT2Config, LocalistGPT2Model)
 AutoModelForCausalLM.register(LocalistGPT2Config, LocalistGPT2LMHeadModel)
 
 
-def _push_to_hub(self: LocalistGPT2LMHeadModel, repo_id: str, **kwargs: Any) -> Any:
+def _push_to_hub(self: LocalistGenerationMixin, repo_id: str, **kwargs: Any) -> Any:
     """See [`localist_hf.hub.push_to_hub`]."""
     from .hub import push_to_hub
 
     return push_to_hub(self, repo_id, **kwargs)
 
 
-# Not in `modeling`: the code that travels with every model touches no file and no network.
-LocalistGPT2LMHeadModel.push_to_hub = _push_to_hub
+# Of every localised model, before the native class's own. Not in `modeling`: the code that travels with every model
+# touches no file and no network.
+LocalistGenerationMixin.push_to_hub = _push_to_hub
 
 __all__ = [
     "LocalistGPT2Config",

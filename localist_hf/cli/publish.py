@@ -14,14 +14,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `localist-hf publish`."""
     parser = argparse.ArgumentParser(
         prog="localist-hf publish",
-        description="Publish a run, or every run in a folder, as NAMESPACE/localist-gpt2-NAME, each in one commit: "
-        "weights, configuration, code, tokenizer, card, picture and record. What only training needs (checkpoints, "
-        "pickles, optimizer states, logs) stays behind. Run again, it changes nothing or adds one commit with what has "
-        "changed. Log in with `hf auth login` or set HF_TOKEN.",
+        description="Publish a run, or every run in a folder, as NAMESPACE/localist-MODEL-NAME (such as "
+        "localist-gpt2-quintic), each in one commit: weights, configuration, code, tokenizer, card, picture and "
+        "record. What only training needs (checkpoints, pickles, optimizer states, logs) stays behind. Run again, it "
+        "changes nothing or adds one commit with what has changed. Log in with `hf auth login` or set HF_TOKEN.",
     )
     parser.add_argument("run", type=Path, help="folder of a run, or of several, such as runs/family")
     parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
-    parser.add_argument("--name", help="of a single run: publish it as NAMESPACE/localist-gpt2-NAME")
+    parser.add_argument("--name", help="of a single run: publish it as NAMESPACE/localist-MODEL-NAME")
     parser.add_argument("--private", action="store_true", help="make new repositories (and the collection) private")
     parser.add_argument(
         "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"

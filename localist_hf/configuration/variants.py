@@ -1,13 +1,13 @@
 """
 The locality configurations by name: the seven of arXiv:2511.18375 and the paper's losing baseline, fixed windows.
 
-A variant is what it sets on [`LocalistGPT2Config`]; everything else keeps that class's default, so all seven share one
-way of finding blocks and differ in their schedule alone.
+A variant is what it sets of [`LocalityFields`]; everything else keeps its default there, so all seven share one way of
+finding blocks and differ in their schedule alone.
 """
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from ..modeling import LocalityFields
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ BASELINE_VARIANT = "distributed"
 
 def variant_config(variant: str) -> dict[str, Any]:
     """
-    The fields of [`LocalistGPT2Config`] that a variant sets.
+    The fields of [`LocalityFields`] that a variant sets.
 
     Args:
         variant (`str`):
@@ -42,6 +42,7 @@ def variant_config(variant: str) -> dict[str, Any]:
     Example:
 
     ```python
+    >>> localize(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M"), **variant_config("quintic"))
     >>> LocalistGPT2LMHeadModel.from_pretrained("openai-community/gpt2", **variant_config("quintic"))
     ```
     """
@@ -50,18 +51,18 @@ def variant_config(variant: str) -> dict[str, Any]:
     return dict(VARIANTS[variant])
 
 
-def variant_name(config: PreTrainedConfig) -> str | None:
+def variant_name(locality: LocalityFields) -> str | None:
     """
     The name of the variant that a configuration is of, whatever else it sets; `None` for a schedule without a name.
 
     Args:
-        config ([`LocalistGPT2Config`]):
-            The configuration.
+        locality ([`LocalityFields`]):
+            The `locality` of a localised model's configuration; that of LocalistGPT2 is the configuration itself.
     """
     matches = [
         name
         for name, fields in VARIANTS.items()
-        if all(getattr(config, field) == value for field, value in fields.items())
+        if all(getattr(locality, field) == value for field, value in fields.items())
     ]
     # `window` sets what `quintic` sets, and the partition.
     return max(matches, key=lambda name: len(VARIANTS[name]), default=None)

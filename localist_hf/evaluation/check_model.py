@@ -6,12 +6,21 @@ from typing import Any
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedConfig
 
 
 def core_model(model: nn.Module) -> nn.Module:
     """The model inside of what distribution, compilation and adapters have put around it."""
     core = extract_model_from_parallel(model, keep_torch_compile=False)
     return core.get_base_model() if isinstance(core, PeftModel) else core
+
+
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a text may have; `None` where positions are not learned, so that there is no last one."""
+    # By this attribute transformers tells rotary models; `max_position_embeddings` is what those were trained with.
+    if hasattr(config, "rope_parameters") or not hasattr(config, "max_position_embeddings"):
+        return None
+    return config.max_position_embeddings
 
 
 def check_model(name: str, model: Any, needs_head: bool = True) -> None:

@@ -63,12 +63,12 @@ def dial_sweep(record: RunRecord, layer: int) -> str:
 
 def wrong_blocks(record: RunRecord, layer: int) -> str:
     """What psi on the blocks of another text says."""
-    if record.config["block_partition"] == "window":
+    if record.locality["block_partition"] == "window":
         return (
             "The blocks do not depend on the text, so psi says how near a token looks and nothing about what the text "
             "says."
         )
-    number = record.config["num_previous_blocks"]
+    number = record.locality["num_previous_blocks"]
     blocks = next(blocks for blocks in record.controls["blocks"] if blocks["num_previous_blocks"] == number)
     own, wrong = (f"{_at_layer(record, blocks[kind], 'context_fidelity', layer):.2f}" for kind in ("own", "wrong"))
     if "nan" in (own, wrong):
@@ -86,7 +86,7 @@ def attention_is_used(record: RunRecord) -> str:
     local, alone = (_ratio(record.controls, name) for name in ("all local", "all self only"))
     if math.isnan(local + alone):
         return ""
-    layers = "all layers" if record.config["n_layer"] > 1 else "its layer"
+    layers = "all layers" if record.num_layers > 1 else "its layer"
     itself = "itself" + (f" and {sinks_phrase(record)}" if sinks_phrase(record) else "")
     return (
         f"With {layers} held wholly inside the blocks, none before them, the perplexity is {local:.3f} times that at "

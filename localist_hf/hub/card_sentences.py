@@ -32,19 +32,19 @@ def summary(
     if not record.training["steps"]:
         adapter = f"a LoRA adapter of rank {rank} on " if rank else ""
         weights = "random weights" if record.from_scratch else f"{adapter}the weights of {_base(record, base_model)}"
-        what = f"GPT-2 ({_shape(record)}) with {weights}, measured on {text_name(record.data)} under "
+        what = f"{_shape(record)} with {weights}, measured on {text_name(record.data)} under "
         what += f"{_variants(record)} of {paper}."
     elif record.from_scratch:
-        what = f"GPT-2 ({_shape(record)}) trained from random weights on {text_name(record.data)}"
+        what = f"{_shape(record)} trained from random weights on {text_name(record.data)}"
         if any(record.is_base_of(other) for other in records[1:]):
             what += f", the base of models fine-tuned by {paper}."
         else:
             what += f" under {_variants(record)} of {paper}."
     else:
-        what = f"A LoRA adapter of rank {rank} for" if rank else f"GPT-2 ({_shape(record)}), fine-tuned from"
+        what = f"A LoRA adapter of rank {rank} for" if rank else f"{_shape(record)}, fine-tuned from"
         what += f" {_base(record, base_model)} on {text_name(record.data)} under {_variants(record)} of {paper}."
     metrics = metrics_of_runs(groups)
-    layer = shown_layer(record.config["locality_schedule"], record.config["n_layer"])
+    layer = shown_layer(record.lambdas)
     own = metrics[record.name]
     over = f"In evaluation, on average over {len(own)} seeds," if len(own) > 1 else "In evaluation"
     result = f"{over} its perplexity is {mean_over_runs(own, 'perplexity'):.2f}. {_attention(record, own, layer)}."
@@ -103,13 +103,13 @@ def _attention(record: RunRecord, metrics: Sequence[Mapping[str, float]], layer:
 
 def block_phrase(record: RunRecord, block: str) -> str:
     """Where other words count as near."""
-    number = record.config["num_previous_blocks"]
+    number = record.locality["num_previous_blocks"]
     return block + ("" if number == 0 else " or the one before it" if number == 1 else f" or the {number} before it")
 
 
 def local_set_phrase(record: RunRecord) -> str:
     """All that is local to a token, itself being in its block."""
-    number = record.config["num_previous_blocks"]
+    number = record.locality["num_previous_blocks"]
     before = ["the one before it" if number == 1 else f"the {number} before it"] if number else []
     parts = ["their block", *before, *([sinks_phrase(record)] if sinks_phrase(record) else [])]
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
@@ -122,22 +122,21 @@ def no_other_words(record: RunRecord) -> str:
 
 def sinks_phrase(record: RunRecord) -> str:
     """The tokens that are local everywhere; empty where there are none."""
-    number = record.config["num_sink_tokens"]
+    number = record.locality["num_sink_tokens"]
     return "" if number == 0 else "the first token" if number == 1 else f"the first {number} tokens"
 
 
 def layer_phrase(record: RunRecord) -> str:
     """The layer that the card speaks of."""
-    num_layers = record.config["n_layer"]
-    layer = shown_layer(record.config["locality_schedule"], num_layers)
-    if layer < num_layers - 1:
+    layer = shown_layer(record.lambdas)
+    if layer < record.num_layers - 1:
         return f"layer {layer}"
-    return "the last layer" if num_layers > 1 else "the only layer"
+    return "the last layer" if record.num_layers > 1 else "the only layer"
 
 
 def blocks_note(groups: Mapping[str, Sequence[RunRecord]]) -> str:
     """Whose blocks a table is measured on."""
-    partitions = {runs[0].config["block_partition"] for runs in groups.values()}
+    partitions = {runs[0].locality["block_partition"] for runs in groups.values()}
     if partitions == {"semantic"}:
         return "These are the blocks that each model finds itself"
     if "semantic" in partitions:
@@ -155,11 +154,17 @@ def link(repo_id: str) -> str:
 
 
 def _shape(record: RunRecord) -> str:
-    config = record.config
+    config = record.model_config
     return (
-        f"{_counted(config['n_layer'], 'layer')}, width {config['n_embd']}, {_counted(config['n_head'], 'head')}, "
-        f"{record.num_parameters / 1e6:.1f} million parameters"
+        f"{kind(record)} ({_counted(config.num_hidden_layers, 'layer')}, width {config.hidden_size}, "
+        f"{_counted(config.num_attention_heads, 'head')}, {record.num_parameters / 1e6:.1f} million parameters)"
     )
+
+
+def kind(record: RunRecord) -> str:
+    """What a model is called by its architecture."""
+    is_gpt2 = record.config["model_type"] in ("localist-gpt2", "gpt2")
+    return "GPT-2" if is_gpt2 else record.architecture.removesuffix("ForCausalLM")
 
 
 def seed_phrase(record: RunRecord) -> str:
@@ -211,11 +216,11 @@ def started_from(record: RunRecord, base_model: str | None) -> str:
 
 
 def configuration(record: RunRecord) -> str:
-    length = _counted(record.config["window_length"], "token")
-    blocks = _PARTITIONS[record.config["block_partition"]].format(**record.config, length=length)
-    verb = "counts" if record.config["num_sink_tokens"] == 1 else "count"
+    length = _counted(record.locality["window_length"], "token")
+    blocks = _PARTITIONS[record.locality["block_partition"]].format(**record.locality, length=length)
+    verb = "counts" if record.locality["num_sink_tokens"] == 1 else "count"
     extra = f"; {sinks_phrase(record)} of a text {verb} as local everywhere" if sinks_phrase(record) else ""
-    if number := record.config["num_previous_blocks"]:
+    if number := record.locality["num_previous_blocks"]:
         before = "the block" if number == 1 else f"the {number} blocks"
         extra = f"; {before} before a token's own {'counts' if number == 1 else 'count'} as local too{extra}"
     return f"{_variant(record.variant)}, lambda = {numbers(record.lambdas)}; {blocks}{extra}"
@@ -233,7 +238,7 @@ def earlier_part(record: RunRecord, part: Mapping[str, Any]) -> str:
     """What was trained before the last part, under other settings."""
     if part["training"] is None:
         return f"{_counted(part['steps'], 'step')} whose settings are not recorded"
-    fields = [f"`{name}` {value}" for name, value in part["locality"].items() if value != record.config[name]]
+    fields = [f"`{name}` {value}" for name, value in part["locality"].items() if value != record.locality[name]]
     locality = f" ({', '.join(fields)})" if fields else ""
     training = {**part["training"], "steps": part["steps"]}
     return (

@@ -19,7 +19,7 @@ def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
 def _columns(record: RunRecord) -> dict[str, str]:
     """The shares that tables show, by their metric."""
     columns = {"context_fidelity": "psi", "context_share": "other words", "self_share": "self"}
-    return columns | ({"sink_share": "sink"} if record.config["num_sink_tokens"] else {})
+    return columns | ({"sink_share": "sink"} if record.locality["num_sink_tokens"] else {})
 
 
 def comparison(

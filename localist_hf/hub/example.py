@@ -1,15 +1,17 @@
 """The example on a model's card: a prompt of several blocks, and what the card's code prints for it."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..evaluation.check_model import num_positions
 from ..modeling.localist_model import SHARES
-from ..modeling.locality_schedule import schedule_lambdas
 
 
 logger = logging.get_logger(__name__)
@@ -23,10 +25,9 @@ PROMPT = (
 )
 
 
-def shown_layer(schedule: str | list[float], num_layers: int) -> int:
+def shown_layer(lambdas: Sequence[float]) -> int:
     """The layer that a card speaks of: the last of the most local ones."""
-    lambdas = schedule_lambdas(schedule, num_layers)
-    return max(range(num_layers), key=lambda layer: (lambdas[layer], layer))
+    return max(range(len(lambdas)), key=lambda layer: (lambdas[layer], layer))
 
 
 def attention_example(
@@ -51,22 +52,34 @@ def attention_example(
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return None
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    is_adapter = isinstance(model, PeftModel)
+    base = model.get_base_model() if is_adapter else model
     try:
-        saved = type(base).from_pretrained(folder, config=base.config).eval()
+        # An adapter's folder says nothing of its base but where it is.
+        saved = type(base).from_pretrained(folder, config=stored_config(base) if is_adapter else None).eval()
     except (OSError, ValueError) as error:
         logger.warning(f"The card goes without its example, because {folder} cannot be loaded: {error}")
         return None
     prompt = PROMPT
-    while len(tokenizer(prompt)["input_ids"]) > base.config.max_position_embeddings // 2:  # the card's code goes on
-        prompt = prompt.rpartition(" ")[0]
+    if (allowed := num_positions(base.config)) is not None:
+        while len(tokenizer(prompt)["input_ids"]) > allowed // 2:  # the card's code goes on
+            prompt = prompt.rpartition(" ")[0]
     return {"prompt": prompt, "printed": blocks_and_shares(saved, tokenizer, prompt)} if prompt else None
+
+
+def stored_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of a model as its weights are stored: without a quantization that was done in loading them."""
+    config = copy.deepcopy(model.config)
+    quantization = vars(config).pop("quantization_config", None)
+    if quantization is not None and model.hf_quantizer.pre_quantized:
+        config.quantization_config = quantization.to_dict()  # the form in which transformers reads it
+    return config
 
 
 @torch.no_grad()
 def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What the code on the card prints; the very same steps."""
-    layer = shown_layer(model.config.locality_schedule, model.config.num_hidden_layers)
+    layer = shown_layer(model.config.locality.locality_lambdas)
     inputs = tokenizer(prompt, return_tensors="pt")
     outputs = model(**inputs, output_fidelity=True)
     shares = [outputs[name][layer][0].mean(0) for name in SHARES]

@@ -102,7 +102,12 @@ def _load_model(name: str, revision: str | None = None, adapter: str | None = No
     allowed = (LocalistGPT2Config.model_type,) if adapter is None else (LocalistGPT2Config.model_type, "gpt2")
     try:
         # GPT2Config's own: LocalistGPT2Config reads plain GPT-2 as LocalistGPT2.
-        model_type = GPT2Config.get_config_dict(name, revision=revision)[0].get("model_type")
+        values, _ = GPT2Config.get_config_dict(name, revision=revision)
+        model_type = values.get("model_type")
+        if "locality" in values and adapter is None:
+            raise ValueError(
+                f"{described}, which is a plain {model_type!r} model already: what knows no locality loads it as it is."
+            )
         if model_type not in allowed:
             raise ValueError(
                 f"{described}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
+from ..evaluation.check_model import num_positions
 from .card_controls import attention_is_used, block_controls, dial_controls, dial_sweep, wrong_blocks
 from .card_sentences import (
     block_phrase,
@@ -21,6 +22,7 @@ from .card_sentences import (
     earlier_part,
     evaluation_sequences,
     hyperparameters,
+    kind,
     last_steps,
     layer_phrase,
     link,
@@ -38,7 +40,7 @@ from .card_sentences import (
 )
 from .card_tables import comparison, layer_table, metrics_of_runs
 from .example import PROMPT, shown_layer
-from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings, repository_id
+from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings
 
 
 CARD_FILE = "README.md"
@@ -61,7 +63,7 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
         folder (`str` or `Path`):
             The run's folder. Comparable runs in folders beside it are compared with it.
         repo_id (`str`, *optional*):
-            The repository that the card is for. Defaults to `org/localist-gpt2-<name>`.
+            The repository that the card is for. Defaults to [`RunRecord.repository_id`].
         base_model (`str`, *optional*):
             Hub id of the model that the run started from, where the record does not know it.
 
@@ -73,7 +75,7 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
     """
     records = load_siblings(folder)
     record = records[0]
-    repo_id = repo_id or repository_id(record.name)
+    repo_id = repo_id or record.repository_id()
     files = {
         CARD_FILE: str(model_card(records, repo_id, base_model)).encode(),
         PICTURE_FILE: _picture(records),
@@ -115,7 +117,7 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
     base_model = base_model or record.base_model
     base = next((other for other in records[1:] if other.is_base_of(record)), None)
     if base_model is None and base is not None:
-        base_model = repository_id(base.name, namespace)
+        base_model = base.repository_id(namespace)
     if base_model is not None and base_model.lower() == repo_id.lower():
         raise ValueError(
             f"The run started from {base_model} and cannot be published over it; give it another name (`--name`, or "
@@ -133,7 +135,8 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
 
 def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelCardData:
     data = record.data
-    tags = ["localist", "gpt2", "interpretability", "attention", "progressive-localisation", "arxiv:2511.18375"]
+    architecture = record.config["model_type"].removeprefix("localist-")
+    tags = ["localist", architecture, "interpretability", "attention", "progressive-localisation", "arxiv:2511.18375"]
     results = [
         EvalResult(
             task_type="text-generation",
@@ -224,17 +227,21 @@ def _picture(records: Sequence[RunRecord]) -> bytes:
 
 def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_model: str | None) -> dict[str, Any]:
     """What the template shows."""
-    record, data, config = records[0], records[0].data, records[0].config
+    record, data, locality = records[0], records[0].data, records[0].locality
     groups = _groups(records)
     baseline = _baseline(groups)
     own = groups[record.name]
-    layer = shown_layer(config["locality_schedule"], config["n_layer"])
+    layer = shown_layer(record.lambdas)
+    positions = num_positions(record.model_config)
     on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
     has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs)
     controlled = _controlled(records)
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
+        "is_native": record.is_native,
+        "kind": kind(record),
+        "trust": "" if record.is_native else ", trust_remote_code=True",
         "summary": summary(records, groups, baseline, base_model),
         "has_baseline": baseline is not None,
         "is_baseline": record.variant == BASELINE_VARIANT,
@@ -248,12 +255,12 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "local_set": local_set_phrase(record),
         "sinks": sinks_phrase(record),
         "parked": no_other_words(record),
-        "layer": -1 if layer == config["n_layer"] - 1 else layer,
+        "layer": -1 if layer == record.num_layers - 1 else layer,
         "layer_name": layer_phrase(record),
         "prompt": prompt_literal(record.example["prompt"] if record.example else PROMPT),
         "printed": record.example and record.example["printed"],
-        "max_new_tokens": min(40, config["n_positions"] // 2),
-        "defaults": {name: config[name] for name in ("locality_dial", "min_fidelity") if config[name]},
+        "max_new_tokens": 40 if positions is None else min(40, positions // 2),
+        "defaults": {name: locality[name] for name in ("locality_dial", "min_fidelity") if locality[name]},
         "spread_note": _spread_note(records),
         "seeds": [seed_phrase(run) for run in own],
         "seed": seed_phrase(record),
@@ -263,13 +270,13 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "has_gaps": any(
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
-        "num_previous_blocks": config["num_previous_blocks"],
+        "num_previous_blocks": locality["num_previous_blocks"],
         "comparison": comparison(record, metrics_of_runs(groups), baseline, layer),
         "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
         "blocks_note": blocks_note(groups),
         "layer_table": layer_table(record, _drawn(records)),
         "layers_are_means": any(len(runs) > 1 for runs in _drawn(records).values()),
-        "num_layers": config["n_layer"],
+        "num_layers": record.num_layers,
         "block_controls": controlled and block_controls(controlled, layer, record.name),
         "dial_controls": controlled and dial_controls(controlled, record.name),
         "dial_sweep": controlled and any(record.lambdas) and dial_sweep(record, layer),
@@ -316,5 +323,5 @@ def _family(records: Sequence[RunRecord], namespace: str) -> list[str]:
     for other in sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run))):
         role = "the common base" if other.is_base_of(record) else ""
         role = role or ("free attention, the baseline" if other.variant == BASELINE_VARIANT else "")
-        lines.append(f"{link(repository_id(other.name, namespace))}: {role or f'lambda = {numbers(other.lambdas)}'}")
+        lines.append(f"{link(other.repository_id(namespace))}: {role or f'lambda = {numbers(other.lambdas)}'}")
     return lines

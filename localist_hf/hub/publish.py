@@ -26,15 +26,14 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .. import modeling
-from ..modeling import LocalistGPT2Config
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
-from .run_record import RunRecord, repository_id
+from .run_record import RunRecord
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +49,6 @@ _TOKENIZER_FILES = (
 )
 # What transformers notes about the machine that saved a tokenizer.
 _MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
-_CODE_ENTRY = "modeling_localist_gpt2.py"
 # What must not outlive a new publication: of two sets of weights the wrong one is loaded, and a pickle never belongs
 # there. Everything else in a repository may be somebody's.
 _STALE = (
@@ -101,7 +99,7 @@ def repository_files(
         folder (`str` or `Path`):
             The run's folder, with the record that training leaves there.
         repo_id (`str`, *optional*):
-            The repository, which the card names. Defaults to `org/localist-gpt2-<name>`.
+            The repository, which the card names. Defaults to [`RunRecord.repository_id`].
         base_model (`str`, *optional*):
             Hub id of the model that the run started from, where the record does not know it. Needed by an adapter,
             which loads its base from there.
@@ -117,7 +115,7 @@ def repository_files(
     folder = Path(folder)
     record = RunRecord.load(folder)
     record.check_weights(folder)
-    repo_id = repo_id or repository_id(record.name)
+    repo_id = repo_id or record.repository_id()
     if base_model is not None:
         check_model_id("base_model", base_model)
         if record.from_scratch or record.base_model not in (None, base_model):
@@ -128,18 +126,18 @@ def repository_files(
     files: dict[str, Path | bytes] = {name: folder / name for name in sorted(record.weights)}
     if record.adapter:
         files |= _adapter_files(folder, record, repo_id, base_model)
-        code = Path(modeling.__file__).with_name(_CODE_ENTRY)
+        code = Path(modeling.__file__).with_name(_code_entry(record))
     else:
         if len(record.weights) > 1:
             files["model.safetensors.index.json"] = folder / "model.safetensors.index.json"
         files |= {name: folder / name for name in ("config.json", "generation_config.json")}
-        code = folder / _CODE_ENTRY
+        code = folder / _code_entry(record)
     if missing := [
         name for name, path in [*files.items(), (code.name, code)] if isinstance(path, Path) and not path.is_file()
     ]:
         raise ValueError(f"{str(folder)!r} is no complete run: {missing[0]} is missing.")
     if not record.adapter:
-        _check_config(folder, record)
+        files["config.json"] = _checked_config(folder, record)
     files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
@@ -149,7 +147,10 @@ def repository_files(
 
 
 def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: str | None) -> dict[str, bytes]:
-    """The adapter's configuration, with a base that others can load, and the model's, which holds the schedule."""
+    """
+    The adapter's configuration, with a base that others can load, and the model's, which holds the settings of locality
+    and says where the code is that the base needs for them. PEFT does not read it, so that the adapter loads plainly.
+    """
     base_model = base_model or record.base_model
     if base_model is None:
         raise ValueError(
@@ -163,26 +164,44 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     adapter = _read_json(path)
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
-    config = LocalistGPT2Config(**record.config, architectures=["LocalistGPT2LMHeadModel"]).to_dict()
+    config = record.model_config.to_dict() | {"architectures": [record.architecture]}
     # With the repository's name, since the configuration is used with the base's weights, whose repository may hold no
     # code.
-    config["auto_map"] = {name: f"{repo_id}--{reference}" for name, reference in config["auto_map"].items()}
+    config["auto_map"] = {name: f"{repo_id}--{reference}" for name, reference in _auto_map(record).items()}
     return {path.name: _json(adapter), "config.json": _json(config)}
 
 
-def _check_config(folder: Path, record: RunRecord) -> None:
-    """Refuses a configuration that is damaged, or other than the one that was measured."""
+def _code_entry(record: RunRecord) -> str:
+    """The file whose classes a repository's configuration names."""
+    return "modeling_localist.py" if record.is_native else "modeling_localist_gpt2.py"
+
+
+def _auto_map(record: RunRecord) -> dict[str, str]:
+    """What loads a model with its repository's code. The configuration of a native model is never any but its own."""
+    if not record.is_native:
+        return record.model_config.to_dict()["auto_map"]
+    module = _code_entry(record).removesuffix(".py")
+    transformer = MODEL_MAPPING[type(record.model_config)].__name__
+    return {"AutoModel": f"{module}.{transformer}", "AutoModelForCausalLM": f"{module}.{record.architecture}"}
+
+
+def _checked_config(folder: Path, record: RunRecord) -> bytes:
+    """The configuration, with the code of this repository alone; refused if damaged, or not the one measured."""
     _read_json(folder / "generation_config.json")
+    values = _read_json(folder / "config.json")
     try:
-        config = LocalistGPT2Config(**_read_json(folder / "config.json")).to_dict()
+        type(record.model_config)(**values)
     except StrictDataclassError as error:
         raise ValueError(f"config.json of {str(folder)!r} is damaged: {error}") from error
-    for name in LOCALITY_FIELDS:
-        if config[name] != record.config[name]:
+    expected = {"model_type": record.config["model_type"], "architectures": [record.architecture]}
+    found = values.get("locality") or {} if record.is_native else values
+    for name, measured in [*expected.items(), *((name, record.locality[name]) for name in LOCALITY_FIELDS)]:
+        value = (values if name in expected else found).get(name)
+        if value != measured:
             raise ValueError(
-                f"`{name}` in config.json of {str(folder)!r} is {config[name]!r}; the run was measured with "
-                f"{record.config[name]!r}."
+                f"`{name}` in config.json of {str(folder)!r} is {value!r}; the run was measured with {measured!r}."
             )
+    return _json(values | {"auto_map": _auto_map(record)})
 
 
 def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
@@ -280,7 +299,7 @@ def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str
     runs.sort(key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed))
     first: dict[str, tuple[Path, RunRecord]] = {}
     for record, path in runs:
-        other, published = first.setdefault(record.name.lower(), (path, record))
+        other, published = first.setdefault(record.repository_id().lower(), (path, record))
         if other == path:
             continue
         if published.is_repetition(record) and published.seed != record.seed:
@@ -304,8 +323,9 @@ def publish(
     report: Callable[[str], None] = print,
 ) -> list[CommitInfo]:
     """
-    Publishes a run, or every run in a folder, as `namespace/localist-gpt2-<name>`, each in one commit. Everything is
-    checked before the first upload. A second call changes nothing, or adds one commit with what has changed.
+    Publishes a run, or every run in a folder, as `namespace/localist-<model type>-<name>` (of LocalistGPT2
+    `localist-gpt2-<name>`), each in one commit. Everything is checked before the first upload. A second call changes
+    nothing, or adds one commit with what has changed.
 
     Args:
         folder (`str` or `Path`):
@@ -320,7 +340,7 @@ def publish(
         base_model (`str`, *optional*):
             See [`repository_files`]; for the runs in the folder that started from a local one.
         name (`str`, *optional*):
-            Of a single run: the repository's name in place of the run's own, so `namespace/localist-gpt2-<name>`.
+            Of a single run: the name in place of the run's own, so `namespace/localist-<model type>-<name>`.
         api ([`~huggingface_hub.HfApi`], *optional*):
             The client, which finds credentials by itself.
         report (`Callable`, *optional*):
@@ -370,7 +390,7 @@ def prepare(folder: str | Path, namespace: str, base_model: str | None = None, n
     runs, left_out = find_runs(folder)
     if name is not None and len(runs) > 1:
         raise ValueError(f"`name` is {name!r}, for one run; {str(folder)!r} holds {len(runs)}.")
-    names = {path: repository_id(name or record.name, namespace) for path, record in runs.items()}
+    names = {path: record.repository_id(namespace, name) for path, record in runs.items()}
     for path, repo_id in names.items():
         try:
             validate_repo_id(repo_id)
@@ -468,8 +488,8 @@ def push_to_hub(
     card, and a warning says so.
 
     Args:
-        model ([`LocalistGPT2LMHeadModel`]):
-            The model.
+        model ([`~transformers.PreTrainedModel`]):
+            The model, [`LocalistGPT2LMHeadModel`] or one that [`localize`] has made.
         repo_id (`str`), commit_message (`str`, *optional*), private (`bool`, *optional*), token (`str`, *optional*), \
         revision (`str`, *optional*), kwargs:
             As in [`~transformers.PreTrainedModel.push_to_hub`].

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -14,8 +15,10 @@ from typing import Any, get_args, get_origin
 import peft
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration import VARIANTS, variant_name
@@ -23,7 +26,7 @@ from ..evaluation import ControlResults
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
-from .example import attention_example
+from .example import attention_example, stored_config
 from .run_history import (
     LOCALITY_ARGUMENTS,
     LOCALITY_FIELDS,
@@ -40,12 +43,11 @@ logger = logging.get_logger(__name__)
 
 #: Stands for the namespace where it is not known yet.
 PLACEHOLDER_NAMESPACE = "org"
-_REPOSITORY_PREFIX = "localist-gpt2-"
 # What makes a variant; runs that differ in other fields of locality measure other things.
 _VARIANT_FIELDS = tuple(sorted({field for variant in VARIANTS.values() for field in variant}))
 # What the card reads of the fields that are dictionaries.
 _KEYS = {
-    "config": ("n_layer", "n_embd", "n_head", *LOCALITY_FIELDS),
+    "config": ("model_type",),
     "data": (
         "name", "details", "dataset_id", "dataset_config", "evaluation_split", "training_sequences",
         "evaluation_sequences", "evaluation_lengths",
@@ -70,11 +72,6 @@ _WHERE_COUNTED = (*SHARES, "context_share", "visible_keys")
 _MEASURED = ("loss", "perplexity", *_ALWAYS, *_WHERE_COUNTED, "context_fidelity")
 
 
-def repository_id(run: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
-    """The repository of the run of this name."""
-    return f"{namespace}/{_REPOSITORY_PREFIX}{run}"
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """
@@ -84,7 +81,7 @@ class RunRecord:
 
     Args:
         name (`str`):
-            Name of the run; its repository is `localist-gpt2-<name>`.
+            Name of the run; see [`RunRecord.repository_id`].
         variant (`str`, *optional*):
             Locality configuration, where it has a name.
         seed (`int`):
@@ -98,7 +95,8 @@ class RunRecord:
         adapter (`dict`, *optional*):
             Rank, alpha, target modules and number of parameters of a LoRA adapter.
         config (`dict`):
-            The model's [`LocalistGPT2Config`], as a dictionary.
+            The model's configuration, as a dictionary: [`LocalistGPT2Config`], with the settings of locality among its
+            own, or that of any other model, with the settings under `locality`.
         num_parameters (`int`):
             Number of the model's parameters, without an adapter's.
         data (`dict`):
@@ -171,17 +169,51 @@ class RunRecord:
         for part in self.earlier_parts:
             if missing := {"steps", "planned_steps", "seed", "variant", "locality", "training"} - part.keys():
                 raise ValueError(f"`earlier_parts` holds one without {min(missing)!r}.")
-        schedule_lambdas(self.config["locality_schedule"], self.config["n_layer"])
+        if missing := [name for name in LOCALITY_FIELDS if name not in self.locality]:
+            raise ValueError(f"`config` has no {missing[0]!r}.")
+        schedule_lambdas(self.locality["locality_schedule"], self.num_layers)
         for name in _METRICS:
             if (metrics := getattr(self, name)) is not None:
-                _check_metrics(name, metrics, self.config["n_layer"])
+                _check_metrics(name, metrics, self.num_layers)
         if self.controls is not None:
-            _check_controls(self.controls, self.config)
+            _check_controls(self.controls, self.num_layers, self.locality["num_previous_blocks"])
+
+    @cached_property
+    def model_config(self) -> PreTrainedConfig:
+        """[`~transformers.PreTrainedConfig`]: `config` as an object, which has the same names in every architecture."""
+        try:
+            return AutoConfig.for_model(**self.config)
+        except StrictDataclassError as error:
+            raise ValueError(f"`config` is no configuration of a {self.config['model_type']!r}: {error}") from error
+
+    @property
+    def locality(self) -> Mapping[str, Any]:
+        """`Mapping[str, Any]`: the settings of locality, the fields of [`LocalityFields`] by name."""
+        return self.config.get("locality", self.config)
+
+    @property
+    def num_layers(self) -> int:
+        """`int`: number of layers."""
+        return self.model_config.num_hidden_layers
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is a localised model of transformers, whose repository loads as that model too."""
+        return "locality" in self.config
+
+    @property
+    def architecture(self) -> str:
+        """`str`: name of the model's class, which is the native one's of a localised model."""
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(self.model_config)].__name__
 
     @property
     def lambdas(self) -> list[float]:
         """`list[float]`: locality of each layer."""
-        return schedule_lambdas(self.config["locality_schedule"], self.config["n_layer"])
+        return schedule_lambdas(self.locality["locality_schedule"], self.num_layers)
+
+    def repository_id(self, namespace: str = PLACEHOLDER_NAMESPACE, name: str | None = None) -> str:
+        """The repository of the run, or of this `name`: `namespace/localist-<model type>-<name>`."""
+        return _repository_id(self.config["model_type"], name or self.name, namespace)
 
     @property
     def from_scratch(self) -> bool:
@@ -204,7 +236,9 @@ class RunRecord:
                 self.base_run == other.base_run,
                 self.base_weights == other.base_weights,
                 self.adapter == other.adapter,
-                _without(self.config, _VARIANT_FIELDS) == _without(other.config, _VARIANT_FIELDS),
+                _without(self.config, ("locality", *_VARIANT_FIELDS))
+                == _without(other.config, ("locality", *_VARIANT_FIELDS)),
+                _without(self.locality, _VARIANT_FIELDS) == _without(other.locality, _VARIANT_FIELDS),
                 self.data == other.data,
                 _without(self.training, LOCALITY_ARGUMENTS) == _without(other.training, LOCALITY_ARGUMENTS),
                 self.earlier_parts == other.earlier_parts,
@@ -218,7 +252,7 @@ class RunRecord:
     @property
     def settings(self) -> dict[str, Any]:
         """`dict[str, Any]`: what comparable runs may differ in, but for the seed."""
-        return {name: self.config[name] for name in _VARIANT_FIELDS} | (self.objective or {})
+        return {name: self.locality[name] for name in _VARIANT_FIELDS} | (self.objective or {})
 
     def is_base_of(self, other: "RunRecord") -> bool:
         """Whether the other run started from this one's weights."""
@@ -350,7 +384,7 @@ class RunRecord:
         """
         model, args = trainer.model, trainer.args
         folder = Path(args.output_dir)
-        config = model.config
+        config = stored_config(model.get_base_model()) if isinstance(model, PeftModel) else model.config
         adapter, num_parameters = None, model.num_parameters()
         if isinstance(model, PeftModel):
             trained, total = model.get_nb_trainable_parameters()
@@ -371,7 +405,7 @@ class RunRecord:
             except ValueError as error:
                 raise ValueError(f"`base_model` is {base_model!r}, which is no Hub id: {error}") from error
             base = {"base_model": base_model, "base_run": None, "base_weights": None}
-        variant = variant_name(config)
+        variant = variant_name(config.locality)
         metrics = last_evaluation(trainer)
         if metrics is None:
             raise ValueError(
@@ -384,7 +418,7 @@ class RunRecord:
         wanted = f"{variant}-lora" if variant and adapter else variant
         *earlier_parts, last_part = training_parts(trainer)
         return cls(
-            name=_free_name(wanted, folder, base) if name is None else _checked_name(name, base),
+            name=_free_name(wanted, folder, base, config) if name is None else _checked_name(name, base, config),
             variant=variant,
             seed=last_part["seed"],
             **base,
@@ -456,25 +490,30 @@ def load_siblings(folder: str | Path) -> list[RunRecord]:
     return records
 
 
-def _parents(base: Mapping[str, Any]) -> list[str]:
+def _repository_id(model_type: str, name: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
+    return f"{namespace}/localist-{model_type.removeprefix('localist-')}-{name}"
+
+
+def _parents(base: Mapping[str, Any], config: PreTrainedConfig) -> list[str]:
     """Names of runs that a base may have."""
-    hub_name = (base["base_model"] or "").rpartition("/")[2].removeprefix(_REPOSITORY_PREFIX)
+    prefix = _repository_id(config.model_type, "").rpartition("/")[2]
+    hub_name = (base["base_model"] or "").rpartition("/")[2].removeprefix(prefix)
     return [name for name in (base["base_run"], hub_name) if name]
 
 
-def _checked_name(name: str, base: Mapping[str, Any]) -> str:
-    if name in _parents(base):
+def _checked_name(name: str, base: Mapping[str, Any], config: PreTrainedConfig) -> str:
+    if name in _parents(base, config):
         raise ValueError(f"`name` is {name!r}, the name of the model that the run started from; it must be another.")
     try:
-        validate_repo_id(repository_id(name))
+        validate_repo_id(_repository_id(config.model_type, name))
     except ValueError as error:
         raise ValueError(f"`name` is {name!r}, which no repository can be called: {error}") from error
     return name
 
 
-def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any]) -> str:
+def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any], config: PreTrainedConfig) -> str:
     """The variant's name, or else the folder's; another where the base (or what that started from) is called so."""
-    parents = _parents(base)
+    parents = _parents(base, config)
     # As a repository may be called, whatever the folder's name.
     folder_name = re.sub(r"[-.]{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)).strip("-.")[:80]
     names = [name for name in (variant, folder_name) if name] + [f"{parent}-2" for parent in parents] + ["run"]
@@ -498,9 +537,9 @@ def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) ->
                 raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
 
 
-def _check_controls(controls: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    layers, number = controls["layers"], config["num_previous_blocks"]
-    if (last := config["n_layer"] - 1) not in layers:
+def _check_controls(controls: Mapping[str, Any], num_layers: int, number: int) -> None:
+    layers = controls["layers"]
+    if (last := num_layers - 1) not in layers:
         raise ValueError(f"`controls` are of the layers {layers}; the last, {last}, must be among them.")
     if number not in [blocks["num_previous_blocks"] for blocks in controls["blocks"]]:
         raise ValueError(f"`controls` must hold the blocks with {number} before them, as the configuration has it.")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -10,9 +11,16 @@ from hub_server import HubServer
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.family import train_tokenizer
 from localist_hf.configuration import PAPER_VARIANTS, variant_config
 from localist_hf.hub import write_card
@@ -29,21 +37,61 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def make_trainer(make_config: Callable, tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalistTrainer]:
+def make_llama(tokenizer: PreTrainedTokenizerFast) -> Callable[[], LlamaForCausalLM]:
+    """A tiny random Llama with grouped queries, of transformers alone."""
+
+    def make() -> LlamaForCausalLM:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=300, initializer_range=0.3, bos_token_id=1, eos_token_id=1,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_local_model(
+    make_config: Callable, make_llama: Callable, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., PreTrainedModel]:
+    """A localist model of random weights, or of those of the run in `base`."""
+
+    def make(variant: str, base: Path | None = None, llama: bool = False, **loading: Any) -> PreTrainedModel:
+        settings = variant_config(variant)
+        if llama:
+            native = make_llama() if base is None else AutoModelForCausalLM.from_pretrained(base, **loading)
+            return localize(native, min_block_length=3, max_block_length=12, **settings)
+        if base is None:
+            return LocalistGPT2LMHeadModel(make_config(vocab_size=len(tokenizer), **settings))
+        return LocalistGPT2LMHeadModel.from_pretrained(base, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trainer(make_local_model: Callable, tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalistTrainer]:
     """A trainer of one step, from random weights or from the run in `base`."""
 
-    def make(folder: Path, variant: str, base: Path | None = None, lora: bool = False, **args) -> LocalistTrainer:
-        if base is None:
-            model = LocalistGPT2LMHeadModel(make_config(vocab_size=len(tokenizer), **variant_config(variant)))
+    def make(
+        folder: Path,
+        variant: str,
+        base: Path | None = None,
+        lora: bool = False,
+        llama: bool = False,
+        trust: bool = False,
+        quantization: Any = None,
+        **args,
+    ) -> LocalistTrainer:
+        if trust:  # the base under its own settings, by the code beside it
+            model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
         else:
-            model = LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(variant))
+            model = make_local_model(variant, base, llama, quantization_config=quantization)
         if lora:
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False
-                ),
+            targets = ["q_proj", "v_proj"] if llama else ["c_attn"]
+            config = LoraConfig(
+                r=2, target_modules=targets, fan_in_fan_out=not llama, task_type="CAUSAL_LM", init_lora_weights=False
             )
+            model = get_peft_model(model, config)
         text = tokenizer("Sentence number 12 says something more of the words. " * 40)["input_ids"]
         sequences = Dataset.from_dict({"input_ids": [text[start : start + 40] for start in range(0, 240, 40)]})
         settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -84,6 +132,18 @@ def family(train_run: Callable[..., LocalistTrainer], tmp_path_factory: pytest.T
     train_run(folder / "quintic-lora", "quintic", folder / "base", lora=True)
     for path in folder.iterdir():
         write_card(path)  # now that the siblings are there
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_runs(train_run: Callable[..., LocalistTrainer], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a variant of it and an adapter, all localised Llamas. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("llama-runs") / "runs"
+    train_run(folder / "llama-base", "distributed", name="base", llama=True, locality_weight=0.0)
+    train_run(folder / "llama-quintic", "quintic", folder / "llama-base", llama=True)
+    train_run(folder / "llama-lora", "quintic", folder / "llama-base", llama=True, lora=True)
+    for path in folder.iterdir():
+        write_card(path)
     return folder
 
 

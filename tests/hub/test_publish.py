@@ -19,7 +19,10 @@ from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"
-CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {"__init__.py"}
+SHARED_CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {
+    "__init__.py", "modeling_localist.py", "configuration_localist_gpt2.py", "modeling_localist_gpt2.py"
+}  # fmt: skip
+CODE = SHARED_CODE | {"configuration_localist_gpt2.py", "modeling_localist_gpt2.py"}
 TEXTS = {
     "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
 }  # fmt: skip

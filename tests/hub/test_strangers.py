@@ -16,8 +16,9 @@ import torch
 from hub_server import HubServer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
 from localist_hf.hub.run_history import weight_hashes
@@ -44,8 +45,17 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="module")
-def runs(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shutil.copytree(family, tmp_path_factory.mktemp("published") / "runs")
+def runs(family: Path, llama_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = shutil.copytree(family, tmp_path_factory.mktemp("published") / "runs")
+    return shutil.copytree(llama_runs, runs, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def client(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 def run(hub: HubServer, home: Path, *arguments: str, ours: bool = False, **env: str) -> subprocess.CompletedProcess:
@@ -71,15 +81,13 @@ def stranger(hub: HubServer, home: Path, code: str, **env: str) -> str:
     return done.stdout
 
 
-def command(hub: HubServer, home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
-    return run(hub, home, "-c", "from localist_hf.cli.main import main; main()", *arguments, ours=True, **env)
-
-
 @pytest.fixture(scope="module")
 def published(hub: HubServer, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Publishes the family with the command; what it printed."""
     home = tmp_path_factory.mktemp("publisher")
-    done = command(hub, home, "publish", str(runs), "--namespace", "org", "--collection", "Localist GPT-2")
+    program = "from localist_hf.cli.main import main; main()"
+    arguments = ("publish", str(runs), "--namespace", "org", "--collection", "Localist models")
+    done = run(hub, home, "-c", program, *arguments, ours=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -93,6 +101,12 @@ LOAD = """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 repo_id = "org/localist-gpt2-quintic"
+try:
+    AutoModelForCausalLM.from_pretrained(repo_id)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+else:
+    raise AssertionError("its code ran without a question")
 config = AutoConfig.from_pretrained(repo_id, trust_remote_code=True)
 assert type(config).__module__.startswith("transformers_modules."), type(config)
 assert config.locality_lambdas[-1] == 1.0
@@ -108,18 +122,17 @@ torch.save({"logits": outputs.logits, "dialled": dialled, "fidelity": outputs.fi
 generator = pipeline("text-generation", model=repo_id, trust_remote_code=True)
 text = generator("Sentence number", max_new_tokens=4, do_sample=False)[0]["generated_text"]
 assert text.startswith("Sentence number") and len(text) > len("Sentence number"), text
-print("loaded")
 """
 
 
-def test_strangers_load_it_then_again_without_a_network(
+def test_strangers_who_trust_it_load_it_then_again_without_a_network(
     hub: HubServer, published: str, runs: Path, tmp_path: Path
 ) -> None:
-    assert published.count("commit") == 9
+    assert published.count("commit") == 12
     assert "/collections/" in published
     for env in ({}, {"HF_HUB_OFFLINE": "1"}):
         requests = len(hub.requests)
-        assert stranger(hub, tmp_path / "home", LOAD, **env) == "loaded\n"
+        stranger(hub, tmp_path / "home", LOAD, **env)
         assert (len(hub.requests) > requests) == (not env)
         loaded = torch.load(tmp_path / "home" / "loaded.pt")
         assert torch.equal(loaded["logits"], local_logits(runs / "quintic"))
@@ -127,33 +140,110 @@ def test_strangers_load_it_then_again_without_a_network(
         assert loaded["fidelity"].shape == (2, 4, 19)
 
 
+FACES = """
+import pickle
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import pipeline
+
+repo_id = "org/localist-llama-quintic"
+greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=[])
+mask = torch.ones_like(tokens)
+
+# Without a question it is what it was before, as engines see it: they choose by `architectures`.
+config = AutoConfig.from_pretrained(repo_id)
+assert type(config) is LlamaConfig and config.architectures == ["LlamaForCausalLM"], config
+plain = AutoModelForCausalLM.from_pretrained(repo_id)
+assert type(plain) is LlamaForCausalLM, type(plain)
+expected = plain(tokens).logits
+continued = plain.generate(tokens, attention_mask=mask, generation_config=greedy)
+
+@torch.no_grad()
+def check(model):
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert isinstance(model, LlamaForCausalLM) and type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.locality.locality_lambdas[-1] == 1.0
+    outputs = model(tokens, output_fidelity=True)
+    dialled = model(tokens, locality_dial=1.0).logits
+    assert torch.equal(model(tokens).logits, expected) and not torch.allclose(dialled, expected)
+    assert torch.equal(model.generate(tokens, attention_mask=mask, generation_config=greedy), continued)
+    local = model.generate(tokens, attention_mask=mask, generation_config=greedy, locality_dial=1.0)
+    assert not torch.equal(local, continued)
+    return {"dialled": dialled, "fidelity": outputs.fidelity[-1], "local": local}
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+model = AutoModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True)
+loaded = check(model)
+assert same(check(pickle.loads(pickle.dumps(model))), loaded)
+model.save_pretrained("saved")
+assert same(check(AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)), loaded)
+assert same(check(AutoModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True, device_map="cpu")), loaded)
+half = AutoModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True, dtype=torch.bfloat16)
+assert half.dtype == torch.bfloat16
+half.generate(tokens, attention_mask=mask, generation_config=greedy, locality_dial=1.0)
+transformer = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
+assert torch.equal(transformer(tokens, locality_dial=1.0).last_hidden_state @ model.lm_head.weight.T, loaded["dialled"])
+# Who has trusted one still gets the plain one without a word.
+for folder in (repo_id, "saved"):
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(again) is LlamaForCausalLM and torch.equal(again(tokens).logits, expected), type(again)
+assert type(pipeline("text-generation", model=repo_id).model) is LlamaForCausalLM
+# An adapter, whose base's own code and settings are those of the base's repository.
+adapter = AutoPeftModelForCausalLM.from_pretrained(f"{repo_id}-lora")
+trusted = AutoPeftModelForCausalLM.from_pretrained(f"{repo_id}-lora", trust_remote_code=True)
+assert type(adapter.get_base_model()) is LlamaForCausalLM
+assert trusted.get_base_model().config.locality.locality_schedule == "distributed"
+assert torch.equal(adapter(tokens).logits, trusted(tokens).logits)
+torch.save({"logits": expected.detach(), "dialled": loaded["dialled"]}, "faces.pt")
+"""
+
+
+def test_a_native_model_has_two_faces(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
+    stranger(hub, tmp_path / "home", FACES)
+    loaded = torch.load(tmp_path / "home" / "faces.pt")
+    model = localize(AutoModelForCausalLM.from_pretrained(runs / "llama-quintic"))
+    with torch.no_grad():
+        assert torch.equal(loaded["logits"], model(TOKENS).logits)
+        assert torch.equal(loaded["dialled"], model(TOKENS, locality_dial=1.0).logits)
+
+
+CARDS = """
+import contextlib, io, json
+
+printed = {}
+with open("cards.json") as file:
+    cards = json.load(file)
+for name, code in cards.items():
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(code, name, "exec"), names := {})
+    assert names["entropy"].shape == (1, 4, names["inputs"]["input_ids"].shape[1]), name
+    assert names["tokens"].shape[1] > 100, name
+    assert name.startswith("gpt2") or type(names["plain"]).__module__.startswith(("transformers.", "peft.")), name
+    printed[name] = output.getvalue()
+print(json.dumps(printed))
+"""
+
+
 def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, published: str, tmp_path: Path) -> None:
-    for name in ("quintic", "quintic-lora"):
-        card = hub.repo(f"org/localist-gpt2-{name}").files()["README.md"].decode()
-        code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
-        (printed,) = re.findall(r"^It prints.*?```\n(.*?)```", card, re.DOTALL | re.MULTILINE)
-        assert len(printed.splitlines()) > 3  # blocks
-        numbers = [[float(number) for number in line.split()[:5]] for line in printed.splitlines()]
+    codes, expected = {}, {}
+    for name in ("gpt2-quintic", "gpt2-quintic-lora", "llama-quintic", "llama-quintic-lora"):
+        card = hub.repo(f"org/localist-{name}").files()["README.md"].decode()
+        codes[name] = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+        (expected[name],) = re.findall(r"^It prints.*?```\n(.*?)```", card, re.DOTALL | re.MULTILINE)
+        assert len(expected[name].splitlines()) > 3  # blocks
+        numbers = [[float(number) for number in line.split()[:5]] for line in expected[name].splitlines()]
         assert len({psi for *_, psi in numbers}) > 2  # and not the same everywhere
         for own, sink, block, outside, psi in numbers:
             assert own + sink + block + outside == pytest.approx(1, abs=0.021)
             assert psi == pytest.approx(block / (block + outside), abs=0.02)
-        done = "assert entropy.shape == (1, 4, inputs['input_ids'].shape[1])\nassert tokens.shape[1] > 100"
-        assert stranger(hub, tmp_path / "home", f"{code}\n{done}") == printed
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cards.json").write_text(json.dumps(codes))
+    assert json.loads(stranger(hub, tmp_path / "home", CARDS)) == expected
 
 
-def test_without_trust_remote_code_it_is_refused(hub: HubServer, published: str, tmp_path: Path) -> None:
-    code = """
-from transformers import AutoModelForCausalLM
-try:
-    AutoModelForCausalLM.from_pretrained("org/localist-gpt2-quintic")
-except ValueError as error:
-    assert "trust_remote_code=True" in str(error), error
-    print("refused")
-"""
-    assert stranger(hub, tmp_path / "home", code).endswith("refused\n")
-
-
+@pytest.mark.usefixtures("client")
 def test_a_pinned_revision_stays_what_it_was(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
     first = hub.repo("org/localist-gpt2-linear").head
     before = local_logits(runs / "linear")
@@ -162,8 +252,7 @@ def test_a_pinned_revision_stays_what_it_was(hub: HubServer, published: str, run
     save_file(weights, runs / "linear" / "model.safetensors", metadata={"format": "pt"})
     record = json.loads((runs / "linear" / "run.json").read_text())
     (runs / "linear" / "run.json").write_text(json.dumps(record | {"weights": weight_hashes(runs / "linear")}))
-    done = command(hub, tmp_path, "publish", str(runs / "linear"), "--namespace", "org")
-    assert done.returncode == 0, done.stderr
+    main(["publish", str(runs / "linear"), "--namespace", "org"])
     assert hub.repo("org/localist-gpt2-linear").head != first
     code = f"""
 from transformers import AutoModelForCausalLM
@@ -299,8 +388,11 @@ def test_a_dry_run_shows_everything_without_a_network(hub: HubServer, runs: Path
     assert len(hub.requests) == requests
 
 
-def test_the_command_ends_with_a_message_not_a_traceback(hub: HubServer, runs: Path, tmp_path: Path) -> None:
-    done = command(hub, tmp_path, "publish", str(runs), "--namespace", "nobody")
-    assert done.returncode == 1
-    assert done.stderr.strip().startswith("localist-hf publish: error: `namespace` is 'nobody'")
-    assert "Traceback" not in done.stderr
+@pytest.mark.usefixtures("client")
+def test_the_command_ends_with_a_message_not_a_traceback(runs: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", str(runs / "quintic"), "--namespace", "nobody"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.strip().startswith("localist-hf publish: error: `namespace` is 'nobody'")
+    assert "Traceback" not in said
