@@ -153,6 +153,8 @@ class LocalityConfig(LocalityFields, PreTrainedConfig):
         sliding_windows (`list[int | None]`, *optional*):
             Keys that each layer sees, its own token among them, where that is a sliding window. Defaults to none in
             any layer.
+        native_auto_map (`dict`, *optional*):
+            What the configuration's `auto_map` was before.
     """
 
     model_type = "locality"
@@ -160,6 +162,7 @@ class LocalityConfig(LocalityFields, PreTrainedConfig):
     num_hidden_layers: int = 1
     vocab_size: int = 1
     sliding_windows: list[int | None] | None = None
+    native_auto_map: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.sliding_windows is None:

@@ -61,7 +61,7 @@ def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
     native = _native_class(type(model))
     _check_native(native, model.config)
     config = _locality_config(model.config, settings)
-    native_attention = _NATIVE_ATTENTION.get(model.config._attn_implementation, model.config._attn_implementation)
+    native_attention = _native_attention(model.config._attn_implementation)
     if native_attention not in LOCALIST_ATTENTION:
         raise ValueError(
             f"`model` uses the attention implementation {native_attention!r}; allowed are "
@@ -97,14 +97,12 @@ def delocalize(model: PreTrainedModel) -> PreTrainedModel:
         change_class(model.base_model, _native_class(type(model.base_model)))
     change_class(model, native)
     config = model.config
-    del config.locality
-    auto_map = {name: entry for name, entry in config.auto_map.items() if name not in _AUTO_CLASSES}
-    if auto_map:
-        config.auto_map = auto_map
+    model.set_attn_implementation(_native_attention(config._attn_implementation))
+    if config.locality.native_auto_map:
+        config.auto_map = config.locality.native_auto_map
     else:
         del config.auto_map
-    if (attention := _NATIVE_ATTENTION.get(config._attn_implementation)) is not None:
-        model.set_attn_implementation(attention)
+    del config.locality
     return model
 
 
@@ -143,12 +141,18 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
 
 #: Where a configuration says what loads it, and in what class each of these mappings finds it.
 _AUTO_CLASSES = {"AutoModel": MODEL_MAPPING, "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING}
-_NATIVE_ATTENTION = {name: native for native, name in LOCALIST_ATTENTION.items()}
 
 
 def _native_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The native class of a localist one, perhaps of another copy of this code; any other class itself."""
     return getattr(cls, "native_class", cls)
+
+
+def _native_attention(name: str) -> str:
+    """The attention implementation in whose place one stands, perhaps that of another copy of this code."""
+    if name.startswith("localist_"):
+        return "eager" if name.startswith("localist_eager_") else "sdpa"
+    return name
 
 
 def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> None:
@@ -207,12 +211,12 @@ def _locality_config(config: PreTrainedConfig, settings: dict[str, Any]) -> Loca
 
 
 def _write_config(config: PreTrainedConfig, locality: LocalityConfig) -> None:
-    config.locality = locality
     module = __name__.split(".")[-1]
-    config.auto_map = {
-        **(getattr(config, "auto_map", None) or {}),
-        **{name: f"{module}.{mapping[type(config)].__name__}" for name, mapping in _AUTO_CLASSES.items()},
-    }
+    entries = getattr(config, "auto_map", None) or {}
+    # What names other code would load other classes than these; `delocalize` gives it back.
+    locality.native_auto_map = {name: entry for name, entry in entries.items() if f"{module}." not in str(entry)}
+    config.locality = locality
+    config.auto_map = {name: f"{module}.{mapping[type(config)].__name__}" for name, mapping in _AUTO_CLASSES.items()}
 
 
 __all__ = ["delocalize", "localist_class", "localize"]
