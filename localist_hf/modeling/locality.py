@@ -124,7 +124,8 @@ class Locality:
         }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
-        self.num_sink_tokens = self.config.num_sink_tokens
+        # Read once: a configuration's attributes are slow.
+        self.num_sink_tokens, self.sliding_windows = self.config.num_sink_tokens, self.config.sliding_windows
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0
         #: The layers whose values define the blocks of every layer above them.
         self.semantic_band = self.config.semantic_band
@@ -182,7 +183,7 @@ class Locality:
         if self.num_sink_tokens:
             after_sinks = torch.minimum(starts, self._documents_of(starts) + self.num_sink_tokens)
             local_starts = torch.maximum(local_starts, after_sinks)
-        elif self.config.sliding_windows[layer] is None:
+        elif self.sliding_windows[layer] is None:
             return local_starts
         return torch.where(starts < 0, -1, torch.maximum(local_starts, self._first_visible(layer, starts)))
 
@@ -202,7 +203,7 @@ class Locality:
 
     def _first_visible(self, layer: int, starts: torch.Tensor) -> torch.Tensor:
         """The first key that each query sees: of its document, or of the layer's sliding window."""
-        documents, window = self._documents_of(starts), self.config.sliding_windows[layer]
+        documents, window = self._documents_of(starts), self.sliding_windows[layer]
         if window is None:
             return documents
         end = self.documents.shape[1]
@@ -356,7 +357,7 @@ class Locality:
         dropped = self.documents.shape[1] - key.shape[2]
         starts = self.local_starts(layer)[:, -query_length:].to(device)
         documents = self._first_keys[:, -query_length:].to(device)
-        window = self.config.sliding_windows[layer]
+        window = self.sliding_windows[layer]
         max_local_length = self.max_local_length if window is None else min(window, self.max_local_length)
         local_set = (starts, documents, max_local_length, self.num_sink_tokens, scale)
         weight, floor = 0.0 if layer in self.only_local else self.weights[layer], self.floors[layer]
@@ -471,7 +472,7 @@ class Locality:
             of_sinks = torch.where(of_sinks < starts.amin(dim=1, keepdim=True), of_sinks, NOWHERE)
             positions = torch.cat((of_sinks, of_keys), dim=1)
         weight, floor = (0.0, 0.0) if layer in self.only_local else (self.weights[layer], self.floors[layer])
-        window = self.config.sliding_windows[layer]
+        window = self.sliding_windows[layer]
         local_set = (starts, documents, self.num_sink_tokens)
         sizes = (scale, softcap, weight, floor, window)
         result = explicit_attention(query, key, value, attention_mask, *local_set, positions, *sizes)
