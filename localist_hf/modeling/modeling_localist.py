@@ -67,7 +67,7 @@ def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
             f"`model` uses the attention implementation {native_attention!r}; allowed are "
             f"{', '.join(map(repr, LOCALIST_ATTENTION))}. Load it with `attn_implementation='sdpa'`."
         )
-    _check_values(model, config)
+    _check_layers(model, config)
     _write_config(model.config, config)
     change_class(model, localist_class(native))
     if model.base_model is not model:
@@ -117,7 +117,7 @@ def localist_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _check_native(native, config)
         _write_config(config, _locality_config(config, settings))
         native.__init__(self, config, *args)
-        _check_values(self, config.locality)
+        _check_layers(self, config.locality)
         if self.base_model is not self:
             change_class(self.base_model, localist_class(type(self.base_model)))
 
@@ -184,8 +184,20 @@ def _other_layers(config: PreTrainedConfig) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
-def _check_values(model: PreTrainedModel, locality: LocalityConfig) -> None:
-    """Refuses blocks by value length where all values are made equally long."""
+def _check_layers(model: PreTrainedModel, locality: LocalityConfig) -> None:
+    """Refuses what only the model's own modules show."""
+    base = _native_class(type(model.base_model))
+    if getattr(transformers, base.__name__, None) is not base:
+        raise ValueError(
+            f"{type(model).__name__} cannot be localised: its layers are in a {base.__name__}, which is none of "
+            "transformers' public models."
+        )
+    # As transformers' own attention functions read it.
+    if any(hasattr(module, "layer_idx") and not getattr(module, "is_causal", True) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} cannot be localised: its tokens see those after them too, and blocks are of "
+            "those before."
+        )
     if locality.block_partition == "semantic" and any(name.endswith(".v_norm") for name, _ in model.named_modules()):
         raise ValueError(
             f"`block_partition` is 'semantic'; {type(model).__name__} normalises its values, whose lengths then say "
