@@ -167,7 +167,7 @@ def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> No
         names = " and ".join(cls.__name__ for cls in own if isinstance(cls, type)) or "none"
         reason = f"of its kind those that `AutoModel` and `AutoModelForCausalLM` load can be ({names})"
     elif other := _other_layers(config):
-        reason = f"it has layers without causal softmax attention over tokens ({other})"
+        reason = f"not all of its layers are causal softmax attention with keys and values of their own ({other})"
     elif not native._can_set_attn_implementation():
         reason = "its attention does not go through transformers' attention interface"
     elif "kwargs" not in inspect.signature(native.forward).parameters:
