@@ -142,11 +142,12 @@ def local_attention(
         is_outside, keys, values = _sinks(num_sink_tokens, local_starts, documents, sliding_window, key, value)
         if sink_keys is not None:
             keys, values = sink_keys, sink_values
-        scores = _sink_scores(query, is_outside, keys, scale)
-        total = torch.cat((lse[..., None], scores), dim=-1).logsumexp(-1)
-        weights = (scores - total[..., None]).exp()
-        of_sinks = weights @ _wide(values) if values.ndim == 4 else (weights[..., None] * values).sum(-2)
-        output, lse = output * (lse - total).exp()[..., None] + of_sinks, total
+        with torch.autocast(query.device.type, enabled=False):  # whose products would be in half precision
+            scores = _sink_scores(query, is_outside, keys, scale)
+            total = torch.cat((lse[..., None], scores), dim=-1).logsumexp(-1)
+            weights = (scores - total[..., None]).exp()
+            of_sinks = weights @ _wide(values) if values.ndim == 4 else (weights[..., None] * values).sum(-2)
+            output, lse = output * (lse - total).exp()[..., None] + of_sinks, total
     return output.to(query.dtype), lse
 
 

@@ -60,8 +60,7 @@ def localist_attention_forward(
         is_eager = module.config._attn_implementation == LOCALIST_ATTENTION["eager"]
         attention = eager_attention(module) if is_eager else sdpa_attention_forward
         return attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        attention_mask = attention_mask == 0
+    attention_mask = locality.visible_keys(module, attention_mask, query.shape[2])
     if torch.is_autocast_enabled(query.device.type):
         # After rotary positions queries and keys are float32, values are not; a fused kernel wants one dtype.
         dtype = torch.get_autocast_dtype(query.device.type)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -39,6 +40,9 @@ from .locality_dial import check_share, current_setting
 
 
 logger = logging.get_logger(__name__)
+
+# What a mask adds to the scores of keys that are not seen is below, in any dtype.
+_MASKED = -1e4
 
 _BOUNDED_CACHE = (
     "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
@@ -143,6 +147,7 @@ class Locality:
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
         self._attended: set[int] = set()
+        self._masks: list[tuple[torch.Tensor, int | None, torch.Tensor]] = []
 
     def _defined_by(self, layer: int) -> int:
         """The layer at which this layer's blocks are found."""
@@ -160,6 +165,64 @@ class Locality:
                 f"{model} does not hand its keyword arguments on to the attention of the layers {missing}: their "
                 "locality can be neither measured nor held."
             )
+
+    def visible_keys(
+        self, module: nn.Module, attention_mask: torch.Tensor | None, query_length: int
+    ) -> torch.BoolTensor | None:
+        """
+        What a layer's queries see, from the mask that its attention is handed.
+
+        Args:
+            module (`nn.Module`):
+                The layer's attention module.
+            attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
+                True, or 0 where it is added to the scores, where a query sees a key; None is causal.
+            query_length (`int`):
+                Number of queries.
+
+        Returns:
+            `torch.BoolTensor` of the mask's shape, or None.
+
+        Raises:
+            ValueError: where that is not what locality counts on, the earlier keys of a query's document, or those of
+                the layer's sliding window: as where a bias is added to the scores.
+        """
+        window = self.config.sliding_windows[module.layer_idx]
+        for known, its_window, visible in self._masks:
+            if known is attention_mask and its_window == window:
+                return visible
+        visible = attention_mask
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            visible = attention_mask == 0
+        if torch.compiler.is_compiling():  # reading values back is no part of a graph
+            return visible
+        if visible is not attention_mask and ((attention_mask > _MASKED) & ~visible).any():
+            raise ValueError(
+                f"{type(module).__name__} adds a bias to its scores; its locality can be neither measured nor held."
+            )
+        # What the masks of a text's later tokens say, those of its first have said.
+        is_whole = query_length == self.documents.shape[1]
+        if is_whole and not self._is_as_expected(module, visible):
+            raise ValueError(
+                f"{type(module).__name__} lets documents that are packed in one row see each other, whatever "
+                "`position_ids` say; pass one document in each row."
+                if self.is_packed
+                else f"{type(module).__name__} does not see the earlier tokens, or those of its sliding window, and "
+                "nothing else; its locality can be neither measured nor held."
+            )
+        if attention_mask is not None:
+            self._masks.append((attention_mask, window, visible))
+        return visible
+
+    def _is_as_expected(self, module: nn.Module, visible: torch.Tensor | None) -> bool:
+        first = self._first_visible(module.layer_idx, self.documents)
+        if visible is None:
+            is_causal = getattr(module, "is_causal", True)  # as transformers' own attention functions read it
+            return is_causal and not ((first > 0) & (self.documents >= 0)).any()
+        position = torch.arange(first.shape[1], device=visible.device)
+        first, is_token = first.to(visible.device), (self.documents >= 0).to(visible.device)
+        expected = (position >= first[..., None]) & (position <= position[:, None])
+        return not ((visible[:, 0] != expected) & is_token[..., None]).any()
 
     # --- blocks
 

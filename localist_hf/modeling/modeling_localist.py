@@ -67,7 +67,7 @@ def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
             f"`model` uses the attention implementation {native_attention!r}; allowed are "
             f"{', '.join(map(repr, LOCALIST_ATTENTION))}. Load it with `attn_implementation='sdpa'`."
         )
-    _check_values(model, config)
+    _check_layers(model, config)
     _write_config(model.config, config)
     change_class(model, localist_class(native))
     if model.base_model is not model:
@@ -115,7 +115,7 @@ def localist_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _check_native(native, config)
         _write_config(config, _locality_config(config, settings))
         native.__init__(self, config, *args)
-        _check_values(self, config.locality)
+        _check_layers(self, config.locality)
         if self.base_model is not self:
             change_class(self.base_model, localist_class(type(self.base_model)))
 
@@ -171,7 +171,7 @@ def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> No
         names = " and ".join(cls.__name__ for cls in own if isinstance(cls, type)) or "none"
         reason = f"of its kind those that `AutoModel` and `AutoModelForCausalLM` load can be ({names})"
     elif other := _other_layers(config):
-        reason = f"it has layers without causal softmax attention over tokens ({other})"
+        reason = f"not all of its layers are causal softmax attention with keys and values of their own ({other})"
     elif not native._can_set_attn_implementation():
         reason = "its attention does not go through transformers' attention interface"
     elif "kwargs" not in inspect.signature(native.forward).parameters:
@@ -188,8 +188,20 @@ def _other_layers(config: PreTrainedConfig) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
-def _check_values(model: PreTrainedModel, locality: LocalityConfig) -> None:
-    """Refuses blocks by value length where all values are made equally long."""
+def _check_layers(model: PreTrainedModel, locality: LocalityConfig) -> None:
+    """Refuses what only the model's own modules show."""
+    base = _native_class(type(model.base_model))
+    if getattr(transformers, base.__name__, None) is not base:
+        raise ValueError(
+            f"{type(model).__name__} cannot be localised: its layers are in a {base.__name__}, which is none of "
+            "transformers' public models."
+        )
+    # As transformers' own attention functions read it.
+    if any(hasattr(module, "layer_idx") and not getattr(module, "is_causal", True) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} cannot be localised: its tokens see those after them too, and blocks are of "
+            "those before."
+        )
     if locality.block_partition == "semantic" and any(name.endswith(".v_norm") for name, _ in model.named_modules()):
         raise ValueError(
             f"`block_partition` is 'semantic'; {type(model).__name__} normalises its values, whose lengths then say "

@@ -1,0 +1,582 @@
+"""`localize` and `delocalize`: what they change and what they refuse, and what a localised model goes through."""
+
+import copy
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import peft
+import pytest
+import torch
+import transformers
+from accelerate import dispatch_model
+from huggingface_hub.errors import StrictDataclassError
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BertConfig,
+    BloomConfig,
+    CLIPVisionConfig,
+    DogeConfig,
+    DynamicCache,
+    Gemma3nTextConfig,
+    Gemma4TextConfig,
+    JambaConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlavaConfig,
+    MambaConfig,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    T5Config,
+)
+
+import localist_hf.modeling
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, delocalize, localize
+from localist_hf.modeling import modeling_localist
+from localist_hf.modeling.localist_model import MEASUREMENTS, SHARES, LocalistMixin
+from localist_hf.modeling.locality import LOCALIST_ATTENTION
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TINY_BART = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+}
+SETTINGS = {"locality_schedule": "linear", "min_block_length": 3, "max_block_length": 12, "num_sink_tokens": 1}
+
+
+def llama(**fields) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**TINY, "initializer_range": 0.3, **fields})).eval()
+
+
+def made(name: str, config: type, **fields) -> PreTrainedModel:
+    return getattr(transformers, name)(config(**fields)).eval()
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return localize(llama(), **SETTINGS)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(3, 64, (2, 50), generator=torch.manual_seed(1))
+
+
+def measured(model: PreTrainedModel, *args, **kwargs):
+    return model(*args, output_fidelity=True, output_entropy=True, **kwargs)
+
+
+def check_same(one, other, atol: float = 0.0) -> None:
+    for name in MEASUREMENTS:
+        if (expected := getattr(other, name)) is not None:
+            assert_close(getattr(one, name), expected, atol=atol, rtol=0)
+    assert_close(one.logits, other.logits, atol=atol, rtol=0)
+
+
+# --- localize and delocalize
+
+
+def test_localize_changes_the_model_in_place() -> None:
+    native = llama()
+    weights = {name: parameter.data_ptr() for name, parameter in native.named_parameters()}
+    model = localize(native, **SETTINGS)
+    assert model is native
+    assert isinstance(model, LocalistMixin)
+    assert isinstance(model, LlamaForCausalLM)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert isinstance(model.model, LocalistMixin)
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == weights
+    assert {name: getattr(model.config.locality, name) for name in SETTINGS} == SETTINGS
+    assert model.config.locality.locality_lambdas == [0, 1 / 3, 2 / 3, 1]
+    assert model.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
+    assert model.config.architectures in (None, ["LlamaForCausalLM"])
+    assert model.config.auto_map == {
+        "AutoModel": "modeling_localist.LlamaModel",
+        "AutoModelForCausalLM": "modeling_localist.LlamaForCausalLM",
+    }
+
+
+def test_a_model_without_a_head_can_be_localised(ids: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = localize(LlamaModel(LlamaConfig(**TINY)).eval(), **SETTINGS)
+    outputs = model(ids, output_fidelity=[3])
+    assert outputs.last_hidden_state.shape == (2, 50, 32)
+    assert outputs.fidelity[0].shape == (2, 4, 50)
+    assert type(delocalize(model)) is LlamaModel
+
+
+def test_what_is_not_said_again_stays_as_it_was(model: PreTrainedModel) -> None:
+    localize(model, num_previous_blocks=1)
+    assert model.config.locality.num_previous_blocks == 1
+    assert {name: getattr(model.config.locality, name) for name in SETTINGS} == SETTINGS
+    localize(delocalize(model))
+    assert model.config.locality.locality_schedule == "quintic"
+    assert model.config.locality.num_sink_tokens == 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_delocalize_gives_back_the_attention(attention: str) -> None:
+    native = llama(attn_implementation=attention)
+    before = native.config.to_dict()
+    model = localize(native, **SETTINGS)
+    assert model.config._attn_implementation == LOCALIST_ATTENTION[attention]
+    localize(model)
+    assert model.config._attn_implementation == LOCALIST_ATTENTION[attention]
+    delocalize(model)
+    assert model.config._attn_implementation == attention
+    assert model.config.to_dict() == before
+    assert type(model) is LlamaForCausalLM
+    assert type(model.model) is LlamaModel
+
+
+def test_delocalize_keeps_what_others_have_put_into_the_auto_map() -> None:
+    native = llama()
+    native.config.auto_map = {"AutoTokenizer": ["tokenization_x.X", None]}
+    model = delocalize(localize(native, **SETTINGS))
+    assert model.config.auto_map == {"AutoTokenizer": ["tokenization_x.X", None]}
+
+
+@torch.no_grad()
+def test_both_faces_of_what_is_saved(model: PreTrainedModel, ids: torch.Tensor, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(plain) is LlamaForCausalLM
+    assert torch.equal(plain(ids).logits, model(ids).logits)
+    again = localize(plain)
+    assert type(again) is type(model)
+    assert again.config.locality.to_dict() == model.config.locality.to_dict()
+    check_same(measured(again, ids), measured(model, ids))
+    # The class that `auto_map` names, of this copy of the code.
+    direct = modeling_localist.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert type(direct) is type(model)
+    check_same(measured(direct, ids), measured(model, ids))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_are_models_of_their_own(model: PreTrainedModel, ids: torch.Tensor, clone: Callable) -> None:
+    other = clone(model)
+    assert type(other) is type(model)
+    check_same(measured(other, ids), measured(model, ids))
+    other.config.locality.locality_dial = 1.0
+    assert not torch.equal(other(ids).logits, model(ids).logits)
+    assert type(delocalize(other)) is LlamaForCausalLM
+    assert isinstance(model, LocalistMixin)
+
+
+@pytest.fixture
+def another_copy() -> ModuleType:
+    """The modeling folder, loaded once more under another name, as from a repository."""
+    name = "another_copy_of_modeling"
+    folder = Path(localist_hf.modeling.__file__).parent
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    package = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    yield package
+    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+        del sys.modules[module]
+
+
+@torch.no_grad()
+def test_models_of_another_copy_of_the_code(
+    another_copy: ModuleType, model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    expected = measured(model, ids)
+    theirs = another_copy.localize(llama(), **SETTINGS)
+    assert not isinstance(theirs, LocalistMixin)
+    check_same(measured(theirs, ids), expected)
+    # Ours takes it over, with its settings, and theirs gives it back.
+    ours = localize(theirs)
+    assert isinstance(ours, LocalistMixin)
+    assert isinstance(ours.model, LocalistMixin)
+    check_same(measured(ours, ids), expected)
+    assert torch.equal(ours(ids, locality_dial=1.0).logits, model(ids, locality_dial=1.0).logits)
+    for give_back in (another_copy.delocalize, delocalize):
+        before = llama()
+        back = give_back(another_copy.localize(before, **SETTINGS) if give_back is delocalize else ours)
+        assert type(back) is LlamaForCausalLM
+        assert back.config._attn_implementation == "sdpa"
+        assert back.config.to_dict() == llama().config.to_dict()
+
+
+# --- what a localised model goes through
+
+
+@torch.no_grad()
+def test_embeddings_in_place_of_tokens(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    embeddings = model.get_input_embeddings()(ids)
+    check_same(measured(model, inputs_embeds=embeddings), measured(model, ids))
+
+
+@torch.no_grad()
+def test_under_autocast_it_measures_what_it_measures_in_float32(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    expected = measured(model, ids)
+    request = {"block_starts": expected.block_starts[3]}
+    expected = measured(model, ids, **request)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = measured(model, ids, **request)
+        dialled = measured(model, ids, locality_dial=0.5, **request)
+    for name in (*SHARES, "fidelity"):
+        for one, other in zip(getattr(outputs, name), getattr(expected, name), strict=True):
+            assert one.dtype == torch.float32
+            assert (one - other).abs().mean() < 0.01
+    exact = measured(model, ids, locality_dial=0.5, **request)
+    assert (dialled.logits - exact.logits).abs().mean() < 0.1
+    for parts in zip(*(getattr(dialled, name) for name in SHARES), strict=True):
+        assert_close(sum(parts), torch.ones(2, 4, 50), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(ids: torch.Tensor, dtype: torch.dtype) -> None:
+    model = localize(llama().to(dtype), **SETTINGS)
+    exact = localize(llama().to(dtype).float(), **SETTINGS)
+    starts = measured(exact, ids).block_starts[3]
+    outputs, expected = measured(model, ids, block_starts=starts), measured(exact, ids, block_starts=starts)
+    assert outputs.logits.dtype == dtype
+    for name in (*SHARES, "fidelity"):
+        for one, other in zip(getattr(outputs, name), getattr(expected, name), strict=True):
+            assert one.dtype == torch.float32
+            assert (one - other).abs().mean() < 0.01
+    assert torch.equal(model(ids).logits, delocalize(model)(ids).logits)
+
+
+def test_gradient_checkpointing_changes_no_gradient(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        outputs = model.train()(ids, labels=ids, output_fidelity=True)
+        (outputs.loss + sum(share.mean() for share in outputs.block_share)).backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_hooks_of_several_devices_stay(ids: torch.Tensor) -> None:
+    expected = measured(localize(llama(), **SETTINGS), ids)
+    native = llama()
+    parts = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    dispatched = dispatch_model(native, {**parts, "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    hook = dispatched._hf_hook
+    model = localize(dispatched, **SETTINGS)
+    assert model._hf_hook is hook
+    check_same(measured(model, ids), expected)
+    assert not torch.equal(model(ids, locality_dial=1.0).logits, model(ids).logits)
+    delocalize(model)
+    assert model._hf_hook is hook
+    assert torch.equal(model(ids).logits, llama()(ids).logits)
+    assert type(model(ids)) is type(llama()(ids))
+
+
+@torch.no_grad()
+def test_compiled_it_is_the_same_under_the_dial(ids: torch.Tensor) -> None:
+    torch.compiler.reset()
+    model = localize(llama(num_hidden_layers=2), **SETTINGS)
+    compiled = torch.compile(model, backend="aot_eager")
+    request = {"locality_dial": 0.5, "output_fidelity": [1], "use_cache": False}
+    check_same(compiled(ids, **request), model(ids, **request), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_cache_of_a_filled_prompt_goes_on_at_another_dial(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """As a server does it: what was cached at dial 0 is read at any dial."""
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :30], past_key_values=cache)
+    step = measured(model, ids[:, 30:], past_key_values=cache)
+    whole = measured(model, ids, use_cache=False)
+    for name in (*SHARES, "fidelity"):
+        for one, other in zip(getattr(step, name), getattr(whole, name), strict=True):
+            assert_close(one, other[..., 30:], atol=1e-5, rtol=0)
+
+
+# --- refusals
+
+
+class OwnLlama(LlamaForCausalLM):
+    """A user's subclass."""
+
+
+def flash_llama() -> LlamaForCausalLM:
+    model = llama()
+    model.config._attn_implementation = "flash_attention_2"
+    return model
+
+
+_LINEAR = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}
+_NO_SOFTMAX = r"not all of its layers are causal softmax attention with keys and values of their own \(LinearAtt"
+_TWO_LAYERS = {**TINY, "num_hidden_layers": 2}
+_GEMMA3N = {
+    "head_dim": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 64,
+    "laurel_rank": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "intermediate_size": [48] * 4,
+    "activation_sparsity_pattern": [0.0] * 4,
+}
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "t5": (
+        lambda: made(
+            "T5ForConditionalGeneration",
+            T5Config,
+            vocab_size=64,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+        ),
+        "T5ForConditionalGeneration cannot be localised: it is an encoder and a decoder",
+    ),
+    "bart": (
+        lambda: made("BartForConditionalGeneration", BartConfig, **TINY_BART),
+        "BartForConditionalGeneration cannot be localised: it is an encoder and a decoder",
+    ),
+    "bart_decoder": (
+        lambda: made("BartForCausalLM", BartConfig, **TINY_BART),
+        "BartForCausalLM cannot be localised: its layers are in a BartDecoderWrapper, which is none",
+    ),
+    "bert": (
+        lambda: made(
+            "BertLMHeadModel", BertConfig, vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+        ),
+        "BertLMHeadModel cannot be localised: its tokens see those after them too",
+    ),
+    "bloom": (
+        lambda: made("BloomForCausalLM", BloomConfig, vocab_size=64, hidden_size=16, n_layer=1, n_head=2),
+        "BloomForCausalLM cannot be localised: its attention does not go through transformers' attention interface",
+    ),
+    "mamba": (
+        lambda: made("MambaForCausalLM", MambaConfig, vocab_size=64, hidden_size=16, num_hidden_layers=1),
+        f"MambaForCausalLM cannot be localised: {_NO_SOFTMAX}",
+    ),
+    "jamba": (
+        lambda: made(
+            "JambaForCausalLM",
+            JambaConfig,
+            **TINY,
+            **_EXPERTS,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=4,
+        ),
+        f"JambaForCausalLM cannot be localised: {_NO_SOFTMAX}",
+    ),
+    "qwen3_next": (
+        lambda: made(
+            "Qwen3NextForCausalLM",
+            Qwen3NextConfig,
+            **_TWO_LAYERS,
+            **_LINEAR,
+            **_EXPERTS,
+            layer_types=["linear_attention", "full_attention"],
+            head_dim=8,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+        ),
+        f"Qwen3NextForCausalLM cannot be localised: {_NO_SOFTMAX}",
+    ),
+    "lfm2": (
+        lambda: made("Lfm2ForCausalLM", Lfm2Config, **_TWO_LAYERS, layer_types=["conv", "full_attention"]),
+        f"Lfm2ForCausalLM cannot be localised: {_NO_SOFTMAX}",
+    ),
+    "llama4": (
+        lambda: made(
+            "Llama4ForCausalLM",
+            Llama4TextConfig,
+            **TINY,
+            intermediate_size_mlp=48,
+            head_dim=8,
+            num_local_experts=2,
+            attention_chunk_size=32,
+        ),
+        r"Llama4ForCausalLM cannot be localised: not all of its layers .* \(chunked_attention\)",
+    ),
+    "gemma3n_that_shares_keys": (
+        lambda: made("Gemma3nForCausalLM", Gemma3nTextConfig, **{**TINY, **_GEMMA3N}, num_kv_shared_layers=2),
+        r"Gemma3nForCausalLM cannot be localised: not all of its layers are .* of their own \(DummyLayer\)",
+    ),
+    "gemma3n": (
+        lambda: made("Gemma3nForCausalLM", Gemma3nTextConfig, **{**TINY, **_GEMMA3N}, num_kv_shared_layers=0),
+        "`block_partition` is 'semantic'; Gemma3nForCausalLM normalises its values.*'delimiter' and 'window'",
+    ),
+    "classifier": (
+        lambda: made("LlamaForSequenceClassification", LlamaConfig, **TINY),
+        r"LlamaForSequenceClassification cannot be localised: .* can be \(LlamaModel and LlamaForCausalLM\)",
+    ),
+    "vision": (
+        lambda: made(
+            "LlavaForConditionalGeneration",
+            LlavaConfig,
+            text_config=LlamaConfig(**_TWO_LAYERS),
+            vision_config=CLIPVisionConfig(
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            ),
+        ),
+        "LlavaForConditionalGeneration cannot be localised: it is a model of several parts; localise its",
+    ),
+    "subclass": (
+        lambda: OwnLlama(LlamaConfig(**TINY)),
+        "OwnLlama cannot be localised: its class is none of transformers'",
+    ),
+    "localist_gpt2": (
+        lambda: LocalistGPT2LMHeadModel(
+            LocalistGPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, bos_token_id=1, eos_token_id=1)
+        ),
+        "LocalistGPT2LMHeadModel cannot be localised: it is local already",
+    ),
+    "adapter": (
+        lambda: peft.get_peft_model(llama(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])),
+        "`model` is a PeftModelForCausalLM; it must be a causal language model of transformers. An adapter",
+    ),
+    "compiled": (
+        lambda: torch.compile(llama(), backend="eager"),
+        "`model` is a OptimizedModule; it must be a causal language model of transformers",
+    ),
+    "flash": (
+        flash_llama,
+        "`model` uses the attention implementation 'flash_attention_2'; allowed are 'sdpa', 'eager'. Load it with",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_localised_is_refused_by_name_and_left_as_it_is(name: str) -> None:
+    make, message = REFUSED[name]
+    model = make()
+    classes = [type(module) for module in model.modules()]
+    config = model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        localize(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_sinks": 1, "dial": 0.5}, "`dial`, `num_sinks`: no such setting; allowed are locality_schedule, block_"),
+        ({"locality_dial": 1.5}, r"`locality_dial` is 1.5; it must lie in \[0, 1\]"),
+        ({"locality_schedule": [0.0, 1.0]}, "locality_schedule"),
+        ({"locality_schedule": "steep"}, "steep"),
+        ({"semantic_layer": 4}, r"`semantic_layer` is 4; it must lie in \[0, 3\] for a model of 4 layers"),
+        ({"block_partition": "delimiter"}, "`delimiter_token_ids` is None"),
+        ({"block_partition": "delimiter", "delimiter_token_ids": [64]}, "`delimiter_token_ids` holds 64; .* 0 to 63"),
+        ({"num_previous_blocks": -1}, "`num_previous_blocks` is -1; it must be at least 0"),
+        ({"num_sink_tokens": "one"}, "num_sink_tokens"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict, message: str) -> None:
+    model = llama()
+    config = model.config.to_dict()
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        localize(model, **settings)
+    assert type(model) is LlamaForCausalLM
+    assert model.config.to_dict() == config
+    local = localize(model, **SETTINGS)
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        localize(local, **settings)
+    assert {name: getattr(local.config.locality, name) for name in SETTINGS} == SETTINGS
+
+
+def test_only_what_localize_has_made_can_be_undone() -> None:
+    with pytest.raises(ValueError, match="LlamaForCausalLM that `localize` has not made; there is nothing to undo"):
+        delocalize(llama())
+
+
+def test_layers_that_drop_keyword_arguments_are_refused_when_asked(
+    monkeypatch: pytest.MonkeyPatch, ids: torch.Tensor
+) -> None:
+    model = localize(llama(), **SETTINGS)
+    layer = type(model.model.layers[0])
+    native_forward = layer.forward
+    monkeypatch.setattr(
+        layer, "forward", lambda self, *args, locality=None, **kwargs: native_forward(self, *args, **kwargs)
+    )
+    for request in ({"output_fidelity": [1, 3]}, {"locality_dial": 0.5}):
+        with pytest.raises(ValueError, match=r"does not hand its keyword arguments on to the attention of the layers"):
+            model(ids, **request)
+    assert torch.equal(model(ids).logits, llama()(ids).logits)
+
+
+def test_a_bias_of_the_scores_is_refused_when_asked(ids: torch.Tensor) -> None:
+    model = localize(made("DogeForCausalLM", DogeConfig, **TINY), **SETTINGS)
+    for request in ({"output_fidelity": True}, {"locality_dial": 0.5}):
+        with pytest.raises(ValueError, match="DogeAttention adds a bias to its scores; its locality can be neither"):
+            model(ids, **request)
+
+
+def test_a_layer_that_sees_more_than_its_configuration_says_is_refused(
+    model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    model.config.locality.sliding_windows = [None, 20, None, None]
+    with pytest.raises(ValueError, match="LlamaAttention does not see the earlier tokens, or those of its sliding"):
+        model(ids, output_fidelity=True)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match="LlamaAttention does not see the earlier tokens, or those of its sliding"):
+        model(ids, attention_mask=mask, output_fidelity=True)
+    model(ids[:, :20], output_fidelity=True)  # no more than the window
+
+
+@torch.no_grad()
+def test_normalised_values_leave_windows(ids: torch.Tensor) -> None:
+    model = made(
+        "Gemma4ForCausalLM",
+        Gemma4TextConfig,
+        **TINY,
+        head_dim=8,
+        global_head_dim=8,
+        num_kv_shared_layers=0,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=64,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    with pytest.raises(ValueError, match="Gemma4ForCausalLM normalises its values"):
+        localize(model)
+    expected = model(ids).logits
+    localize(model, block_partition="window", window_length=8)
+    outputs = model(ids, output_fidelity=True)
+    for parts in zip(*(getattr(outputs, name) for name in SHARES), strict=True):
+        assert_close(sum(parts), torch.ones(2, 4, 50), atol=1e-5, rtol=0)
+    assert torch.equal(model(ids).logits, expected)
