@@ -147,7 +147,7 @@ class Locality:
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
         self._attended: set[int] = set()
-        self._masks: list[tuple[torch.Tensor, int | None, torch.Tensor]] = []
+        self._masks: list[tuple[torch.Tensor | None, int | None, torch.Tensor | None]] = []
 
     def _defined_by(self, layer: int) -> int:
         """The layer at which this layer's blocks are found."""
@@ -187,7 +187,7 @@ class Locality:
             ValueError: where that is not what locality counts on, the earlier keys of a query's document, or those of
                 the layer's sliding window: as where a bias is added to the scores.
         """
-        window = self.config.sliding_windows[module.layer_idx]
+        window = self.sliding_windows[module.layer_idx]
         for known, its_window, visible in self._masks:
             if known is attention_mask and its_window == window:
                 return visible
@@ -210,8 +210,7 @@ class Locality:
                 else f"{type(module).__name__} does not see the earlier tokens, or those of its sliding window, and "
                 "nothing else; its locality can be neither measured nor held."
             )
-        if attention_mask is not None:
-            self._masks.append((attention_mask, window, visible))
+        self._masks.append((attention_mask, window, visible))
         return visible
 
     def _is_as_expected(self, module: nn.Module, visible: torch.Tensor | None) -> bool:
