@@ -41,7 +41,7 @@ class RunArguments:
     )
     model: str = field(
         default="openai-community/gpt2",
-        metadata={"help": "Checkpoint to start from, GPT-2's or LocalistGPT2's: a local folder or a Hub id."},
+        metadata={"help": "Causal language model to start from: a local folder or a Hub id."},
     )
     dataset: str | None = field(default=None, metadata={"help": "Data set: a Hub id or a local folder."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
@@ -62,7 +62,7 @@ class RunArguments:
     locality: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Fields of LocalistGPT2Config to set beside the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
+            "help": "Settings of locality beside the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
             "or, in a YAML file, as a mapping."
         },
     )
@@ -76,7 +76,7 @@ class RunArguments:
     )
     lora_targets: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the linear layers that get an adapter: c_attn (the default), c_proj, c_fc."},
+        metadata={"help": "Names of the linear layers that get an adapter; by default GPT-2's c_attn, elsewhere all."},
     )
     language: str | None = field(
         default=None, metadata={"help": "Language of the text for the model card, as the Hub spells it: 'en'."}
@@ -238,7 +238,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
             raise CommandError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
         values["output_dir"] = str(Path("runs") / values["variant"])
     if values["use_liger_kernel"]:
-        raise CommandError("`use_liger_kernel` is true; there are no such kernels for LocalistGPT2.")
+        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
     backends = [backend.value.lower() for backend in DynamoBackend]
     if (backend := values["torch_compile_backend"]) is not None and backend.lower() not in backends:
         raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")

@@ -28,7 +28,8 @@ from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .data import python_reference, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import held, write_whole
-from .train import load_tokenizer, run_training
+from .models import load_tokenizer
+from .train import run_training
 
 
 END_OF_TEXT = "<|endoftext|>"

@@ -85,7 +85,7 @@ class LocalityLossMixin:
             parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
             for part, rows in parts.items():
                 label = name if part is None else f"{name}[{part!r}]"
-                _check_sequence_length(label, rows, _num_positions(self.model.config))
+                _check_sequence_length(label, rows, num_positions(self.model.config))
         self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
@@ -129,10 +129,10 @@ class LocalityLossMixin:
         Raises:
             ValueError: for sequences longer than the model's positions.
         """
-        length, num_positions = inputs["input_ids"].shape[1], _num_positions(self.model.config)
+        length, limit = inputs["input_ids"].shape[1], num_positions(self.model.config)
         # Packed texts have positions of their own.
-        if num_positions is not None and length > num_positions and "position_ids" not in inputs:
-            raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {num_positions} positions.")
+        if limit is not None and length > limit and "position_ids" not in inputs:
+            raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {limit} positions.")
         labels = inputs.get("labels")  # which a `compute_loss_func` takes out
         self._has_labels = labels is not None
         if not model.training:
@@ -290,7 +290,7 @@ def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
     return (position - documents == 1).sum().clamp(min=1)
 
 
-def _num_positions(config: PreTrainedConfig) -> int | None:
+def num_positions(config: PreTrainedConfig) -> int | None:
     """How many tokens a text may have; `None` where positions are not learned, so that there is no last one."""
     # By this attribute transformers tells rotary models; `max_position_embeddings` is what those were trained with.
     if hasattr(config, "rope_parameters") or not hasattr(config, "max_position_embeddings"):
@@ -298,22 +298,22 @@ def _num_positions(config: PreTrainedConfig) -> int | None:
     return config.max_position_embeddings
 
 
-def _check_sequence_length(name: str, dataset: Any, num_positions: int | None) -> None:
+def _check_sequence_length(name: str, dataset: Any, limit: int | None) -> None:
     """Refuses sequences that are too long, as far as the data set can tell before its batches are made."""
-    if num_positions is None:
+    if limit is None:
         return
     if isinstance(dataset, Dataset):
         columns = set(dataset.column_names)
         # Rows with these hold several texts.
         is_known = "input_ids" in columns and columns.isdisjoint(("position_ids", "seq_lengths"))
-        longest = _longest(dataset, num_positions) if is_known and len(dataset) else 0
+        longest = _longest(dataset, limit) if is_known and len(dataset) else 0
     else:
         try:
             longest = len(dataset[0]["input_ids"])
         except (TypeError, KeyError, IndexError, NotImplementedError):
             return  # none, a stream, or a form that only the collator knows
-    if longest > num_positions:
-        raise ValueError(f"`{name}` holds a sequence of {longest} tokens; the model has {num_positions} positions.")
+    if longest > limit:
+        raise ValueError(f"`{name}` holds a sequence of {longest} tokens; the model has {limit} positions.")
 
 
 def _longest(dataset: Dataset, enough: int) -> int:

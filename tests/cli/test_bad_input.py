@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, T5Config
 
 from localist_hf.cli.main import main
 from localist_hf.trainers import LocalistTrainer
@@ -57,7 +57,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     }.items():
         shutil.copytree(root / "gpt2", root / name)
         save_file(changed, root / name / "model.safetensors", metadata={"format": "pt"})
-    LlamaConfig(vocab_size=10).save_pretrained(root / "llama")
+    llama = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=len(tokenizer)
+    )
+    LlamaForCausalLM(llama).save_pretrained(root / "llama")
+    for name, config in {
+        "no-weights-llama": llama,
+        "t5": T5Config(vocab_size=10, num_layers=1, d_model=8, d_ff=8),
+        "mamba": MambaConfig(vocab_size=10, num_hidden_layers=1, hidden_size=8),
+        "foreign": LlamaConfig(auto_map={"AutoConfig": "ours.Config"}),
+    }.items():
+        config.save_pretrained(root / name)
+    for name in ("llama", "no-weights-llama", "mamba"):
+        tokenizer.save_pretrained(root / name)
+    foreign = (root / "foreign" / "config.json").read_text().replace('"llama"', '"foreign"')
+    (root / "foreign" / "config.json").write_text(foreign)
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text("{}")
     (root / "finished").mkdir()
@@ -224,7 +238,17 @@ TRAIN = (
         ("--model no-tokenizer-file", "whose tokenizer cannot be used"),
         ("--model broken-tokenizer", "`model` is 'broken-tokenizer', whose tokenizer cannot be used"),
         ("--model small-vocabulary", "whose tokenizer has the ids 0 to"),
-        ("--model llama", "`model_type` is 'llama'"),
+        ("--model no-weights-llama", "`model` is 'no-weights-llama', which cannot be loaded: "),
+        ("--model t5", "cannot be used so: its `model_type` is 't5', which is no causal language model."),
+        ("--model mamba", "cannot be used so: MambaForCausalLM cannot be localised: it has layers without causal"),
+        ("--model foreign", "whose configuration cannot be used so: The repository foreign contains custom code"),
+        ('--model llama --locality {"attn_pdrop":0.1}', "`attn_pdrop`: no such setting; allowed are locality_schedule"),
+        ('--model llama --locality {"semantic_layer":4}', "it must lie in [0, 1] for a model of 2 layers"),
+        (
+            "--model llama --lora-rank 2 --lora-targets c_attn",
+            "is ['c_attn']; allowed are down_proj, gate_proj, ",
+        ),
+        ("--model llama --sequence-length 1", "`sequence_length` is 1; the model allows at least 2 positions"),
         ("--model book.txt", "`model` is 'book.txt', which is a file"),
         ("--model no/such/folder", "`model` is 'no/such/folder', whose configuration cannot be used so"),
         # texts
