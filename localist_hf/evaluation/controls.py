@@ -16,11 +16,11 @@ from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
-from .check_model import check_model
+from .check_model import check_model, core_model
 from .faithfulness import divergence_bits
 from .locality_meter import label_losses
 from .measure import evaluation_batches
-from .visible_keys import visible_keys
+from .visible_keys import local_set_sizes, visible_keys
 
 
 _DIALS = tuple(tenth / 10 for tenth in range(11))
@@ -256,7 +256,7 @@ def _at_dials(
         for dial in dials:
             outputs = model(**inputs, **arguments, locality_dial=dial, output_fidelity=layers)
             losses[dial].add(outputs, labels)
-            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config)
+            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config, layers)
             if dial == 0:
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())
@@ -404,7 +404,8 @@ def _on_blocks(
     own: torch.Tensor,
     num_previous_blocks: int,
 ) -> BlockControls:
-    num_sinks = model.config.locality.num_sink_tokens
+    locality = model.config.locality
+    num_sinks = locality.num_sink_tokens
 
     def local(starts: torch.Tensor) -> torch.Tensor:
         return texts.with_previous(starts, num_previous_blocks)
@@ -438,17 +439,20 @@ def _on_blocks(
 
     def figures(argument: str, starts: torch.Tensor, local_starts: torch.Tensor) -> LocalityFigures:
         sums = _block_sums(model, batches, texts, layers, counted, argument, starts)
-        sums[:, 2] = mean_keys(local_starts, counted) * sums[:, 3]
+        sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
+        sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
         return _figures(sums)
 
-    with _set(model.config.locality, num_previous_blocks=num_previous_blocks):
+    with _set(locality, num_previous_blocks=num_previous_blocks):
         on_own = figures("block_starts", own, of_own)
         on_wrong = figures("block_starts", wrong, of_wrong)
         on_others = {}
         for name, both in lengths.items():
             argument, starts, local_starts = others[name]
             low, high = (figures(argument, starts(length), local_starts(length)) for length in both)
-            on_others[name] = _between(low, high, on_own.visible_keys[0])
+            least, most = (mean_keys(local_starts(length), counted) for length in both)
+            step, wanted = most - least, mean_keys(of_own, counted) - least
+            on_others[name] = _between(low, high, wanted / step if step else 0.0)
     return BlockControls(
         num_previous_blocks=num_previous_blocks,
         num_counted=int(counted.sum()),
@@ -471,7 +475,7 @@ def _block_sums(
     starts: torch.Tensor,
 ) -> torch.Tensor:
     """`_sums` of all batches over the `counted` positions, on these starts; the number of keys is left at that."""
-    decoder, sums = model.get_decoder(), 0.0
+    decoder, sums = core_model(model).base_model, 0.0
     for index, (inputs, _) in enumerate(batches):
         rows = {argument: texts.rows(starts, index).to(decoder.device)}
         others = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
@@ -479,18 +483,20 @@ def _block_sums(
             **others, **rows, use_cache=False, output_fidelity=layers, locality_dial=0.0, min_fidelity=0.0
         )
         masks = [texts.rows(counted, index, padding=False)] * len(layers)
-        sums = sums + _sums(outputs, masks, model.config)
+        sums = sums + _sums(outputs, masks, model.config, layers)
     return sums
 
 
-def _sums(outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
+def _sums(
+    outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig, layers: Sequence[int]
+) -> torch.Tensor:
     """Block and outside share, visible keys and number of the masked positions, `(num_layers, 4)`, on the CPU."""
-    layers = zip(outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
+    measured = zip(layers, outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
     rows = []
-    for block, outside, starts, mask in layers:
+    for layer, block, outside, starts, mask in measured:
         mask = mask.to(block.device)
         sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
-        sums += [(visible_keys(starts, config.locality) * mask).sum(1), mask.sum(1)]
+        sums += [(visible_keys(starts, config.locality, layer) * mask).sum(1), mask.sum(1)]
         # Not every device has float64.
         rows.append(torch.stack([each.float() for each in sums]).cpu().double().sum(1))
     return torch.stack(rows)
@@ -506,10 +512,8 @@ def _figures(sums: torch.Tensor) -> LocalityFigures:
     )
 
 
-def _between(low: LocalityFigures, high: LocalityFigures, num_keys: float) -> LocalityFigures:
-    """What lies between two figures where this number of keys is visible."""
-    step = high.visible_keys[0] - low.visible_keys[0]
-    weight = (num_keys - low.visible_keys[0]) / step if step else 0.0
+def _between(low: LocalityFigures, high: LocalityFigures, weight: float) -> LocalityFigures:
+    """What lies between two figures, the second having this weight."""
     return LocalityFigures(
         **{
             name: [(1 - weight) * one + weight * other for one, other in zip(values, asdict(high)[name], strict=True)]

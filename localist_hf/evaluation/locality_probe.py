@@ -11,7 +11,7 @@ from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import SHARES
 from ..modeling.locality import check_attention_mask, context_fidelity
-from .check_model import check_model
+from .check_model import check_model, core_model
 from .visible_keys import visible_keys
 
 
@@ -111,8 +111,8 @@ def locality_probe(
     check_model("model", model, needs_head=False)
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
-    decoder = model.eval().get_decoder()
-    block_decoder = None if block_model is None else block_model.eval().get_decoder()
+    decoder = core_model(model.eval()).base_model
+    block_decoder = None if block_model is None else core_model(block_model.eval()).base_model
     totals: dict[str, torch.Tensor] | None = None
     for batch in batches:
         if block_decoder is not None and "block_starts" in batch:
@@ -186,7 +186,7 @@ def _sums(outputs: LocalityMeasurements, locality: LocalityFields) -> dict[str, 
     for layer, (mask, entropy, starts) in enumerate(layers):
         for name in ("fidelity", *SHARES):
             sums[name].append((outputs[name][layer] * mask[:, None]).sum(2))
-        sums["visible_keys"].append((visible_keys(starts, locality) * mask).sum(1))
+        sums["visible_keys"].append((visible_keys(starts, locality, layer) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding
         sums["num_tokens"].append((starts >= 0).sum(1))
