@@ -279,17 +279,28 @@ def _check_numbers(values: dict[str, Any]) -> None:
                 raise CommandError(f"`{name}` is {value}; it must be {allowed}.")
 
 
-def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+def locality_settings(locality: str | None) -> dict[str, Any]:
+    """
+    The settings of locality in a flag.
+
+    Raises:
+        ValueError: for what is no JSON object, or has other fields.
+    """
     try:
-        overrides = json.loads(locality) if locality is not None else {}
+        settings = json.loads(locality) if locality is not None else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
     allowed = {*LOCALITY_FIELDS, "attn_pdrop"}
-    if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
+    if not isinstance(settings, dict) or not settings.keys() <= allowed:
         raise ValueError(
-            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."
+            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(sorted(allowed))}."
         )
+    return settings
+
+
+def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+    overrides = locality_settings(locality)
     if variant is None:
         schedule = overrides.get("locality_schedule", DEFAULT_VARIANT)
         if not isinstance(schedule, str):

@@ -25,7 +25,7 @@ from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_of_runs
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from .data import python_reference, tokenize_and_pack
+from .data import SHARES, python_reference, split_topics, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import held, write_whole
 from .models import load_tokenizer
@@ -35,8 +35,6 @@ from .train import run_training
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 2048
 SEQUENCE_LENGTH = 256
-#: Shares of the text: the base trains on the first part, the variants on the second, and all are measured on the third.
-SHARES = {"base": 0.6, "variants": 0.3, "held-out": 0.1}
 PROMPT = "The function returns"
 #: Between these lines of a file stands the table that `--readme` writes.
 MARKERS = ("<!-- family -->", "<!-- /family -->")
@@ -57,16 +55,6 @@ class Run(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
-
-
-def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
-    """Deals whole topics out to the parts of `SHARES`, the longest first, each to the part that is furthest behind."""
-    parts: dict[str, list[str]] = {name: [] for name in SHARES}
-    total = sum(map(len, topics.values()))
-    for text in sorted(topics.values(), key=lambda text: (-len(text), text)):
-        missing = {name: share - sum(map(len, parts[name])) / total for name, share in SHARES.items()}
-        parts[max(missing, key=missing.__getitem__)].append(text)
-    return parts
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -120,6 +120,8 @@ def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "
 
 def find_adapter(name: str) -> str | None:
     """The base of the adapter in a folder or Hub repository; `None` where that holds no adapter."""
+    if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
+        return None
     with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
         if find_adapter_config_file(name) is None:
             return None

@@ -159,7 +159,7 @@ class ControlResults:
     def to_dict(self) -> dict[str, Any]:
         """Everything, the ratios too, as JSON has it: `None` for what is undefined."""
         ratios = {"perplexity": self.perplexity, "retention": self.retention}
-        return _as_json(asdict(self) | ratios | {"all_local_retention": self.all_local_retention})
+        return as_json(asdict(self) | ratios | {"all_local_retention": self.all_local_retention})
 
 
 @torch.no_grad()
@@ -208,7 +208,12 @@ def measure_controls(
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
     batches = list(evaluation_batches(model, dataset, batch_size, block_model))
-    texts = _Texts([inputs for inputs, _ in batches])
+    texts = Texts([inputs for inputs, _ in batches])
+    if texts.number < 2:
+        raise ValueError(
+            f"`dataset` holds {texts.number} text(s); it must hold two at least, so that each can be measured on the "
+            "blocks of another."
+        )
     marks = None if boundaries is None else texts.line_of_lists("boundaries", boundaries)
 
     config = model.config
@@ -221,7 +226,7 @@ def measure_controls(
         layers=layers,
         num_sink_tokens=config.locality.num_sink_tokens,
         blocks=[
-            _on_blocks(model, batches, texts, layers, own, number)
+            on_blocks(model, batches, texts, layers, own, number)
             for number in sorted({*_NUM_PREVIOUS_BLOCKS, config.locality.num_previous_blocks})
         ],
         dials=sweep,
@@ -231,7 +236,7 @@ def measure_controls(
     )
 
 
-def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
+def _block_lift(texts: "Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
     return block_lift(texts.apart(own - texts.first), texts.apart(marks, padding=False))
 
 
@@ -241,7 +246,7 @@ def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> floa
 def _at_dials(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: "_Texts",
+    texts: "Texts",
     layers: list[int],
     dials: Sequence[float],
 ) -> tuple[list[DialFigures], dict[str, float], float, list[torch.Tensor]]:
@@ -318,7 +323,7 @@ def _set(config: LocalityFields, **fields: Any) -> Iterator[None]:
 # --- blocks
 
 
-class _Texts:
+class Texts:
     """
     The texts of some batches in one line, one after the other without padding: `line` tensors have one entry for each
     token, and positions count along it.
@@ -339,11 +344,11 @@ class _Texts:
         #: The first position of every token's text.
         self.first = self.line(documents)
         self._firsts = self.place[self.first == self.place]
-        if len(self._firsts) < 2:
-            raise ValueError(
-                f"`dataset` holds {len(self._firsts)} text(s); it must hold two at least, so that each can be measured "
-                "on the blocks of another."
-            )
+
+    @property
+    def number(self) -> int:
+        """How many texts there are."""
+        return len(self._firsts)
 
     def line(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """The line of positions of each batch's rows, `(batch_size, length)` each."""
@@ -396,14 +401,28 @@ class _Texts:
         return with_previous_blocks(starts[None], self.first[None], number).local_starts[0]
 
 
-def _on_blocks(
+def on_blocks(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: _Texts,
+    texts: Texts,
     layers: list[int],
     own: torch.Tensor,
     num_previous_blocks: int,
+    is_brief: bool = False,
 ) -> BlockControls:
+    """
+    Some layers on the model's own blocks and on others.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), batches, texts ([`Texts`]), layers (`list[int]`):
+            The model, what [`evaluation_batches`] gives, the texts in it, and the layers to measure.
+        own (`torch.Tensor`):
+            The line of block starts that the model finds.
+        num_previous_blocks (`int`):
+            Blocks before its own that are local to a token.
+        is_brief (`bool`, *optional*, defaults to `False`):
+            Whether wrong blocks are enough, without windows and recency.
+    """
     locality = model.config.locality
     num_sinks = locality.num_sink_tokens
 
@@ -425,6 +444,8 @@ def _on_blocks(
         "windows": ("block_starts", texts.windows, lambda length: local(texts.windows(length))),
         "recency": ("local_starts", texts.recent, texts.recent),
     }
+    if is_brief:
+        others = {}
     lengths = {}
     for name, (_, _, local_starts) in others.items():
         length = 1
@@ -468,7 +489,7 @@ def _on_blocks(
 def _block_sums(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: _Texts,
+    texts: Texts,
     layers: list[int],
     counted: torch.Tensor,
     argument: str,
@@ -522,9 +543,10 @@ def _between(low: LocalityFigures, high: LocalityFigures, weight: float) -> Loca
     )
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """What JSON can say of a value: `None` for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _as_json(entry) for name, entry in value.items()}
+        return {name: as_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
