@@ -339,6 +339,8 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("family --variants distributed distributed", 2, "each may be named once"),
         ("family --seeds 1 1", 2, "`seeds` are 1, 1; each may be named once"),
         ("family --seeds -1", 2, "`seeds` holds -1; seeds must be between 0 and 2**32 - 1"),
+        ("family --model gpt2 --base-steps 3", 2, "`base_steps` is 3 and `model` 'gpt2', of which no base is trained"),
+        ("family --model mamba", 2, "MambaForCausalLM cannot be localised"),
         ("family --readme missing.md", 2, "`readme` is 'missing.md'; the file must have the lines"),
         ("family --readme README.md", 2, "`readme` is 'README.md'; the file must have the lines"),
         ("family --readme binary.md", 2, "`readme` is 'binary.md', which cannot be read"),
