@@ -105,7 +105,7 @@ def train(model: PreTrainedModel, parts: dict[str, Dataset], folder: Path, steps
             warmup_steps=0.1,
             target_fidelity=0.9,
             locality_weight=5.0,
-            logging_steps=max(1, steps // 6),
+            logging_strategy="no",
             save_strategy="no",
             report_to="none",
         ),
