@@ -22,7 +22,7 @@ from transformers import (
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, LocalityLossMixin, locality_loss
-from localist_hf.trainers.locality_loss_mixin import _num_positions
+from localist_hf.trainers.locality_loss_mixin import num_positions
 
 
 LENGTH = 48
@@ -521,5 +521,5 @@ def test_the_mixin_names_what_it_lacks(make_trainer, make_model, tmp_path: Path)
 
 def test_rotary_models_have_no_last_position(make_model) -> None:
     learned, rotary = make_model(n_positions=32).config, LlamaConfig(max_position_embeddings=32)
-    assert _num_positions(learned) == 32
-    assert _num_positions(rotary) is None
+    assert num_positions(learned) == 32
+    assert num_positions(rotary) is None
