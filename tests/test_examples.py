@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli.family import train_tokenizer
@@ -180,3 +180,40 @@ def test_quantised_weights_are_unpacked_in_float32(smollm2_model: ModuleType, tm
     assert torch.equal(model.model.layers[0].mlp.down_proj.weight, unpacked["blk.0.ffn_down"])
     model(torch.arange(3, 9)[None], labels=torch.arange(3, 9)[None]).loss.backward()  # it can be trained
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("abcd")["input_ids"] == [29, 30]
+
+
+@pytest.mark.parametrize("is_published", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_smollm2_before_and_after_and_from_the_hub(
+    tmp_path: Path, is_published: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    smollm2 = importlib.import_module("smollm2")
+    topics = {f"topic {number}": f"Sentence number {number} says something. " * 60 for number in range(20)}
+    monkeypatch.setattr(smollm2, "python_reference", lambda: topics)
+    monkeypatch.setattr(smollm2, "SEQUENCE_LENGTH", 48)
+    monkeypatch.setattr(smollm2, "NUM_MEASURED", 4)
+    (tokenizer := train_tokenizer(list(topics.values()))).save_pretrained(tmp_path / "model")
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=len(tokenizer), tie_word_embeddings=True, initializer_range=0.3, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    (native := LlamaForCausalLM(config)).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(smollm2, "fetch", lambda folder: folder / "model")
+    if not is_published:
+        monkeypatch.setattr(smollm2, "publish_and_load", lambda folder: None)
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", str(tmp_path), "--steps", "2"])
+    smollm2.main()
+
+    printed = capfd.readouterr().out
+    assert all(title in printed for title in ("before: perplexity", "after: perplexity", "that the model found before"))
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    trained = LlamaForCausalLM.from_pretrained(tmp_path / "quintic")
+    assert trained.config.locality["num_sink_tokens"] == 1
+    before, after = (model.model.layers[1].self_attn.q_proj.weight for model in (native, trained))
+    assert not torch.equal(before, after)
+    assert torch.equal(
+        *(model.model.layers[0].self_attn.q_proj.weight for model in (native, trained))
+    )  # the lower half
+    if is_published:
+        assert "without a question: transformers.models.llama.modeling_llama.LlamaForCausalLM" in printed
+        assert "logits: equal at dial 0" in printed

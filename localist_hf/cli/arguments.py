@@ -41,7 +41,7 @@ class RunArguments:
     )
     model: str = field(
         default="openai-community/gpt2",
-        metadata={"help": "Checkpoint to start from, GPT-2's or LocalistGPT2's: a local folder or a Hub id."},
+        metadata={"help": "Causal language model to start from: a local folder or a Hub id."},
     )
     dataset: str | None = field(default=None, metadata={"help": "Data set: a Hub id or a local folder."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
@@ -62,7 +62,7 @@ class RunArguments:
     locality: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Fields of LocalistGPT2Config to set beside the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
+            "help": "Settings of locality beside the variant's, as JSON ('{\"num_sink_tokens\": 4}') "
             "or, in a YAML file, as a mapping."
         },
     )
@@ -76,7 +76,7 @@ class RunArguments:
     )
     lora_targets: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the linear layers that get an adapter: c_attn (the default), c_proj, c_fc."},
+        metadata={"help": "Names of the linear layers that get an adapter; by default GPT-2's c_attn, elsewhere all."},
     )
     language: str | None = field(
         default=None, metadata={"help": "Language of the text for the model card, as the Hub spells it: 'en'."}
@@ -238,7 +238,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
             raise CommandError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
         values["output_dir"] = str(Path("runs") / values["variant"])
     if values["use_liger_kernel"]:
-        raise CommandError("`use_liger_kernel` is true; there are no such kernels for LocalistGPT2.")
+        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
     backends = [backend.value.lower() for backend in DynamoBackend]
     if (backend := values["torch_compile_backend"]) is not None and backend.lower() not in backends:
         raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
@@ -279,17 +279,28 @@ def _check_numbers(values: dict[str, Any]) -> None:
                 raise CommandError(f"`{name}` is {value}; it must be {allowed}.")
 
 
-def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+def locality_settings(locality: str | None) -> dict[str, Any]:
+    """
+    The settings of locality in a flag.
+
+    Raises:
+        ValueError: for what is no JSON object, or has other fields.
+    """
     try:
-        overrides = json.loads(locality) if locality is not None else {}
+        settings = json.loads(locality) if locality is not None else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
     allowed = {*LOCALITY_FIELDS, "attn_pdrop"}
-    if not isinstance(overrides, dict) or not overrides.keys() <= allowed:
+    if not isinstance(settings, dict) or not settings.keys() <= allowed:
         raise ValueError(
-            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(allowed)}."
+            f"`locality` is {locality!r}; it must be a JSON object with fields among {', '.join(sorted(allowed))}."
         )
+    return settings
+
+
+def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+    overrides = locality_settings(locality)
     if variant is None:
         schedule = overrides.get("locality_schedule", DEFAULT_VARIANT)
         if not isinstance(schedule, str):

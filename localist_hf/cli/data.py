@@ -16,6 +16,10 @@ from .errors import is_disk_full, one_line
 #: Files that `datasets` reads by rows, by their suffix; every other file is text.
 _FORMATS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
+#: Shares of the Python language reference: in `localist-hf family` the base trains on the first part, the variants on
+#: the second, and all are measured on the third.
+SHARES = {"base": 0.6, "variants": 0.3, "held-out": 0.1}
+
 
 def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
     """
@@ -184,3 +188,13 @@ def python_reference() -> dict[str, str]:
     """
     topics: dict[str, Any] = importlib.import_module("pydoc_data.topics").topics
     return {name: text.strip() + "\n\n" for name, text in sorted(topics.items())}
+
+
+def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
+    """Deals whole topics out to the parts of `SHARES`, the longest first, each to the part that is furthest behind."""
+    parts: dict[str, list[str]] = {name: [] for name in SHARES}
+    total = sum(map(len, topics.values()))
+    for text in sorted(topics.values(), key=lambda text: (-len(text), text)):
+        missing = {name: share - sum(map(len, parts[name])) / total for name, share in SHARES.items()}
+        parts[max(missing, key=missing.__getitem__)].append(text)
+    return parts

@@ -1,4 +1,4 @@
-"""`localist-hf family`: one small base model, fine-tuned under several locality configurations, and the comparison."""
+"""`localist-hf family`: one base model, fine-tuned under several locality configurations, and the comparison."""
 
 import argparse
 import platform
@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from ..configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config
 from ..evaluation import (
@@ -23,19 +30,19 @@ from ..evaluation import (
 from ..hub import RECORD_FILE, RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_of_runs
+from ..hub.run_history import find_base
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from .data import python_reference, tokenize_and_pack
+from .data import SHARES, python_reference, split_topics, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import held, write_whole
-from .train import load_tokenizer, run_training
+from .models import checked_sequence_length, load_config, load_model, load_tokenizer
+from .train import run_training
 
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 2048
 SEQUENCE_LENGTH = 256
-#: Shares of the text: the base trains on the first part, the variants on the second, and all are measured on the third.
-SHARES = {"base": 0.6, "variants": 0.3, "held-out": 0.1}
 PROMPT = "The function returns"
 #: Between these lines of a file stands the table that `--readme` writes.
 MARKERS = ("<!-- family -->", "<!-- /family -->")
@@ -58,16 +65,6 @@ class Run(NamedTuple):
         return f"{self.variant}, seed {self.seed}"
 
 
-def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
-    """Deals whole topics out to the parts of `SHARES`, the longest first, each to the part that is furthest behind."""
-    parts: dict[str, list[str]] = {name: [] for name in SHARES}
-    total = sum(map(len, topics.values()))
-    for text in sorted(topics.values(), key=lambda text: (-len(text), text)):
-        missing = {name: share - sum(map(len, parts[name])) / total for name, share in SHARES.items()}
-        parts[max(missing, key=missing.__getitem__)].append(text)
-    return parts
-
-
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `VOCABULARY_SIZE` tokens."""
     tokenizer = ByteLevelBPETokenizer()
@@ -80,12 +77,12 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingArguments:
-    """The training arguments that the base and all variants share."""
+def training_arguments(folder: Path, steps: int, seed: int, is_small: bool = True) -> LocalistTrainingArguments:
+    """The training arguments that the base and all variants share; of a large model those of one trained already."""
     return LocalistTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        learning_rate=1e-3,
+        learning_rate=1e-3 if is_small else 5e-5,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         weight_decay=0.1,
@@ -95,24 +92,24 @@ def training_arguments(folder: Path, steps: int, seed: int) -> LocalistTrainingA
         logging_steps=25,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
+        use_cpu=is_small,
         dataloader_pin_memory=False,
         seed=seed,
     )
 
 
-def card(parts: dict[str, Dataset]) -> dict[str, Any]:
+def card(parts: dict[str, Dataset], model: str | None) -> dict[str, Any]:
     """What the model cards say about the text."""
+    tokens = f"a byte-level BPE of {VOCABULARY_SIZE:,} tokens" if model is None else "the base's tokenizer"
     shares = ", ".join(f"{share:.0%} for {name}" for name, share in SHARES.items())
     return {
         "dataset": "Python language reference",
         "dataset_details": f"It is `pydoc_data.topics` of CPython {platform.python_version()}, whole topics dealt out "
-        f"to three parts ({shares}: {', '.join(str(len(part)) for part in parts.values())} sequences), tokenised by a "
-        f"byte-level BPE of {VOCABULARY_SIZE:,} tokens.",
+        f"to three parts ({shares}: {', '.join(str(len(part)) for part in parts.values())} sequences), tokenised by "
+        f"{tokens}.",
         "evaluation_split": "held-out",
         "language": "en",
-        "license": "apache-2.0",
-    }
+    } | ({"license": "apache-2.0"} if model is None else {})
 
 
 def train_base(
@@ -137,28 +134,32 @@ def train_base(
         eval_dataset=parts["held-out"],
         processing_class=tokenizer,
     )
-    run_training(trainer, model_name="base", **card(parts))
+    run_training(trainer, model_name="base", **card(parts, None))
 
 
-def train_variant(run: Run, base: Path, parts: dict[str, Dataset], steps: int) -> None:
+def train_variant(run: Run, base: str, parts: dict[str, Dataset], steps: int, model: str | None) -> None:
     """
     Fine-tunes the base under a locality configuration, and measures it on the base's blocks too. All variants see the
     same batches in the same order, by seed.
     """
     trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel.from_pretrained(base, **variant_config(run.variant)),
-        args=training_arguments(run.folder, steps, run.seed),
+        model=load(base, variant_config(run.variant)),
+        args=training_arguments(run.folder, steps, run.seed, is_small=model is None),
         train_dataset=parts["variants"],
         eval_dataset=parts["held-out"],
         processing_class=AutoTokenizer.from_pretrained(base),
     )
-    run_training(trainer, **card(parts))
-    model, held_out = trainer.model, parts["held-out"]
-    base_model = LocalistGPT2LMHeadModel.from_pretrained(base)
-    on_base_blocks = measure(model, held_out, batch_size=16, block_model=base_model)
-    controls = measure_controls(model, held_out, batch_size=16)
+    run_training(trainer, **card(parts, model))
+    held_out = parts["held-out"]
+    on_base_blocks = measure(trainer.model, held_out, batch_size=16, block_model=load(base))
+    controls = measure_controls(trainer.model, held_out, batch_size=16)
     # By these a run is known to be finished.
     RunRecord.load(run.folder).with_measurements(on_base_blocks, controls).save(run.folder)
+
+
+def load(name: str | Path, settings: dict[str, Any] | None = None) -> PreTrainedModel:
+    """A localised model in float32, as it was saved or under other settings."""
+    return load_model(str(name), load_config(str(name), settings or {}), dtype=torch.float32)
 
 
 def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
@@ -167,7 +168,7 @@ def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, le
     tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
     input_ids = torch.tensor([sequence])
     for name, folder in folders.items():
-        model = LocalistGPT2LMHeadModel.from_pretrained(folder).eval()
+        model = load(folder).eval()
         last_layer = model.config.locality.num_hidden_layers - 1
         title = f"{name}, last layer"
         with torch.no_grad():
@@ -185,14 +186,17 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="localist-hf family",
         description="Train a byte-level BPE tokenizer and a small GPT-2 on the Python language reference that every "
-        "CPython ships, fine-tune it under several locality configurations on a part of it that the base has not "
-        "seen, and compare them on a third part. Needs no network. Started again, it goes on with the runs that are "
-        "not finished.",
+        "CPython ships, or take another model; fine-tune it under several locality configurations on a part of it that "
+        "this base has not seen, and compare them on a third part. Needs no network. Started again, it goes on with "
+        "the runs that are not finished.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/family"), help="folder of all models and results")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=PAPER_VARIANTS, metavar="NAME", help=", ".join(VARIANTS)
+    )
+    parser.add_argument(
+        "--model", help="causal language model to fine-tune in place of a small one made for this: a folder or a Hub id"
     )
     parser.add_argument("--base-steps", type=int, default=360, help="training steps of the base")
     parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of each variant")
@@ -208,6 +212,10 @@ def main(arguments: list[str]) -> None:
     for name in ("base_steps", "steps"):
         if getattr(args, name) < 1:
             raise CommandError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
+    if args.model is not None and args.base_steps != parser.get_default("base_steps"):
+        raise CommandError(
+            f"`base_steps` is {args.base_steps} and `model` {args.model!r}, of which no base is trained."
+        )
     if BASELINE_VARIANT not in args.variants:
         raise CommandError(
             f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with."
@@ -229,7 +237,7 @@ def main(arguments: list[str]) -> None:
     ]
     with held(args.output_dir):
         with ending_with(2, *INPUT_ERRORS):
-            check_settings(args.output_dir / "base", runs, args.base_steps, args.steps)
+            check_settings(args, runs)
         run_family(args, runs)
 
 
@@ -243,9 +251,16 @@ def check_readme(path: Path) -> None:
         raise CommandError(f"`readme` is {str(path)!r}; the file must have the lines {' and '.join(MARKERS)}.")
 
 
-def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> None:
-    """Refuses to go on with a folder whose finished runs were trained otherwise, or are not whole any more."""
-    wanted = [(base, base_steps, runs[0].seed), *((run.folder, steps, run.seed) for run in runs)]
+def check_settings(args: argparse.Namespace, runs: list[Run]) -> None:
+    """
+    Refuses a model that cannot be used, and to go on with a folder whose finished runs were trained otherwise, or are
+    not whole any more.
+    """
+    wanted = [(run.folder, args.steps, run.seed) for run in runs]
+    if args.model is None:
+        wanted.append((args.output_dir / "base", args.base_steps, runs[0].seed))
+    else:
+        load_config(args.model, {})
     for folder, num_steps, seed in wanted:
         record = RunRecord.find(folder)
         if record is None:
@@ -255,6 +270,12 @@ def check_settings(base: Path, runs: list[Run], base_steps: int, steps: int) -> 
             raise ValueError(
                 f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
                 f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
+            )
+        base = {"base_model": record.base_model, "base_run": record.base_run, "base_weights": record.base_weights}
+        if args.model is not None and base != find_base(args.model):
+            raise ValueError(
+                f"{folder} holds a run from another model than {args.model!r}; choose another `--output-dir`, or "
+                "remove it."
             )
 
 
@@ -268,30 +289,38 @@ def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
 
     announce(1, "Python language reference: tokenizer and sequences")
     texts = split_topics(python_reference())
-    base = args.output_dir / "base"
-    is_trained = (base / RECORD_FILE).is_file()
-    tokenizer = (
-        load_tokenizer(str(base), VOCABULARY_SIZE) if is_trained else train_tokenizer(texts["base"] + texts["variants"])
-    )
+    base, length = args.output_dir / "base", SEQUENCE_LENGTH
+    is_trained = args.model is None and (base / RECORD_FILE).is_file()
+    if args.model is not None:
+        config = load_config(args.model, {})
+        tokenizer = load_tokenizer(args.model, config.vocab_size)
+        length = min(length, checked_sequence_length(None, config))
+    elif is_trained:
+        tokenizer = load_tokenizer(str(base), VOCABULARY_SIZE)
+    else:
+        tokenizer = train_tokenizer(texts["base"] + texts["variants"])
     parts = {
-        name: tokenize_and_pack(Dataset.from_dict({"text": text}), tokenizer, SEQUENCE_LENGTH, name)
+        name: tokenize_and_pack(Dataset.from_dict({"text": text}), tokenizer, length, name)
         for name, text in texts.items()
     }
-    print(", ".join(f"{name}: {len(part)} sequences of {SEQUENCE_LENGTH} tokens" for name, part in parts.items()))
+    print(", ".join(f"{name}: {len(part)} sequences of {length} tokens" for name, part in parts.items()))
 
-    announce(2, f"base: GPT-2 of 6 layers, width 128, {args.base_steps} steps")
-    if is_trained:
-        print(f"already in {base}")
+    if args.model is not None:
+        announce(2, f"base: {args.model}, as it is")
     else:
-        train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
-    if RunRecord.load(base).controls is None:
-        controls = measure_controls(LocalistGPT2LMHeadModel.from_pretrained(base), parts["held-out"], batch_size=16)
-        RunRecord.load(base).with_measurements(controls=controls).save(base)
+        announce(2, f"base: GPT-2 of 6 layers, width 128, {args.base_steps} steps")
+        if is_trained:
+            print(f"already in {base}")
+        else:
+            train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
+        if RunRecord.load(base).controls is None:
+            controls = measure_controls(load(base), parts["held-out"], batch_size=16)
+            RunRecord.load(base).with_measurements(controls=controls).save(base)
 
     for done, run in enumerate(runs):
         announce(3 + done, f"{run}: {args.steps} steps from the base")
         if run.record is None:
-            train_variant(run, base, parts, args.steps)
+            train_variant(run, args.model or str(base), parts, args.steps, args.model)
         else:
             print(f"already in {run.folder}")
 
@@ -322,7 +351,9 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     print(f"Pictures: {', '.join(map(str, pictures.values()))}, {args.output_dir / 'attention_map.png'}")
 
     # Again, now that every sibling is there to be compared with.
-    folders = [args.output_dir / "base", *(run.folder for run in runs)]
+    folders = [run.folder for run in runs]
+    if args.model is None:
+        folders.append(args.output_dir / "base")
     for folder in folders:
         write_card(folder)
     if args.model_cards is not None:
@@ -371,9 +402,10 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
     how = f"one run each (seed {seeds[0]})"
     if len(seeds) > 1:
         how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
+    length = record.data["evaluation_lengths"][1]
     what = (
-        f"{record.data['evaluation_sequences']} held-out sequences of {SEQUENCE_LENGTH} tokens of the "
-        f"{record.data['name']}; {how}; {record.training['steps']} steps of {record.training['batch_size']} sequences "
+        f"{record.data['evaluation_sequences']} held-out sequences of {length} tokens of the {record.data['name']}; "
+        f"{how}; {record.training['steps']} steps of {record.training['batch_size']} sequences "
         f"from a common base of {record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
     )
     before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])

@@ -11,8 +11,8 @@ from .errors import CommandError, is_disk_full, one_line
 
 
 _DESCRIPTION = """\
-Fine-tune GPT-2 so that its attention can be read: free in the early layers, held inside semantic blocks of the text in
-the late ones (progressive localisation, arXiv:2511.18375).
+Fine-tune any causal language model so that its attention can be read: free in the early layers, held inside semantic
+blocks of the text in the late ones (progressive localisation, arXiv:2511.18375).
 """
 
 _EXAMPLES = """\
@@ -21,6 +21,7 @@ examples:
   localist-hf train --variant linear --model ./my-gpt2 --dataset Salesforce/wikitext --dataset-config wikitext-2-raw-v1
   localist-hf train --config quintic.yaml --learning_rate 5e-5
   localist-hf family --output-dir runs/family
+  localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
   localist-hf publish runs/family --namespace my-org --dry-run
   localist-hf export runs/quintic --to gpt2 my-gpt2
 
@@ -31,6 +32,7 @@ _COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
     "base": "train the small base that ships with this library",
     "family": "train a base and compare variants of it on text that Python ships",
+    "evaluate": "measure and draw where the attention of any causal language model goes",
     "publish": "publish runs as repositories on the Hub",
     "export": "write a run as a plain GPT-2 folder",
 }

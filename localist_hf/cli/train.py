@@ -9,20 +9,24 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback, TrainingArguments, get_scheduler
+from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, TrainingArguments, get_scheduler
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..hub import RECORD_FILE, PublishError
-from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
 from .arguments import RunArguments, parse, save_settings
 from .data import check_source, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
 from .folders import held, replacing
+from .models import checked_sequence_length, load_config, load_model, load_tokenizer
+
+
+#: What PEFT calls all linear layers but the head.
+ALL_LINEAR = "all-linear"
 
 
 def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> LocalistTrainer:
@@ -37,16 +41,14 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     check_source(run.dataset, run.dataset_config, run.text_file, run.text_column)
     check_output_dir(run, args)
     check_schedule(args)
-    config = load_config(run)
-    check_metric(args, config)
-    positions = config.max_position_embeddings
-    sequence_length = min(positions, 1024) if run.sequence_length is None else run.sequence_length
-    if not 2 <= sequence_length <= positions:
-        raise ValueError(f"`sequence_length` is {sequence_length}; the model allows 2 to {positions} positions.")
+    config = config_of(run)
+    check_metric(args, config.locality.num_hidden_layers)
+    sequence_length = checked_sequence_length(run.sequence_length, config)
 
     tokenizer = load_tokenizer(run.model, config.vocab_size)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
-    model = load_model(run.model, config)
+    # Small steps are lost in weights of half precision; an adapter has its own, in float32.
+    model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
     if run.lora_rank:
         model = add_adapter(model, run)
     with ending_with(2, ValueError, ImportError, what=f"`optim` is {args.optim.value!r}, which cannot be used: "):
@@ -66,95 +68,45 @@ def check_schedule(args: TrainingArguments) -> None:
         get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=kwargs)
 
 
-def check_metric(args: TrainingArguments, config: LocalistGPT2Config) -> None:
-    """Refuses a metric to choose the best model by that no evaluation gives."""
+def check_metric(args: TrainingArguments, num_layers: int) -> None:
+    """Refuses a metric to choose the best model by that no evaluation of so many layers gives."""
     metric = args.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in metric_names(config.num_hidden_layers):
+    if metric is not None and metric.removeprefix("eval_") not in metric_names(num_layers):
         quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
         raise ValueError(
             f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but the first two of a layer, "
-            f"as 'context_fidelity_layer_N' with N from 0 to {config.num_hidden_layers - 1}."
+            f"as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
         )
 
 
-def load_config(run: RunArguments) -> LocalistGPT2Config:
+def config_of(run: RunArguments) -> PreTrainedConfig:
     """The model's configuration under the variant."""
-    folder = Path(run.model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        hint = " It holds an adapter; give its base." if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"`model` is {run.model!r}; there is no config.json in this folder.{hint}")
-    if folder.is_file():
-        raise ValueError(f"`model` is {run.model!r}, which is a file; it must be a model's folder or Hub id.")
-    overrides = ({} if run.variant is None else variant_config(run.variant)) | run.locality
-    # What strangers have written may be anything: no list of exceptions is complete.
-    with ending_with(2, Exception, what=f"`model` is {run.model!r}, whose configuration cannot be used so: "):
-        config = LocalistGPT2Config.from_pretrained(run.model, **overrides)
-        if config.num_hidden_layers < 1:
-            raise ValueError(f"it has {config.num_hidden_layers} layers.")
-    found = variant_name(config)
+    config = load_config(run.model, ({} if run.variant is None else variant_config(run.variant)) | run.locality)
+    found = variant_name(config.locality)
     if run.variant is not None and found != run.variant:
         raise ValueError(
             f"`variant` is {run.variant!r}, but with the other fields that `locality` or the model sets "
-            f"(`block_partition` is {config.block_partition!r}) it would be {found!r}."
+            f"(`block_partition` is {config.locality.block_partition!r}) it would be {found!r}."
         )
     return config
 
 
-def load_tokenizer(name: str, vocabulary_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model with this many tokens."""
-    with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        # Where there are no files, transformers makes one without a vocabulary.
-        if not tokenizer("a")["input_ids"]:
-            raise ValueError("there is none, or its vocabulary is empty.")
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary_size:
-        raise ValueError(
-            f"`model` is {name!r}, whose tokenizer has the ids 0 to {highest}; the model's vocabulary has "
-            f"{vocabulary_size} tokens only."
-        )
-    return tokenizer
-
-
-def load_model(name: str, config: LocalistGPT2Config) -> LocalistGPT2LMHeadModel:
-    """A model with all of its weights; transformers would fill in random numbers for those that are missing."""
-    what = f"`model` is {name!r}, which cannot be loaded: "
-    with ending_with(2, Exception, what=what):
-        model, info = LocalistGPT2LMHeadModel.from_pretrained(
-            name, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    if info["missing_keys"]:
-        raise ValueError(f"{what}its weights lack {_some(info['missing_keys'])}.")
-    if info["mismatched_keys"]:
-        key, found, expected = sorted(info["mismatched_keys"])[0]
-        raise ValueError(f"{what}{key} has the shape {tuple(found)}; by its configuration it is {tuple(expected)}.")
-    if layers := [key for key in info["unexpected_keys"] if ".h." in f".{key}"]:
-        raise ValueError(f"{what}its weights have {_some(layers)}, of which its configuration does not know.")
-    for key, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"{what}{key} holds numbers that are not finite.")
-    return model
-
-
-def _some(names: Any) -> str:
-    """The first of many names, and how many more there are."""
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first
-
-
-def add_adapter(model: LocalistGPT2LMHeadModel, run: RunArguments) -> PeftModel:
+def add_adapter(model: PreTrainedModel, run: RunArguments) -> PeftModel:
     """The model with the LoRA adapter that the flags describe."""
-    targets = run.lora_targets or ["c_attn"]
-    layers = (name for name, module in model.named_modules() if isinstance(module, (Conv1D, nn.Linear)))
-    allowed = {name.rpartition(".")[2] for name in layers} - {"lm_head"}  # whose weights are those of the embedding
-    if not set(targets) <= allowed:
-        raise ValueError(f"`lora_targets` is {targets}; allowed are {', '.join(sorted(allowed))}.")
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, (Conv1D, nn.Linear))}
+    head = model.get_output_embeddings()  # whose weights are often those of the embedding
+    allowed = {name.rpartition(".")[2] for name, module in linear.items() if module is not head}
+    targets = run.lora_targets or (["c_attn"] if "c_attn" in allowed else [ALL_LINEAR])
+    if targets != [ALL_LINEAR] and not set(targets) <= allowed:
+        raise ValueError(
+            f"`lora_targets` is {targets}; allowed are {', '.join(sorted(allowed))}, or {ALL_LINEAR} alone."
+        )
     adapter = LoraConfig(
         r=run.lora_rank,
         lora_alpha=2 * run.lora_rank if run.lora_alpha is None else run.lora_alpha,
         lora_dropout=run.lora_dropout or 0.0,
-        target_modules=targets,
-        fan_in_fan_out=True,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapter)
@@ -264,5 +216,5 @@ def main(arguments: list[str]) -> None:
     if args.process_index > 0:
         return
     print(f"\n{run.variant or 'own schedule'}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
-    print(layer_table(metrics, trainer.model.config.locality_lambdas))
+    print(layer_table(metrics, trainer.model.config.locality.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

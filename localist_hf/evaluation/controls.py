@@ -16,11 +16,11 @@ from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
-from .check_model import check_model
+from .check_model import check_model, core_model
 from .faithfulness import divergence_bits
 from .locality_meter import label_losses
 from .measure import evaluation_batches
-from .visible_keys import visible_keys
+from .visible_keys import local_set_sizes, visible_keys
 
 
 _DIALS = tuple(tenth / 10 for tenth in range(11))
@@ -159,7 +159,7 @@ class ControlResults:
     def to_dict(self) -> dict[str, Any]:
         """Everything, the ratios too, as JSON has it: `None` for what is undefined."""
         ratios = {"perplexity": self.perplexity, "retention": self.retention}
-        return _as_json(asdict(self) | ratios | {"all_local_retention": self.all_local_retention})
+        return as_json(asdict(self) | ratios | {"all_local_retention": self.all_local_retention})
 
 
 @torch.no_grad()
@@ -208,7 +208,12 @@ def measure_controls(
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
     batches = list(evaluation_batches(model, dataset, batch_size, block_model))
-    texts = _Texts([inputs for inputs, _ in batches])
+    texts = Texts([inputs for inputs, _ in batches])
+    if texts.number < 2:
+        raise ValueError(
+            f"`dataset` holds {texts.number} text(s); it must hold two at least, so that each can be measured on the "
+            "blocks of another."
+        )
     marks = None if boundaries is None else texts.line_of_lists("boundaries", boundaries)
 
     config = model.config
@@ -221,7 +226,7 @@ def measure_controls(
         layers=layers,
         num_sink_tokens=config.locality.num_sink_tokens,
         blocks=[
-            _on_blocks(model, batches, texts, layers, own, number)
+            on_blocks(model, batches, texts, layers, own, number)
             for number in sorted({*_NUM_PREVIOUS_BLOCKS, config.locality.num_previous_blocks})
         ],
         dials=sweep,
@@ -231,7 +236,7 @@ def measure_controls(
     )
 
 
-def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
+def _block_lift(texts: "Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
     return block_lift(texts.apart(own - texts.first), texts.apart(marks, padding=False))
 
 
@@ -241,7 +246,7 @@ def _block_lift(texts: "_Texts", own: torch.Tensor, marks: torch.Tensor) -> floa
 def _at_dials(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: "_Texts",
+    texts: "Texts",
     layers: list[int],
     dials: Sequence[float],
 ) -> tuple[list[DialFigures], dict[str, float], float, list[torch.Tensor]]:
@@ -256,7 +261,7 @@ def _at_dials(
         for dial in dials:
             outputs = model(**inputs, **arguments, locality_dial=dial, output_fidelity=layers)
             losses[dial].add(outputs, labels)
-            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config)
+            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config, layers)
             if dial == 0:
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())
@@ -318,7 +323,7 @@ def _set(config: LocalityFields, **fields: Any) -> Iterator[None]:
 # --- blocks
 
 
-class _Texts:
+class Texts:
     """
     The texts of some batches in one line, one after the other without padding: `line` tensors have one entry for each
     token, and positions count along it.
@@ -339,11 +344,11 @@ class _Texts:
         #: The first position of every token's text.
         self.first = self.line(documents)
         self._firsts = self.place[self.first == self.place]
-        if len(self._firsts) < 2:
-            raise ValueError(
-                f"`dataset` holds {len(self._firsts)} text(s); it must hold two at least, so that each can be measured "
-                "on the blocks of another."
-            )
+
+    @property
+    def number(self) -> int:
+        """How many texts there are."""
+        return len(self._firsts)
 
     def line(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """The line of positions of each batch's rows, `(batch_size, length)` each."""
@@ -396,15 +401,30 @@ class _Texts:
         return with_previous_blocks(starts[None], self.first[None], number).local_starts[0]
 
 
-def _on_blocks(
+def on_blocks(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: _Texts,
+    texts: Texts,
     layers: list[int],
     own: torch.Tensor,
     num_previous_blocks: int,
+    is_brief: bool = False,
 ) -> BlockControls:
-    num_sinks = model.config.locality.num_sink_tokens
+    """
+    Some layers on the model's own blocks and on others.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), batches, texts ([`Texts`]), layers (`list[int]`):
+            The model, what [`evaluation_batches`] gives, the texts in it, and the layers to measure.
+        own (`torch.Tensor`):
+            The line of block starts that the model finds.
+        num_previous_blocks (`int`):
+            Blocks before its own that are local to a token.
+        is_brief (`bool`, *optional*, defaults to `False`):
+            Whether wrong blocks are enough, without windows and recency.
+    """
+    locality = model.config.locality
+    num_sinks = locality.num_sink_tokens
 
     def local(starts: torch.Tensor) -> torch.Tensor:
         return texts.with_previous(starts, num_previous_blocks)
@@ -424,6 +444,8 @@ def _on_blocks(
         "windows": ("block_starts", texts.windows, lambda length: local(texts.windows(length))),
         "recency": ("local_starts", texts.recent, texts.recent),
     }
+    if is_brief:
+        others = {}
     lengths = {}
     for name, (_, _, local_starts) in others.items():
         length = 1
@@ -438,17 +460,20 @@ def _on_blocks(
 
     def figures(argument: str, starts: torch.Tensor, local_starts: torch.Tensor) -> LocalityFigures:
         sums = _block_sums(model, batches, texts, layers, counted, argument, starts)
-        sums[:, 2] = mean_keys(local_starts, counted) * sums[:, 3]
+        sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
+        sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
         return _figures(sums)
 
-    with _set(model.config.locality, num_previous_blocks=num_previous_blocks):
+    with _set(locality, num_previous_blocks=num_previous_blocks):
         on_own = figures("block_starts", own, of_own)
         on_wrong = figures("block_starts", wrong, of_wrong)
         on_others = {}
         for name, both in lengths.items():
             argument, starts, local_starts = others[name]
             low, high = (figures(argument, starts(length), local_starts(length)) for length in both)
-            on_others[name] = _between(low, high, on_own.visible_keys[0])
+            least, most = (mean_keys(local_starts(length), counted) for length in both)
+            step, wanted = most - least, mean_keys(of_own, counted) - least
+            on_others[name] = _between(low, high, wanted / step if step else 0.0)
     return BlockControls(
         num_previous_blocks=num_previous_blocks,
         num_counted=int(counted.sum()),
@@ -464,14 +489,14 @@ def _on_blocks(
 def _block_sums(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: _Texts,
+    texts: Texts,
     layers: list[int],
     counted: torch.Tensor,
     argument: str,
     starts: torch.Tensor,
 ) -> torch.Tensor:
     """`_sums` of all batches over the `counted` positions, on these starts; the number of keys is left at that."""
-    decoder, sums = model.get_decoder(), 0.0
+    decoder, sums = core_model(model).base_model, 0.0
     for index, (inputs, _) in enumerate(batches):
         rows = {argument: texts.rows(starts, index).to(decoder.device)}
         others = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
@@ -479,18 +504,20 @@ def _block_sums(
             **others, **rows, use_cache=False, output_fidelity=layers, locality_dial=0.0, min_fidelity=0.0
         )
         masks = [texts.rows(counted, index, padding=False)] * len(layers)
-        sums = sums + _sums(outputs, masks, model.config)
+        sums = sums + _sums(outputs, masks, model.config, layers)
     return sums
 
 
-def _sums(outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
+def _sums(
+    outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig, layers: Sequence[int]
+) -> torch.Tensor:
     """Block and outside share, visible keys and number of the masked positions, `(num_layers, 4)`, on the CPU."""
-    layers = zip(outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
+    measured = zip(layers, outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
     rows = []
-    for block, outside, starts, mask in layers:
+    for layer, block, outside, starts, mask in measured:
         mask = mask.to(block.device)
         sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
-        sums += [(visible_keys(starts, config.locality) * mask).sum(1), mask.sum(1)]
+        sums += [(visible_keys(starts, config.locality, layer) * mask).sum(1), mask.sum(1)]
         # Not every device has float64.
         rows.append(torch.stack([each.float() for each in sums]).cpu().double().sum(1))
     return torch.stack(rows)
@@ -506,10 +533,8 @@ def _figures(sums: torch.Tensor) -> LocalityFigures:
     )
 
 
-def _between(low: LocalityFigures, high: LocalityFigures, num_keys: float) -> LocalityFigures:
-    """What lies between two figures where this number of keys is visible."""
-    step = high.visible_keys[0] - low.visible_keys[0]
-    weight = (num_keys - low.visible_keys[0]) / step if step else 0.0
+def _between(low: LocalityFigures, high: LocalityFigures, weight: float) -> LocalityFigures:
+    """What lies between two figures, the second having this weight."""
     return LocalityFigures(
         **{
             name: [(1 - weight) * one + weight * other for one, other in zip(values, asdict(high)[name], strict=True)]
@@ -518,9 +543,10 @@ def _between(low: LocalityFigures, high: LocalityFigures, num_keys: float) -> Lo
     )
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """What JSON can say of a value: `None` for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _as_json(entry) for name, entry in value.items()}
+        return {name: as_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -102,7 +102,7 @@ class LocalityMeter:
             starts = measured.block_starts[layer]
             sums += [(starts >= 0).sum(1), measured.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
             sums += [(measured[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
-            sums.append((visible_keys(starts, self._locality) * mask).sum(1))
+            sums.append((visible_keys(starts, self._locality, layer) * mask).sum(1))
         # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
         rows = torch.stack([value.float().to(losses.device) for value in sums], dim=1)
         rows = rows if gather is None else gather(rows)
@@ -156,9 +156,15 @@ class LocalityMeter:
         return metrics
 
 
+#: So many tokens' cross-entropies are taken at a time.
+_TOKENS = 1024
+
+
 def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the cross-entropies of each sequence's labels in nats, and their number: `(batch_size,)` both."""
     # Labels are moved instead of logits, which a slice would copy.
     targets = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
-    losses = F.cross_entropy(logits.detach().float().flatten(0, 1), targets.flatten(), reduction="none")
+    # A part at a time: of a long text, logits are the largest thing there is, and each step would make them again.
+    parts = zip(logits.detach().flatten(0, 1).split(_TOKENS), targets.flatten().split(_TOKENS), strict=True)
+    losses = torch.cat([F.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
     return losses.view_as(targets).sum(1), (targets != -100).sum(1)

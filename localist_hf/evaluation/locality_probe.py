@@ -11,7 +11,7 @@ from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import SHARES
 from ..modeling.locality import check_attention_mask, context_fidelity
-from .check_model import check_model
+from .check_model import check_model, core_model
 from .visible_keys import visible_keys
 
 
@@ -111,9 +111,9 @@ def locality_probe(
     check_model("model", model, needs_head=False)
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
-    decoder = model.eval().get_decoder()
-    block_decoder = None if block_model is None else block_model.eval().get_decoder()
-    totals: dict[str, torch.Tensor] | None = None
+    decoder = core_model(model.eval()).base_model
+    block_decoder = None if block_model is None else core_model(block_model.eval()).base_model
+    sums = ProfileSums()
     for batch in batches:
         if block_decoder is not None and "block_starts" in batch:
             raise ValueError("`batches` hold `block_starts` and a `block_model` is given too; only one can tell.")
@@ -121,22 +121,42 @@ def locality_probe(
             if block_decoder is not None:
                 texts["block_starts"] = last_block_starts(block_decoder, texts)
             outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
-            sums = _sums(outputs, decoder.config.locality)
-            totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
-    if totals is None:
-        raise ValueError("`batches` hold no token: there is nothing to take a mean over.")
+            sums.add(outputs, decoder.config.locality)
+    return sums.profile()
 
-    num_counted, num_tokens = totals["num_counted"], totals["num_tokens"]
-    shares = {name: totals[name] / num_counted[:, None] for name in SHARES}
-    return LocalityProfile(
-        fidelity=torch.where(num_counted[:, None] > 0, totals["fidelity"] / num_counted[:, None], 1.0),
-        **shares,
-        entropy=totals["entropy"] / num_tokens[:, None],
-        mean_block_length=num_tokens / totals["num_blocks"].double(),
-        visible_keys=totals["visible_keys"].double() / num_counted,
-        num_counted=num_counted,
-        num_tokens=int(num_tokens[0]),
-    )
+
+class ProfileSums:
+    """Adds up what a [`LocalityProfile`] holds the means of, batch by batch."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, torch.Tensor] | None = None
+
+    def add(self, outputs: LocalityMeasurements, locality: LocalityFields) -> None:
+        """Adds a batch, of which fidelity and entropy of every layer were measured."""
+        sums = _sums(outputs, locality)
+        totals = self._totals
+        self._totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
+
+    def profile(self) -> LocalityProfile:
+        """
+        The means over all batches.
+
+        Raises:
+            ValueError: where there has been none.
+        """
+        if (totals := self._totals) is None:
+            raise ValueError("`batches` hold no token: there is nothing to take a mean over.")
+        num_counted, num_tokens = totals["num_counted"], totals["num_tokens"]
+        shares = {name: totals[name] / num_counted[:, None] for name in SHARES}
+        return LocalityProfile(
+            fidelity=torch.where(num_counted[:, None] > 0, totals["fidelity"] / num_counted[:, None], 1.0),
+            **shares,
+            entropy=totals["entropy"] / num_tokens[:, None],
+            mean_block_length=num_tokens / totals["num_blocks"].double(),
+            visible_keys=totals["visible_keys"].double() / num_counted,
+            num_counted=num_counted,
+            num_tokens=int(num_tokens[0]),
+        )
 
 
 def last_block_starts(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -186,7 +206,7 @@ def _sums(outputs: LocalityMeasurements, locality: LocalityFields) -> dict[str, 
     for layer, (mask, entropy, starts) in enumerate(layers):
         for name in ("fidelity", *SHARES):
             sums[name].append((outputs[name][layer] * mask[:, None]).sum(2))
-        sums["visible_keys"].append((visible_keys(starts, locality) * mask).sum(1))
+        sums["visible_keys"].append((visible_keys(starts, locality, layer) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding
         sums["num_tokens"].append((starts >= 0).sum(1))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .causal_lm_collator import causal_lm_collator
-from .check_model import check_model
+from .check_model import check_model, core_model
 from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
 
@@ -56,7 +56,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """The model's inputs for each batch, on the blocks that are asked for, and the labels apart, on its device."""
     model.eval()
-    block_decoder = None if block_model is None else block_model.eval().get_decoder()
+    block_decoder = None if block_model is None else core_model(block_model.eval()).base_model
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
         labels = batch.pop("labels").to(model.device)  # the perplexity is not taken from the model's loss
         if block_decoder is not None:

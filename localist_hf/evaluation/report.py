@@ -11,6 +11,9 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
+from ..modeling.localist_model import SHARES
+from .locality_report import LocalityReport
+
 
 def layer_series(metrics: Mapping[str, float], quantity: str) -> list[float]:
     """`metrics[f"{quantity}_layer_{l}"]` for l = 0, 1, ... as far as there are any."""
@@ -41,13 +44,64 @@ def layer_table(metrics: Mapping[str, float], lambdas: Sequence[float]) -> str:
         lambdas (`Sequence[float]`):
             The locality of each layer that the schedule says.
     """
-    values = [layer_series(metrics, name) for name in (*_TITLES, "entropy")]
-    widths = [max(5, len(title)) for title in _TITLES.values()]
-    titles = [title.rjust(width) for title, width in zip(_TITLES.values(), widths, strict=True)]
-    lines = ["  ".join(["layer  lambda", *titles, "entropy (bits)"])]
-    for layer, (value, *of_layer, entropy) in enumerate(zip(lambdas, *values, strict=True)):
-        cells = [_number(each, 3).rjust(width) for width, each in zip(widths, of_layer, strict=True)]
-        lines.append(f"{layer:5d}  {value:6.3f}  " + "  ".join([*cells, _number(entropy, 2).rjust(14)]))
+    columns = {title: (layer_series(metrics, name), 3) for name, title in _TITLES.items()}
+    return _layer_table({"lambda": (lambdas, 3), **columns, "entropy (bits)": (layer_series(metrics, "entropy"), 2)})
+
+
+def report_table(report: LocalityReport, lambdas: Sequence[float]) -> str:
+    """
+    A table of all that was measured of one model's layers, and what its columns are.
+
+    Args:
+        report ([`LocalityReport`]):
+            From [`locality_report`].
+        lambdas (`Sequence[float]`):
+            The locality of each layer that the schedule says.
+    """
+    names = ("context_share", *SHARES, "fidelity", "entropy", "visible_keys")
+    values = {name: layer_series(report.metrics, name) for name in ("context_fidelity", *names)}
+    columns = {"lambda": (lambdas, 3), "psi": (values["context_fidelity"], 3)}
+    if (controls := report.controls) is not None:
+        columns["psi, own"] = (controls.own.context_fidelity, 3)
+        columns["psi, wrong"] = (controls.wrong.context_fidelity, 3)
+    columns |= {name.removesuffix("_share"): (values[name], 3) for name in ("context_share", *SHARES, "fidelity")}
+    columns |= {"bits": (values["entropy"], 2), "keys": (values["visible_keys"], 1)}
+    legend = [
+        "psi: context fidelity; of the attention to other words (context) the part inside the local set (block)",
+        "bits: entropy of the attention; keys: keys in the local set",
+    ]
+    if controls is not None:
+        legend.append(
+            "own, wrong: psi on the last layer's blocks, and on those of another text, at the "
+            f"{controls.num_counted} positions that count under both"
+        )
+    return "\n".join([_layer_table(columns), "", *legend])
+
+
+def heads_table(values: torch.Tensor) -> str:
+    """
+    A table of shares, a line for each layer and a column for each head, in percent; a hyphen where one is undefined.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_layers, num_heads)`):
+            Such as the context fidelity of a [`LocalityProfile`].
+    """
+    lines = ["layer  " + " ".join(f"{head:3d}" for head in range(values.shape[1]))]
+    for layer, heads in enumerate((100 * values).tolist()):
+        lines.append(f"{layer:5d}  " + " ".join(_number(value, 0).rjust(3) for value in heads))
+    return "\n".join(lines)
+
+
+def _layer_table(columns: Mapping[str, tuple[Sequence[float], int]]) -> str:
+    """A line for each layer; each column by its title, with its values and the digits to show of them."""
+    widths = [max(6, len(title)) for title in columns]
+    lines = ["  ".join(["layer", *(title.rjust(width) for title, width in zip(columns, widths, strict=True))])]
+    cells = [
+        [_number(value, digits).rjust(width) for value in values]
+        for (values, digits), width in zip(columns.values(), widths, strict=True)
+    ]
+    for layer, of_layer in enumerate(zip(*cells, strict=True)):
+        lines.append(f"{layer:5d}  " + "  ".join(of_layer))
     return "\n".join(lines)
 
 
@@ -273,6 +327,35 @@ def plot_shares_over_depth(
     handles = {label: handles[label] for label, *_ in reversed(_BANDS.values()) if label in handles}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=100)
+
+
+def plot_heads(values: torch.Tensor, path: str | Path | BinaryIO, title: str | None = None) -> None:
+    """
+    Draws the context fidelity of every head, layers from left to right and heads one above the other; grey where it is
+    undefined.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_layers, num_heads)`):
+            From a [`LocalityProfile`].
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        title (`str`, *optional*):
+            Title above the picture.
+    """
+    num_layers, num_heads = values.shape
+    size = (min(12.0, max(4.8, 0.24 * num_layers + 1.8)), min(9.0, max(2.2, 0.24 * num_heads + 1.2)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    # Cividis is made for the colour-blind, and grows lighter throughout, so that it reads without colours too.
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="#bbbbbb")
+    image = axes.imshow(values.T.numpy(), cmap=colours, vmin=0, vmax=1, aspect="auto", origin="lower")
+    axes.set(xlabel="layer", ylabel="head", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="context fidelity", ticks=[0, 0.25, 0.5, 0.75, 1])
+    figure.savefig(path, dpi=110)
 
 
 def plot_attention_map(

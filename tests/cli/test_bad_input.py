@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, T5Config
 
 from localist_hf.cli.main import main
 from localist_hf.trainers import LocalistTrainer
@@ -57,7 +57,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     }.items():
         shutil.copytree(root / "gpt2", root / name)
         save_file(changed, root / name / "model.safetensors", metadata={"format": "pt"})
-    LlamaConfig(vocab_size=10).save_pretrained(root / "llama")
+    llama = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=16, num_attention_heads=2, vocab_size=len(tokenizer)
+    )
+    LlamaForCausalLM(llama).save_pretrained(root / "llama")
+    for name, config in {
+        "no-weights-llama": llama,
+        "t5": T5Config(vocab_size=10, num_layers=1, d_model=8, d_ff=8),
+        "mamba": MambaConfig(vocab_size=10, num_hidden_layers=1, hidden_size=8),
+        "foreign": LlamaConfig(auto_map={"AutoConfig": "ours.Config"}),
+    }.items():
+        config.save_pretrained(root / name)
+    for name in ("llama", "no-weights-llama", "mamba"):
+        tokenizer.save_pretrained(root / name)
+    foreign = (root / "foreign" / "config.json").read_text().replace('"llama"', '"foreign"')
+    (root / "foreign" / "config.json").write_text(foreign)
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text("{}")
     (root / "finished").mkdir()
@@ -224,7 +238,17 @@ TRAIN = (
         ("--model no-tokenizer-file", "whose tokenizer cannot be used"),
         ("--model broken-tokenizer", "`model` is 'broken-tokenizer', whose tokenizer cannot be used"),
         ("--model small-vocabulary", "whose tokenizer has the ids 0 to"),
-        ("--model llama", "`model_type` is 'llama'"),
+        ("--model no-weights-llama", "`model` is 'no-weights-llama', which cannot be loaded: "),
+        ("--model t5", "cannot be used so: its `model_type` is 't5', which is no causal language model."),
+        ("--model mamba", "cannot be used so: MambaForCausalLM cannot be localised: it has layers without causal"),
+        ("--model foreign", "whose configuration cannot be used so: The repository foreign contains custom code"),
+        ('--model llama --locality {"attn_pdrop":0.1}', "`attn_pdrop`: no such setting; allowed are locality_schedule"),
+        ('--model llama --locality {"semantic_layer":4}', "it must lie in [0, 1] for a model of 2 layers"),
+        (
+            "--model llama --lora-rank 2 --lora-targets c_attn",
+            "is ['c_attn']; allowed are down_proj, gate_proj, ",
+        ),
+        ("--model llama --sequence-length 1", "`sequence_length` is 1; the model allows at least 2 positions"),
         ("--model book.txt", "`model` is 'book.txt', which is a file"),
         ("--model no/such/folder", "`model` is 'no/such/folder', whose configuration cannot be used so"),
         # texts
@@ -315,12 +339,29 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("family --variants distributed distributed", 2, "each may be named once"),
         ("family --seeds 1 1", 2, "`seeds` are 1, 1; each may be named once"),
         ("family --seeds -1", 2, "`seeds` holds -1; seeds must be between 0 and 2**32 - 1"),
+        ("family --model gpt2 --base-steps 3", 2, "`base_steps` is 3 and `model` 'gpt2', of which no base is trained"),
+        ("family --model mamba", 2, "MambaForCausalLM cannot be localised"),
         ("family --readme missing.md", 2, "`readme` is 'missing.md'; the file must have the lines"),
         ("family --readme README.md", 2, "`readme` is 'README.md'; the file must have the lines"),
         ("family --readme binary.md", 2, "`readme` is 'binary.md', which cannot be read"),
         ("family --model-cards book.txt", 2, "`model_cards` is 'book.txt'; there is a file of that name"),
         ("family --output-dir book.txt", 2, "`output_dir` is 'book.txt', which cannot be used"),
         ("family --output-dir broken-family", 2, "run.json' is no record of a run"),
+        ("evaluate", 2, "the following arguments are required: MODEL"),
+        ("evaluate missing", 2, "`model` is 'missing', whose configuration cannot be used so"),
+        ("evaluate book.txt", 2, "`model` is 'book.txt', which is a file"),
+        ("evaluate no-config", 2, "`model` is 'no-config'; there is no config.json in this folder"),
+        ("evaluate adapter", 2, "`model` is 'adapter', which cannot be read"),
+        ("evaluate mamba", 2, "MambaForCausalLM cannot be localised: it has layers without causal softmax attention"),
+        ("evaluate no-weights", 2, "`model` is 'no-weights', which cannot be loaded"),
+        ("evaluate gpt2 --text-file missing.txt", 2, "`text_file` is 'missing.txt'; there is no such file"),
+        ("evaluate gpt2 --text-file book.txt empty.txt", 2, "`text_file` is 'empty.txt'; the file is empty"),
+        ("evaluate gpt2 --text-file short.txt", 2, "The text of the data set has"),
+        ("evaluate gpt2 --sequence-length 65", 2, "`sequence_length` is 65; the model allows 2 to 64 positions"),
+        ("evaluate gpt2 --locality {bad", 2, "`locality` is '{bad'; it must be a JSON object"),
+        ('evaluate gpt2 --locality {"layers":3}', 2, "it must be a JSON object with fields among"),
+        ("evaluate gpt2 --block-model missing", 2, "`model` is 'missing', whose configuration cannot be used so"),
+        ("evaluate gpt2 --output-dir book.txt", 2, "`output_dir` is 'book.txt', which cannot be used"),
         ("publish missing --namespace me --dry-run", 2, "`run` is 'missing'; there is no such folder"),
         ("publish gpt2 --namespace me --dry-run", 2, "'gpt2' holds no finished run"),
         ("publish gpt2", 2, "the following arguments are required: --namespace"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from localist_hf.cli import family
 from localist_hf.cli.main import main
@@ -90,3 +91,26 @@ def test_several_seeds_are_trained_from_one_base(tmp_path: Path, capsys) -> None
     assert (first.seed, second.seed) == (3, 4)
     assert first.metrics["perplexity"] != second.metrics["perplexity"]
     assert "2 runs with the seeds 3, 4" in (folder / "distributed" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("few_topics")
+def test_another_model_takes_the_place_of_the_base(tmp_path: Path, tokenizer, capsys) -> None:
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
+    )
+    for name in ("small", "other"):
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    folder = tmp_path / "family"
+    flags = ["--output-dir", str(folder), "--steps", "1", "--variants", "distributed", "quintic"]
+    main(["family", *flags, "--model", str(tmp_path / "small")])
+    assert "sequences of 64 tokens" in capsys.readouterr().out
+    assert not (folder / "base").exists()
+    record = RunRecord.load(folder / "quintic")
+    assert (record.base_run, record.training["learning_rate"], record.license) == ("small", 5e-5, None)
+    assert "tokenised by the base's tokenizer" in record.data["details"]
+    assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
+
+    with pytest.raises(SystemExit):
+        main(["family", *flags, "--model", str(tmp_path / "other")])
+    assert "holds a run from another model than" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""`localist-hf evaluate`: the locality of any causal language model, by layer and head, as numbers and as pictures."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation import (
+    ControlResults,
+    LocalityReport,
+    heads_table,
+    locality_report,
+    markdown_table,
+    measure_controls,
+    plot_heads,
+    plot_shares_over_depth,
+    report_table,
+    spread,
+)
+from ..hub import RunRecord
+from ..modeling import LOCALITY_FIELDS, LocalityFields
+from .arguments import locality_settings
+from .data import check_source, load_text, python_reference, split_topics, tokenize_and_pack
+from .errors import INPUT_ERRORS, ending_with
+from .folders import held, write_whole
+from .models import checked_sequence_length, find_adapter, load_adapter, load_config, load_model, load_tokenizer
+
+
+REPORT_FILE = "locality.json"
+SHARES_PICTURE, HEADS_PICTURE = "shares_over_depth.png", "context_fidelity_of_heads.png"
+#: So many tokens are measured at a time, but a whole sequence at least.
+_BATCH_TOKENS = 4096
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `localist-hf evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog="localist-hf evaluate",
+        description="Measure where the attention of a causal language model goes, by layer and head, whether it was "
+        "trained for locality or not: perplexity, context fidelity (of the attention to other words, the part that "
+        "stays in the block), also on the blocks of another text, as a control; the shares of the attention on the "
+        "token itself, sinks, the block and elsewhere; entropy. Prints tables and writes pictures and all numbers. No "
+        "attention matrix is made, so that long texts can be measured.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    parser.add_argument(
+        "--text-file", nargs="+", default=[], metavar="FILE",
+        help="text to measure on: .jsonl, .csv and .parquet by the rows of a column 'text', any other as UTF-8 text; "
+        "by default the tenth of the Python language reference that `localist-hf family` measures on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="N",
+        help="tokens of a sequence, such as 16384; by default the model's positions, at most 1024",
+    )  # fmt: skip
+    parser.add_argument(
+        "--locality", metavar="JSON",
+        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block-model", metavar="MODEL", help="model whose blocks count: a common base, where models are compared"
+    )
+    parser.add_argument(
+        "--controls", action="store_true", help="also windows, recency and the dial from 0 to 1: 26 passes instead of 3"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="folder for numbers and pictures; runs/evaluate/NAME by default"
+    )
+    return parser
+
+
+def load(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A localised model, perhaps with an adapter on it, and its tokenizer."""
+    if (base := find_adapter(name)) is None:
+        config = load_config(name, settings)
+        return load_model(name, config), load_tokenizer(name, config.vocab_size)
+    # The base's configuration does not know what the adapter was trained for; the run's record does.
+    record = RunRecord.find(name)
+    saved = {} if record is None else record.config.get("locality", record.config)
+    config = load_config(base, {field: saved[field] for field in LOCALITY_FIELDS if field in saved} | settings)
+    return load_adapter(load_model(base, config), name), load_tokenizer(base, config.vocab_size)
+
+
+def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """The sequences of the text, and of the default one."""
+    if files:
+        texts = concatenate_datasets([load_text(None, None, file, "text")["train"] for file in files])
+    else:
+        texts = Dataset.from_dict({"text": split_topics(python_reference())["held-out"]})
+    return tokenize_and_pack(texts, tokenizer, length)
+
+
+def write_report(
+    report: LocalityReport, name: str, locality: LocalityFields, folder: Path, others: dict[str, Any]
+) -> list[Path]:
+    """Writes numbers and pictures to a folder, which must be there, and gives the files' paths."""
+    settings = {field: getattr(locality, field) for field in LOCALITY_FIELDS}
+    content = {"model": name, "locality": settings, "lambdas": locality.locality_lambdas, **others, **report.to_dict()}
+    write_whole(folder / REPORT_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    plot_shares_over_depth({name: [report.metrics]}, name, folder / SHARES_PICTURE)
+    plot_heads(report.profile.context_fidelity, folder / HEADS_PICTURE, name)
+    return [folder / file for file in (REPORT_FILE, SHARES_PICTURE, HEADS_PICTURE)]
+
+
+def describe(report: LocalityReport, locality: LocalityFields) -> str:
+    """The tables, and the settings that they were measured under."""
+    last = report.profile.mean_block_length[-1].item()
+    parts = [
+        f"perplexity {report.metrics['perplexity']:.2f}\n"
+        f"{locality.block_partition} blocks, {last:.1f} tokens on average; local beside them: "
+        f"{locality.num_previous_blocks} previous blocks, {locality.num_sink_tokens} sinks\n",
+        report_table(report, locality.locality_lambdas),
+    ]
+    parts += ["\ncontext fidelity of each head, in percent\n", heads_table(report.profile.context_fidelity)]
+    return "\n".join(parts)
+
+
+def describe_controls(controls: ControlResults) -> str:
+    """The last layer on other blocks, and the perplexity at other dials."""
+    rows = [["previous blocks", "visible keys", "own blocks", "wrong blocks", "windows", "last tokens"]]
+    for blocks in controls.blocks:
+        figures = (blocks.own, blocks.wrong, blocks.windows, blocks.recency)
+        psi = ["-" if figure is None else spread([figure.context_fidelity[-1]], 3) for figure in figures]
+        rows.append([str(blocks.num_previous_blocks), spread([blocks.own.visible_keys[-1]], 1), *psi])
+    dials = [["dial", *(f"{dial.dial:g}" for dial in controls.dials), "1, self only", "1, all layers local"]]
+    others = (controls.self_only_perplexity, controls.all_local_perplexity)
+    dials.append(["perplexity", *(spread([value]) for value in (*(d.perplexity for d in controls.dials), *others))])
+    return (
+        f"\ncontext fidelity of the last layer on other local sets, at dial 0\n\n{markdown_table(rows)}\n\n"
+        f"{markdown_table(dials)}"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `localist-hf evaluate` with these arguments."""
+    args = build_parser().parse_args(arguments)
+    name = Path(args.model).name or Path(args.model).resolve().name
+    folder = args.output_dir or Path("runs/evaluate") / name
+    with held(folder):
+        with ending_with(2, *INPUT_ERRORS):
+            for file in args.text_file:
+                check_source(None, None, file, "text")
+            model, tokenizer = load(args.model, locality_settings(args.locality))
+            length = checked_sequence_length(args.sequence_length, model.config)
+            sequences = load_sequences(args.text_file, tokenizer, length)
+            block_model = None if args.block_model is None else load(args.block_model, {})[0]
+        device = PartialState().device
+        model.to(device)
+        if block_model is not None:
+            block_model.to(device)
+        print(f"{name}: {len(sequences)} sequences of {length} tokens", flush=True)
+        batch_size = max(1, _BATCH_TOKENS // length)
+        report, locality = locality_report(model, sequences, batch_size, block_model), model.config.locality
+        print(describe(report, locality))
+        others: dict[str, Any] = {"sequence_length": length, "num_sequences": len(sequences)}
+        if args.controls:
+            with ending_with(2, ValueError):
+                controls = measure_controls(model, sequences, batch_size, block_model)
+            print(describe_controls(controls))
+            others["dial_and_blocks"] = controls.to_dict()
+        paths = write_report(report, name, locality, folder, others)
+    print(f"\nWritten: {', '.join(map(str, paths))}")

@@ -1,0 +1,159 @@
+"""The models that commands work on: GPT-2 as LocalistGPT2, and any other causal language model localised."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..evaluation.check_model import num_positions
+from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
+from .errors import ending_with
+
+
+def load_config(name: str, settings: dict[str, Any]) -> PreTrainedConfig:
+    """
+    The configuration of a model under some settings of locality, once it is known that the model can be localised; no
+    weight is read for that. No code out of a repository is run: it is transformers' class that is loaded, and localised
+    by this library.
+
+    Args:
+        name (`str`):
+            The model's folder or Hub id.
+        settings (`dict[str, Any]`):
+            Fields of [`LocalityFields`], in place of those that the model was saved with; for GPT-2 any fields of
+            [`LocalistGPT2Config`].
+
+    Raises:
+        CommandError, ValueError: where it cannot be read, or the model cannot be localised so.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        hint = " It holds an adapter; give its base." if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"`model` is {name!r}; there is no config.json in this folder.{hint}")
+    if folder.is_file():
+        raise ValueError(f"`model` is {name!r}, which is a file; it must be a model's folder or Hub id.")
+    # What strangers have written may be anything: no list of exceptions is complete.
+    with ending_with(2, Exception, what=f"`model` is {name!r}, whose configuration cannot be used so: "):
+        saved, _ = PreTrainedConfig.get_config_dict(name)
+        # A GPT-2 that `localize` has made stays what it is.
+        if saved.get("model_type") == LocalistGPT2Config.model_type or (
+            saved.get("model_type") == "gpt2" and "locality" not in saved
+        ):
+            config = LocalistGPT2Config.from_pretrained(name, **settings)
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise ValueError(f"its `model_type` is {config.model_type!r}, which is no causal language model.")
+            with torch.device("meta"):
+                config = localize(AutoModelForCausalLM.from_config(config), **settings).config
+        if config.locality.num_hidden_layers < 1:
+            raise ValueError(f"it has {config.locality.num_hidden_layers} layers.")
+    return config
+
+
+def load_tokenizer(name: str, vocabulary_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with this many tokens."""
+    with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        # Where there are no files, transformers makes one without a vocabulary.
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ValueError("there is none, or its vocabulary is empty.")
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocabulary_size:
+        raise ValueError(
+            f"`model` is {name!r}, whose tokenizer has the ids 0 to {highest}; the model's vocabulary has "
+            f"{vocabulary_size} tokens only."
+        )
+    return tokenizer
+
+
+def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """
+    A localised model with all of its weights; transformers would fill in random numbers for those that are missing.
+
+    Args:
+        name (`str`):
+            The model's folder or Hub id.
+        config ([`~transformers.PreTrainedConfig`]):
+            From [`load_config`].
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
+            Of the weights; by default what they were saved in.
+
+    Raises:
+        CommandError, ValueError: for weights that cannot be read, are missing or do not fit the configuration.
+    """
+    is_gpt2 = isinstance(config, LocalistGPT2Config)
+    what = f"`model` is {name!r}, which cannot be loaded: "
+    with ending_with(2, Exception, what=what):
+        model, info = (LocalistGPT2LMHeadModel if is_gpt2 else AutoModelForCausalLM).from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    if info["missing_keys"]:
+        raise ValueError(f"{what}its weights lack {_some(info['missing_keys'])}.")
+    if info["mismatched_keys"]:
+        key, found, expected = sorted(info["mismatched_keys"])[0]
+        raise ValueError(f"{what}{key} has the shape {tuple(found)}; by its configuration it is {tuple(expected)}.")
+    if layers := [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", f".{key}")]:
+        raise ValueError(f"{what}its weights have {_some(layers)}, of which its configuration does not know.")
+    for key, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{what}{key} holds numbers that are not finite.")
+    return model if is_gpt2 else localize(model)
+
+
+def find_adapter(name: str) -> str | None:
+    """The base of the adapter in a folder or Hub repository; `None` where that holds no adapter."""
+    if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
+        return None
+    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+        if find_adapter_config_file(name) is None:
+            return None
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+        if not base:
+            raise ValueError("its adapter_config.json does not name the base.")
+        return base
+
+
+def load_adapter(model: PreTrainedModel, name: str) -> PeftModel:
+    """The base with an adapter on it."""
+    with ending_with(2, Exception, what=f"`model` is {name!r}, whose adapter cannot be loaded: "):
+        return PeftModel.from_pretrained(model, name)
+
+
+def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:
+    """
+    How many tokens a sequence has: those that are wanted, or as many as the model was made for, at most 1024.
+
+    Raises:
+        ValueError: for less than 2, or more than the model has positions.
+    """
+    if wanted is None:
+        return min(config.max_position_embeddings, 1024) if hasattr(config, "max_position_embeddings") else 1024
+    limit = num_positions(config)
+    if wanted < 2 or (limit is not None and wanted > limit):
+        allowed = "at least 2" if limit is None else f"2 to {limit}"
+        raise ValueError(f"`sequence_length` is {wanted}; the model allows {allowed} positions.")
+    return wanted
+
+
+def _some(names: Any) -> str:
+    """The first of many names, and how many more there are."""
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first

@@ -1,0 +1,140 @@
+"""Any causal language model under the commands; what they refuse is in `test_bad_input.py`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from localist_hf import LocalistGPT2LMHeadModel, localize
+from localist_hf.cli.arguments import parse
+from localist_hf.cli.models import checked_sequence_length, load_config, load_model, load_tokenizer
+from localist_hf.cli.train import prepare_trainer
+from localist_hf.modeling.localist_model import LocalistMixin
+from localist_hf.trainers import LocalistTrainer
+
+
+@pytest.fixture
+def save(tmp_path: Path, tokenizer) -> Callable[..., str]:
+    """Saves a model with the tokenizer and gives the folder's name."""
+
+    def to(model: PreTrainedModel, name: str = "model") -> str:
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return to
+
+
+def llama(vocab_size: int, **fields) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=vocab_size, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.update(fields)
+    return LlamaForCausalLM(config)
+
+
+def trainer(model: str, tmp_path: Path, *flags: str) -> LocalistTrainer:
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Sentence number {number} says something. " for number in range(99)), encoding="utf-8")
+    run, args, _ = parse([
+        "--model", model, "--text-file", str(book), "--output-dir", str(tmp_path / "run"), "--max_steps", "1",
+        "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", *flags,
+    ])  # fmt: skip
+    return prepare_trainer(run, args)
+
+
+def test_a_model_of_another_kind_is_localised(save, tokenizer, tmp_path: Path) -> None:
+    native = llama(len(tokenizer))
+    name = save(native)
+    config = load_config(name, {"num_sink_tokens": 1})
+    model = load_model(name, config)
+    assert isinstance(model, LocalistMixin)
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.config.locality.num_sink_tokens == 1
+    for key, value in native.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+    # What it was saved with holds until something else is said.
+    again = save(localize(model, locality_schedule="linear"), "again")
+    settings = load_config(again, {"num_previous_blocks": 1}).locality
+    assert (settings.locality_schedule, settings.num_sink_tokens, settings.num_previous_blocks) == ("linear", 1, 1)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_plain_gpt2_becomes_localist_gpt2_and_a_localised_one_stays_what_it_is(save, tokenizer) -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer)))
+    name = save(gpt2)
+    assert type(load_model(name, load_config(name, {}))) is LocalistGPT2LMHeadModel
+    name = save(localize(gpt2, num_sink_tokens=3), "localised")
+    model = load_model(name, load_config(name, {}))
+    assert not isinstance(model, LocalistGPT2LMHeadModel)
+    assert isinstance(model, LocalistMixin)
+    assert (model.config.model_type, model.config.locality.num_sink_tokens) == ("gpt2", 3)
+
+
+def test_code_of_a_repository_is_not_run(save, tokenizer, tmp_path: Path) -> None:
+    name = save(localize(llama(len(tokenizer))))
+    for path in (tmp_path / "model").glob("*.py"):
+        path.write_text("raise RuntimeError('it ran')")
+    load_model(name, load_config(name, {}))
+    load_tokenizer(name, len(tokenizer))
+
+
+def test_sequences_are_as_long_as_the_model_allows() -> None:
+    rotary = LlamaConfig(max_position_embeddings=64)
+    learned = GPT2Config(n_positions=2048)
+    assert checked_sequence_length(None, rotary) == 64
+    assert checked_sequence_length(16_384, rotary) == 16_384  # no position is the last one
+    assert checked_sequence_length(None, learned) == 1024
+    assert checked_sequence_length(2048, learned) == 2048
+    assert checked_sequence_length(None, BloomConfig()) == 1024
+    with pytest.raises(ValueError, match="`sequence_length` is 2049; the model allows 2 to 2048 positions"):
+        checked_sequence_length(2049, learned)
+
+
+def test_weights_that_are_trained_are_float32(save, tokenizer, tmp_path: Path) -> None:
+    name = save(llama(len(tokenizer)).bfloat16())
+    assert {weight.dtype for weight in trainer(name, tmp_path).model.parameters()} == {torch.float32}
+    adapted = trainer(name, tmp_path, "--lora-rank", "2").model
+    dtypes = {weight.requires_grad: weight.dtype for weight in adapted.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+@pytest.mark.parametrize("flags", [(), ("--lora-rank", "2"), ("--lora-rank", "2", "--lora-targets", "q_proj")])
+def test_training_any_model(save, tokenizer, tmp_path: Path, flags) -> None:
+    name = save(llama(len(tokenizer)))
+    training = trainer(name, tmp_path, "--variant", "linear", "--sequence-length", "80", *flags)
+    training.train()
+    training.save_model()
+    metrics = training.evaluate()
+    assert 0 < metrics["eval_context_fidelity_layer_1"] < 1
+    adapted = {name.split(".")[-4] for name, _ in training.model.named_parameters() if "lora_A" in name}
+    every = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert adapted == (set() if not flags else {"q_proj"} if "--lora-targets" in flags else every)
+    if not flags:
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+        assert type(plain) is LlamaForCausalLM
+        assert plain.config.locality["locality_schedule"] == "linear"
+
+
+def test_training_opt_whose_decoder_is_a_part_of_its_transformer(save, tokenizer, tmp_path: Path) -> None:
+    config = OPTConfig(
+        num_hidden_layers=2, hidden_size=16, ffn_dim=24, num_attention_heads=2, vocab_size=len(tokenizer),
+        max_position_embeddings=64, word_embed_proj_dim=16,
+    )  # fmt: skip
+    training = trainer(save(OPTForCausalLM(config)), tmp_path)
+    assert 0 < training.evaluate()["eval_context_fidelity"] < 1
