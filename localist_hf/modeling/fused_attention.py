@@ -67,8 +67,8 @@ def _choose_kernel(query: torch.Tensor, attention_mask: torch.Tensor | None, dro
     device = query.device.type
     if dropout > 0:
         logger.warning_once(
-            f"Attention dropout is {dropout}: locality is measured without a fused kernel, several times slower. Set the "
-            "dropout of the attention in the configuration to 0 to avoid it."
+            f"Attention dropout is {dropout}: locality is measured without a fused kernel, several times slower. Set "
+            "the configuration's attention dropout to 0 to avoid it."
         )
         return None
     missing = [
