@@ -395,7 +395,10 @@ def test_without_a_kernel_half_precision_is_as_exact_as_its_rounding(without_ker
 def test_dropout_says_that_it_costs_the_kernel(transformers_warnings):
     case = Case(8)
     attention_with_lse(*case.inputs, None, True, case.scale, dropout=0.1)
-    assert any("dropout is 0.1" in message and "attn_pdrop" in message for message in transformers_warnings.messages)
+    assert any(
+        "dropout is 0.1" in message and "attention dropout to 0" in message
+        for message in transformers_warnings.messages
+    )
 
 
 def test_without_dropout_there_is_no_warning(transformers_warnings):
