@@ -30,7 +30,7 @@ examples:
 
 _COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
-    "base": "train the small base that ships with this library",
+    "base": "train a small base on the text that Python ships",
     "family": "train a base and compare variants of it on text that Python ships",
     "evaluate": "measure and draw where the attention of any causal language model goes",
     "publish": "publish runs as repositories on the Hub",

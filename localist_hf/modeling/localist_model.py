@@ -135,8 +135,8 @@ class LocalistMixin:
                 Measure the fidelity and the attention shares of every layer, or of these layers only. Without it no
                 block is computed and the model is the native one. The `attention_mask` must then have padding at its
                 ends only. Without a mask and a cache, `position_ids` that start anew mark packed documents, which then
-                attend and are measured as if each stood alone (plain GPT-2 separates them only with
-                `use_cache=False`).
+                attend and are measured as if each stood alone (plain models separate them only with
+                `use_cache=False`); architectures that do not separate them, such as OPT and gpt-oss, are refused.
             output_entropy (`bool`, *optional*, defaults to `False`):
                 Measure the entropy of the same layers too.
             block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
