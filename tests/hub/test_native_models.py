@@ -39,8 +39,8 @@ TOKEN = "hf_test_token"
 TOKENS = torch.arange(2, 40).view(2, 19)
 CODE = {
     "block_attention.py", "block_partition.py", "explicit_attention.py", "fused_attention.py", "local_cache.py",
-    "localist_attention.py", "localist_model.py", "locality.py", "locality_config.py", "locality_dial.py", "locality_schedule.py",
-    "modeling_localist.py", "opaque_ops.py",
+    "localist_attention.py", "localist_model.py", "locality.py", "locality_config.py", "locality_dial.py",
+    "locality_schedule.py", "modeling_localist.py", "opaque_ops.py",
 }  # fmt: skip
 TEXTS = {
     "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
