@@ -51,12 +51,15 @@ AutoTokenizer.from_pretrained(folder).push_to_hub(repository)
 LOAD = """
 import sys
 import torch
+from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 repository, prompt = sys.argv[1:]
 inputs = AutoTokenizer.from_pretrained(repository)(prompt, return_tensors="pt")
 plain = AutoModelForCausalLM.from_pretrained(repository)
-localist = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
+# Remote code runs here: of the commit that was read, whatever is pushed later.
+revision = HfApi().model_info(repository).sha
+localist = AutoModelForCausalLM.from_pretrained(repository, revision=revision, trust_remote_code=True)
 assert "localist_hf" not in sys.modules
 print(f"without a question: {type(plain).__module__}.{type(plain).__name__}")
 print(f"trust_remote_code:  {type(localist).__module__}.{type(localist).__name__}")
