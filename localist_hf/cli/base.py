@@ -1,4 +1,4 @@
-"""`localist-hf base`: trains the small base that ships with the library."""
+"""`localist-hf base`: trains a small base on the text that Python ships."""
 
 import argparse
 import dataclasses
@@ -9,25 +9,28 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from ..configuration import variant_config
 from ..evaluation import measure_controls
 from ..hub import RunRecord, write_card
 from ..hub.run_history import weight_hashes
-from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
-from ..trainers import LocalistTrainer, LocalistTrainingArguments
+from ..modeling import LocalistGPT2LMHeadModel
+from ..trainers import LocalistTrainer
 from .data import tokenize_and_pack
 from .errors import CommandError
+from .family import (
+    END_OF_TEXT,
+    SEQUENCE_LENGTH,
+    VOCABULARY_SIZE,
+    small_config,
+    train_tokenizer,
+    training_arguments,
+)
 from .folders import held
 from .python_text import SHARES, python_text, split_text
 from .train import run_training
 
 
-END_OF_TEXT = "<|endoftext|>"
-VOCABULARY_SIZE = 2048
-SEQUENCE_LENGTH = 256
 #: Held-out sequences that models are measured on.
 NUM_HELD_OUT = 96
 
@@ -42,26 +45,12 @@ class RoundToBfloat16(TrainerCallback):
                 parameter.copy_(parameter.bfloat16())
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY_SIZE` tokens."""
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY_SIZE, special_tokens=[END_OF_TEXT], show_progress=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        model_max_length=SEQUENCE_LENGTH,
-    )
-
-
 def sequences(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
     """The sequences of each part, of the held-out one `NUM_HELD_OUT` of them."""
     parts = {}
     for part, files in texts.items():
-        rows = tokenize_and_pack(
-            Dataset.from_dict({"text": [text + END_OF_TEXT for text in files]}), tokenizer, SEQUENCE_LENGTH, part
-        )
-        parts[part] = rows
+        ended = Dataset.from_dict({"text": [text + END_OF_TEXT for text in files]})
+        parts[part] = tokenize_and_pack(ended, tokenizer, SEQUENCE_LENGTH, part)
     held_out = parts["held-out"]
     parts["held-out"] = held_out.shuffle(seed=0).select(range(min(NUM_HELD_OUT, len(held_out))))
     return parts
@@ -87,8 +76,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="localist-hf base",
         description="Train a byte-level BPE tokenizer and a small GPT-2 with free attention on Python's standard "
-        "library and language reference, which every CPython ships, and write them as the base that the family starts "
-        "from: weights in bfloat16, tokenizer, record and card.",
+        "library and language reference, which every CPython ships: weights in bfloat16, tokenizer, record and card.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/base"), help="folder of the base")
@@ -106,41 +94,15 @@ def main(arguments: list[str]) -> None:
 
 
 def train_base(training: Path, folder: Path, steps: int, batch_size: int, seed: int) -> None:
-    """Trains the base from random weights in one folder and writes what ships to another."""
+    """Trains the base from random weights in one folder and writes it, in bfloat16, to another."""
     texts = split_text(python_text())
     tokenizer = train_tokenizer(texts["base"])
     parts = sequences(texts, tokenizer)
     set_seed(seed)
-    config = LocalistGPT2Config(
-        n_layer=6,
-        n_embd=128,
-        n_head=4,
-        n_positions=SEQUENCE_LENGTH,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        **variant_config("distributed"),
-    )
     trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel(config),
-        args=LocalistTrainingArguments(
-            output_dir=str(training),
-            max_steps=steps,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.04,
-            weight_decay=0.1,
-            adam_beta2=0.95,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=16,
-            logging_steps=25,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            seed=seed,
+        model=LocalistGPT2LMHeadModel(small_config(tokenizer, resid_pdrop=0.0, embd_pdrop=0.0)),
+        args=training_arguments(
+            training, steps, seed, learning_rate=3e-3, warmup_steps=0.04, per_device_train_batch_size=batch_size
         ),
         train_dataset=parts["base"],
         eval_dataset=parts["held-out"],

@@ -77,24 +77,42 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def training_arguments(folder: Path, steps: int, seed: int, is_small: bool = True) -> LocalistTrainingArguments:
-    """The training arguments that the base and all variants share; of a large model those of one trained already."""
-    return LocalistTrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        learning_rate=1e-3 if is_small else 5e-5,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=16,
-        logging_steps=25,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=is_small,
-        dataloader_pin_memory=False,
-        seed=seed,
+def training_arguments(
+    folder: Path, steps: int, seed: int, is_small: bool = True, **others: Any
+) -> LocalistTrainingArguments:
+    """
+    The training arguments that the base and all variants share, with `others` in their place; of a large model those of
+    one trained already.
+    """
+    shared = {
+        "learning_rate": 1e-3 if is_small else 5e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "logging_steps": 25,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": is_small,
+        "dataloader_pin_memory": False,
+    }
+    return LocalistTrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, **(shared | others))
+
+
+def small_config(tokenizer: PreTrainedTokenizerBase, **others: Any) -> LocalistGPT2Config:
+    """The configuration of a small base with free attention."""
+    return LocalistGPT2Config(
+        n_layer=6,
+        n_embd=128,
+        n_head=4,
+        n_positions=SEQUENCE_LENGTH,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **variant_config("distributed"),
+        **others,
     )
 
 
@@ -117,18 +135,8 @@ def train_base(
 ) -> None:
     """Trains the common base from random weights, with free attention."""
     set_seed(seed)
-    config = LocalistGPT2Config(
-        n_layer=6,
-        n_embd=128,
-        n_head=4,
-        n_positions=SEQUENCE_LENGTH,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **variant_config("distributed"),
-    )
     trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel(config),
+        model=LocalistGPT2LMHeadModel(small_config(tokenizer)),
         args=training_arguments(folder, steps, seed),
         train_dataset=parts["base"],
         eval_dataset=parts["held-out"],
