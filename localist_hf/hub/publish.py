@@ -26,11 +26,12 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id
-from transformers import MODEL_MAPPING, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .. import modeling
+from ..modeling.modeling_localist import auto_map
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
 from .run_record import RunRecord
@@ -180,9 +181,7 @@ def _auto_map(record: RunRecord) -> dict[str, str]:
     """What loads a model with its repository's code. The configuration of a native model is never any but its own."""
     if not record.is_native:
         return record.model_config.to_dict()["auto_map"]
-    module = _code_entry(record).removesuffix(".py")
-    transformer = MODEL_MAPPING[type(record.model_config)].__name__
-    return {"AutoModel": f"{module}.{transformer}", "AutoModelForCausalLM": f"{module}.{record.architecture}"}
+    return auto_map(record.model_config)
 
 
 def _checked_config(folder: Path, record: RunRecord) -> bytes:

@@ -139,6 +139,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_MODULE = __name__.split(".")[-1]
 #: Where a configuration says what loads it, and in what class each of these mappings finds it.
 _AUTO_CLASSES = {"AutoModel": MODEL_MAPPING, "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING}
 
@@ -222,13 +223,17 @@ def _locality_config(config: PreTrainedConfig, settings: dict[str, Any]) -> Loca
     )
 
 
+def auto_map(config: PreTrainedConfig) -> dict[str, str]:
+    """What loads the localist classes of a native configuration's model: `auto_map` of its `config.json`."""
+    return {name: f"{_MODULE}.{mapping[type(config)].__name__}" for name, mapping in _AUTO_CLASSES.items()}
+
+
 def _write_config(config: PreTrainedConfig, locality: LocalityConfig) -> None:
-    module = __name__.split(".")[-1]
     entries = getattr(config, "auto_map", None) or {}
     # What names other code would load other classes than these; `delocalize` gives it back.
-    locality.native_auto_map = {name: entry for name, entry in entries.items() if f"{module}." not in str(entry)}
+    locality.native_auto_map = {name: entry for name, entry in entries.items() if f"{_MODULE}." not in str(entry)}
     config.locality = locality
-    config.auto_map = {name: f"{module}.{mapping[type(config)].__name__}" for name, mapping in _AUTO_CLASSES.items()}
+    config.auto_map = auto_map(config)
 
 
 __all__ = ["delocalize", "localist_class", "localize"]
