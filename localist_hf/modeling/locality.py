@@ -422,7 +422,7 @@ class Locality:
         window = self.sliding_windows[layer]
         max_local_length = self.max_local_length if window is None else min(window, self.max_local_length)
         local_set = (starts, documents, max_local_length, self.num_sink_tokens, scale)
-        weight, floor = 0.0 if layer in self.only_local else self.weights[layer], self.floors[layer]
+        weight, floor = (0.0, 0.0) if layer in self.only_local else (self.weights[layer], self.floors[layer])
         if softcap is None and learned_sinks is None and self._is_plain_step(layer, query_length, dropout):
             step = (*local_set, weight, dropped, sink_keys, sink_values, window)
             return attend_once(query, key, value, attention_mask, *step)
@@ -431,9 +431,9 @@ class Locality:
         if sink_keys is not None:
             sink_keys, sink_values = repeat_kv(sink_keys, groups), repeat_kv(sink_values, groups)
         if softcap is not None:
-            sinks = (sink_keys, sink_values)
+            sinks, sizes = (sink_keys, sink_values), (scale, softcap, weight, floor, window)
             return self._attend_explicitly(
-                layer, query, key, value, attention_mask, starts, documents, dropped, sinks, scale, softcap
+                layer, query, key, value, attention_mask, starts, documents, dropped, sinks, sizes
             )
         if value_dim != query.shape[-1]:  # zeros change no score and no output
             width = max(value_dim, query.shape[-1])
@@ -519,7 +519,7 @@ class Locality:
         return output[..., :value_dim]
 
     def _attend_explicitly(
-        self, layer, query, key, value, attention_mask, starts, documents, dropped, sinks, scale, softcap
+        self, layer, query, key, value, attention_mask, starts, documents, dropped, sinks, sizes
     ) -> torch.Tensor:
         """As `attend`, with explicit weights. Positions count from the first token of the row."""
         query_length, device = query.shape[2], query.device
@@ -533,10 +533,7 @@ class Locality:
             # Each stands once: a sink in the stretch is counted with it.
             of_sinks = torch.where(of_sinks < starts.amin(dim=1, keepdim=True), of_sinks, NOWHERE)
             positions = torch.cat((of_sinks, of_keys), dim=1)
-        weight, floor = (0.0, 0.0) if layer in self.only_local else (self.weights[layer], self.floors[layer])
-        window = self.sliding_windows[layer]
         local_set = (starts, documents, self.num_sink_tokens)
-        sizes = (scale, softcap, weight, floor, window)
         result = explicit_attention(query, key, value, attention_mask, *local_set, positions, *sizes)
         if layer in self.measured:
             shares = (result.own, result.sink, result.block)
