@@ -1,5 +1,6 @@
 """
-The locality configurations by name: the seven of arXiv:2511.18375 and the paper's losing baseline, fixed windows.
+The locality configurations by name: the seven of arXiv:2511.18375, the paper's losing baseline, fixed windows, and the
+control of its argument, the quintic schedule upside down.
 
 A variant is what it sets of [`LocalityFields`]; everything else keeps its default there, so all seven share one way of
 finding blocks and differ in their schedule alone.
@@ -20,10 +21,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "localist": {"locality_schedule": "localist"},  # every layer is local
     # The quintic schedule on blocks that ignore the text, so that the partition is all that differs from `quintic`.
     "window": {"locality_schedule": "quintic", "block_partition": "window"},
+    # Early layers local and late ones free: worse, if the paper is right about which layers to localise.
+    "reverse_quintic": {"locality_schedule": "reverse_quintic"},
 }
 
 #: The seven configurations of the paper.
-PAPER_VARIANTS = tuple(name for name in VARIANTS if name != "window")
+PAPER_VARIANTS = ("distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist")
 #: The variant that the others are compared with.
 BASELINE_VARIANT = "distributed"
 

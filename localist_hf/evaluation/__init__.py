@@ -3,7 +3,8 @@
 from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
-from .controls import BlockControls, ControlResults, DialFigures, LocalityFigures, measure_controls
+from .controls import BlockControls, ControlResults, DialFigures, DocumentSums, LocalityFigures, measure_controls
+from .generation import GenerationFigures, measure_generation
 from .locality_meter import LocalityMeter, metric_names
 from .locality_probe import LocalityProfile, locality_probe
 from .locality_report import LocalityReport, locality_report
@@ -27,6 +28,8 @@ __all__ = [
     "BlockControls",
     "ControlResults",
     "DialFigures",
+    "DocumentSums",
+    "GenerationFigures",
     "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
@@ -43,6 +46,7 @@ __all__ = [
     "markdown_table",
     "measure",
     "measure_controls",
+    "measure_generation",
     "metric_names",
     "plot_attention_map",
     "plot_heads",

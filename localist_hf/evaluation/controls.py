@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -105,6 +105,27 @@ class DialFigures:
 
 
 @dataclass(frozen=True)
+class DocumentSums:
+    """
+    What intervals over documents are made of (see [`bootstrap_interval`]): sums over each sequence of the data set.
+
+    Args:
+        labels (`list[int]`):
+            Number of labels.
+        losses (`dict[str, list[float]]`):
+            Sums of the labels' cross-entropies in nats: at each dial, as `"dial 0.2"`; as `"self only"`, and at dial 1
+            with these blocks given to every layer, as `"own"`, `"wrong"`, `"windows"` and `"recency"`.
+        shares (`dict[str, list[tuple[float, float]]]`):
+            Block and outside share of the last layer, summed over the positions that count, on the blocks of every
+            [`BlockControls`], as `"own 0"`: their kind, and the number of blocks before.
+    """
+
+    labels: list[int]
+    losses: dict[str, list[float]]
+    shares: dict[str, list[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
 class ControlResults:
     """
     What [`measure_controls`] found.
@@ -117,7 +138,11 @@ class ControlResults:
         blocks (`list[BlockControls]`):
             Own, wrong and no blocks, for 0 and 1 previous blocks and for as many as the model has.
         dials (`list[DialFigures]`):
-            The dial from 0 to 1 in tenths, under the model's own schedule; 0 only where that localises no layer.
+            The dial from 0 to 1, under the model's own schedule; 0 only where that localises no layer.
+        perplexity_on_blocks (`dict[str, float]`):
+            At dial 1, as many blocks before being local as the model has, with the same blocks given to every layer:
+            `"own"` (those of the last layer), `"wrong"`, and, where the text is long enough for them, `"windows"` and
+            `"recency"`, which show as many keys. Empty where no layer is local.
         self_only_perplexity (`float`):
             At dial 1 with blocks of one token. Its distance from the perplexity at dial 1 is what the local part of the
             attention is worth.
@@ -127,6 +152,8 @@ class ControlResults:
             its attention, and constraining that proves nothing.
         divergence (`float`):
             Faithfulness: the mean of KL(p at dial 0 || p at dial 1) over the predictions of the labels, in bits.
+        documents ([`DocumentSums`]):
+            What of this belongs to each sequence of the data set.
         block_lift (`float`, *optional*):
             Of the own blocks at the given boundaries (see [`block_lift`]).
     """
@@ -135,10 +162,12 @@ class ControlResults:
     num_sink_tokens: int
     blocks: list[BlockControls]
     dials: list[DialFigures]
+    perplexity_on_blocks: dict[str, float]
     self_only_perplexity: float
     all_local_perplexity: float
     all_local_self_only_perplexity: float
     divergence: float
+    documents: DocumentSums
     block_lift: float | None = None
 
     @property
@@ -169,10 +198,12 @@ def measure_controls(
     batch_size: int = 8,
     block_model: PreTrainedModel | None = None,
     boundaries: Sequence[Sequence[bool]] | None = None,
+    dials: Sequence[float] = _DIALS,
+    num_previous_blocks: Sequence[int] = _NUM_PREVIOUS_BLOCKS,
 ) -> ControlResults:
     """
     Measures what no fidelity should be reported without: the same model and text on other blocks and at other dials.
-    One pass over the data for each setting: 26 for a model with no or one previous block.
+    One pass over the data for each setting: 32 for a model with no or one previous block.
 
     The model's configuration is changed for some of them and restored: leave the model to this call meanwhile.
 
@@ -188,12 +219,17 @@ def measure_controls(
         boundaries (`Sequence[Sequence[bool]]`, *optional*):
             For each sequence of the data set, True on each token that a reader would begin a part with; for the block
             lift.
+        dials (`Sequence[float]`, *optional*, defaults to 0, 0.1, ... 1):
+            Places of the dial to measure, from 0 to 1, both among them.
+        num_previous_blocks (`Sequence[int]`, *optional*, defaults to 0 and 1):
+            Numbers of blocks before a token's own to measure own and other blocks with, beside what the model has.
 
     Returns:
         [`ControlResults`]
 
     Raises:
-        ValueError: for a model of another class, for fewer than two texts, and for boundaries that do not fit them.
+        ValueError: for a model of another class, for fewer than two texts, for boundaries that do not fit them, and for
+            dials that do not rise from 0 to 1.
 
     Example:
 
@@ -207,6 +243,7 @@ def measure_controls(
     check_model("model", model)
     if block_model is not None:
         check_model("block_model", block_model, needs_head=False)
+    check_dials(dials)
     batches = list(evaluation_batches(model, dataset, batch_size, block_model))
     texts = Texts([inputs for inputs, _ in batches])
     if texts.number < 2:
@@ -219,21 +256,46 @@ def measure_controls(
     config = model.config
     localised = {layer for layer, value in enumerate(config.locality.locality_lambdas) if value > 0}
     layers = sorted(localised | {config.locality.num_hidden_layers - 1})
-    dials = _DIALS if localised else _DIALS[:1]  # it would change nothing
-    sweep, others, divergence, own_starts = _at_dials(model, batches, texts, layers, dials)
+    if not localised:
+        dials = dials[:1]  # the others would change nothing
+    sweep, others, divergence, losses, own_starts = _at_dials(model, batches, texts, layers, dials)
     own = texts.line(own_starts)
+    blocks, shares, on_blocks_losses = [], {}, {}
+    for number in sorted({*num_previous_blocks, config.locality.num_previous_blocks}):
+        is_own = localised and number == config.locality.num_previous_blocks
+        measured = on_blocks(model, batches, texts, layers, own, number, at_dial_1=bool(is_own))
+        blocks.append(measured.controls)
+        shares |= {f"{kind} {number}": rows for kind, rows in measured.shares.items()}
+        on_blocks_losses |= measured.losses
+    losses |= {"self only": others["self_only"]} if localised else {}
+    losses |= on_blocks_losses
     return ControlResults(
         layers=layers,
         num_sink_tokens=config.locality.num_sink_tokens,
-        blocks=[
-            on_blocks(model, batches, texts, layers, own, number)
-            for number in sorted({*_NUM_PREVIOUS_BLOCKS, config.locality.num_previous_blocks})
-        ],
+        blocks=blocks,
         dials=sweep,
-        **others,
+        perplexity_on_blocks={name: each.perplexity for name, each in on_blocks_losses.items()},
+        **{f"{name}_perplexity": each.perplexity for name, each in others.items()},
         divergence=divergence,
+        documents=DocumentSums(
+            labels=losses["dial 0"].labels.int().tolist(),
+            losses={name: each.rounded() for name, each in losses.items()},
+            shares={
+                name: [tuple(round(value, 4) for value in row) for row in rows.tolist()]
+                for name, rows in shares.items()
+            },
+        ),
         block_lift=None if marks is None else _block_lift(texts, own, marks),
     )
+
+
+def check_dials(dials: Sequence[float]) -> None:
+    """
+    Raises:
+        ValueError: for places of the dial that do not rise from 0 to 1.
+    """
+    if [*dials] != sorted(set(dials)) or len(dials) < 2 or (dials[0], dials[-1]) != (0, 1):
+        raise ValueError(f"`dials` are {[*dials]}; they must rise from 0 to 1, both among them.")
 
 
 def _block_lift(texts: "Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
@@ -249,8 +311,11 @@ def _at_dials(
     texts: "Texts",
     layers: list[int],
     dials: Sequence[float],
-) -> tuple[list[DialFigures], dict[str, float], float, list[torch.Tensor]]:
-    """The dial sweep, the other perplexities by name, the divergence, and the last layer's blocks of each batch."""
+) -> tuple[list[DialFigures], dict[str, "_Losses"], float, dict[str, "_Losses"], list[torch.Tensor]]:
+    """
+    The dial sweep, the losses of other settings by name, the divergence, the losses at each dial, and the last layer's
+    blocks of each batch.
+    """
     config, own_starts = model.config, []
     losses = {dial: _Losses() for dial in dials}
     sums = dict.fromkeys(dials, 0.0)
@@ -261,7 +326,7 @@ def _at_dials(
         for dial in dials:
             outputs = model(**inputs, **arguments, locality_dial=dial, output_fidelity=layers)
             losses[dial].add(outputs, labels)
-            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config, layers)
+            sums[dial] = sums[dial] + _sums(outputs, outputs.fidelity_mask, config, layers).sum(-1)
             if dial == 0:
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())
@@ -275,27 +340,39 @@ def _at_dials(
                 others["all_local"].add(model(**inputs, **arguments, locality_dial=1.0), labels)
                 others["all_local_self_only"].add(model(**alone, **arguments, locality_dial=1.0), labels)
     sweep = [DialFigures(dial, losses[dial].perplexity, _figures(sums[dial])) for dial in dials]
-    perplexities = {f"{name}_perplexity": each.perplexity for name, each in others.items()}
-    num_labels = losses[0.0].num_labels
-    return sweep, perplexities, divergence / num_labels if num_labels else math.nan, own_starts
+    num_labels = losses[dials[0]].num_labels
+    by_name = {f"dial {dial:g}": each for dial, each in losses.items()}
+    return sweep, others, divergence / num_labels if num_labels else math.nan, by_name, own_starts
 
 
 class _Losses:
-    """Adds up the losses of the labels."""
+    """The losses of the labels, of each sequence: their sums, and how many there are."""
 
     def __init__(self) -> None:
-        self._total, self.num_labels = 0.0, 0
+        self.sums = self.labels = torch.zeros(0, dtype=torch.float64)
 
     def add(self, outputs: LocalityMeasurements, labels: torch.Tensor) -> None:
-        total, count = label_losses(outputs.logits, labels)
-        self._total += total.sum().item()
-        self.num_labels += int(count.sum())
+        sums, count = label_losses(outputs.logits, labels)
+        self.sums = torch.cat((self.sums, sums.cpu().double()))  # not every device has float64
+        self.labels = torch.cat((self.labels, count.cpu().double()))
+
+    @property
+    def num_labels(self) -> int:
+        return int(self.labels.sum())
 
     @property
     def perplexity(self) -> float:
-        if not self.num_labels:
-            return math.nan
-        return torch.tensor(self._total / self.num_labels, dtype=torch.float64).exp().item()
+        return (self.sums.sum() / self.labels.sum()).exp().item()  # NaN without labels
+
+    def between(self, other: "_Losses", weight: float) -> "_Losses":
+        """What lies between these and the others, which have this weight."""
+        result = _Losses()
+        result.sums, result.labels = torch.lerp(self.sums, other.sums, weight), self.labels
+        return result
+
+    def rounded(self) -> list[float]:
+        """The sums, to what a perplexity can show."""
+        return [round(value, 3) for value in self.sums.tolist()]
 
 
 def _divergence(free: torch.Tensor, dialled: torch.Tensor, labels: torch.Tensor) -> float:
@@ -401,6 +478,17 @@ class Texts:
         return with_previous_blocks(starts[None], self.first[None], number).local_starts[0]
 
 
+class MeasuredBlocks(NamedTuple):
+    """
+    Figures on the model's own blocks and on others; by the kind of blocks also what is apart for each sequence: block
+    and outside share of the last layer, `(num_rows, 2)`, and, where they are asked for, the losses at dial 1.
+    """
+
+    controls: BlockControls
+    shares: dict[str, torch.Tensor]
+    losses: dict[str, _Losses]
+
+
 def on_blocks(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
@@ -409,7 +497,8 @@ def on_blocks(
     own: torch.Tensor,
     num_previous_blocks: int,
     is_brief: bool = False,
-) -> BlockControls:
+    at_dial_1: bool = False,
+) -> MeasuredBlocks:
     """
     Some layers on the model's own blocks and on others.
 
@@ -422,6 +511,8 @@ def on_blocks(
             Blocks before its own that are local to a token.
         is_brief (`bool`, *optional*, defaults to `False`):
             Whether wrong blocks are enough, without windows and recency.
+        at_dial_1 (`bool`, *optional*, defaults to `False`):
+            Whether to measure the losses at dial 1 too.
     """
     locality = model.config.locality
     num_sinks = locality.num_sink_tokens
@@ -458,32 +549,55 @@ def on_blocks(
         for length in both:
             counted = counted & is_counted(others[name][2](length))
 
-    def figures(argument: str, starts: torch.Tensor, local_starts: torch.Tensor) -> LocalityFigures:
-        sums = _block_sums(model, batches, texts, layers, counted, argument, starts)
+    figures: dict[str, LocalityFigures] = {}
+    shares: dict[str, torch.Tensor] = {}
+    losses: dict[str, _Losses] = {}
+
+    def measured(argument: str, starts: torch.Tensor, local_starts: torch.Tensor) -> tuple[Any, ...]:
+        rows = _block_sums(model, batches, texts, layers, counted, argument, starts)
+        sums = rows.sum(-1)
         sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
         sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
-        return _figures(sums)
+        at_1 = _losses_at_dial_1(model, batches, texts, argument, starts) if at_dial_1 else _Losses()
+        return _figures(sums), rows[-1, :2].T, at_1
 
     with _set(locality, num_previous_blocks=num_previous_blocks):
-        on_own = figures("block_starts", own, of_own)
-        on_wrong = figures("block_starts", wrong, of_wrong)
-        on_others = {}
-        for name, both in lengths.items():
-            argument, starts, local_starts = others[name]
-            low, high = (figures(argument, starts(length), local_starts(length)) for length in both)
+        for kind, starts, local_starts in (("own", own, of_own), ("wrong", wrong, of_wrong)):
+            figures[kind], shares[kind], losses[kind] = measured("block_starts", starts, local_starts)
+        for kind, both in lengths.items():
+            argument, starts, local_starts = others[kind]
+            low, high = (measured(argument, starts(length), local_starts(length)) for length in both)
             least, most = (mean_keys(local_starts(length), counted) for length in both)
             step, wanted = most - least, mean_keys(of_own, counted) - least
-            on_others[name] = _between(low, high, wanted / step if step else 0.0)
-    return BlockControls(
+            weight = wanted / step if step else 0.0
+            figures[kind], shares[kind] = _between(low[0], high[0], weight), torch.lerp(low[1], high[1], weight)
+            losses[kind] = low[2].between(high[2], weight)
+    controls = BlockControls(
         num_previous_blocks=num_previous_blocks,
         num_counted=int(counted.sum()),
-        own=on_own,
-        wrong=on_wrong,
-        windows=on_others.get("windows"),
-        recency=on_others.get("recency"),
+        own=figures["own"],
+        wrong=figures["wrong"],
+        windows=figures.get("windows"),
+        recency=figures.get("recency"),
         window_lengths=lengths.get("windows"),
         recency_lengths=lengths.get("recency"),
     )
+    return MeasuredBlocks(controls, shares, losses if at_dial_1 else {})
+
+
+def _losses_at_dial_1(
+    model: PreTrainedModel,
+    batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
+    texts: Texts,
+    argument: str,
+    starts: torch.Tensor,
+) -> _Losses:
+    losses = _Losses()
+    for index, (inputs, labels) in enumerate(batches):
+        rows = {argument: texts.rows(starts, index).to(labels.device)}
+        others = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
+        losses.add(model(**others, **rows, use_cache=False, locality_dial=1.0, min_fidelity=0.0), labels)
+    return losses
 
 
 def _block_sums(
@@ -496,7 +610,7 @@ def _block_sums(
     starts: torch.Tensor,
 ) -> torch.Tensor:
     """`_sums` of all batches over the `counted` positions, on these starts; the number of keys is left at that."""
-    decoder, sums = core_model(model).base_model, 0.0
+    decoder, sums = core_model(model).base_model, []
     for index, (inputs, _) in enumerate(batches):
         rows = {argument: texts.rows(starts, index).to(decoder.device)}
         others = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
@@ -504,14 +618,14 @@ def _block_sums(
             **others, **rows, use_cache=False, output_fidelity=layers, locality_dial=0.0, min_fidelity=0.0
         )
         masks = [texts.rows(counted, index, padding=False)] * len(layers)
-        sums = sums + _sums(outputs, masks, model.config, layers)
-    return sums
+        sums.append(_sums(outputs, masks, model.config, layers))
+    return torch.cat(sums, -1)
 
 
 def _sums(
     outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig, layers: Sequence[int]
 ) -> torch.Tensor:
-    """Block and outside share, visible keys and number of the masked positions, `(num_layers, 4)`, on the CPU."""
+    """Of each row block and outside share, visible keys and number of the masked positions: `(num_layers, 4, rows)`."""
     measured = zip(layers, outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
     rows = []
     for layer, block, outside, starts, mask in measured:
@@ -519,7 +633,7 @@ def _sums(
         sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
         sums += [(visible_keys(starts, config.locality, layer) * mask).sum(1), mask.sum(1)]
         # Not every device has float64.
-        rows.append(torch.stack([each.float() for each in sums]).cpu().double().sum(1))
+        rows.append(torch.stack([each.float() for each in sums]).cpu().double())
     return torch.stack(rows)
 
 

@@ -94,5 +94,5 @@ def locality_report(
     controls = None
     if (texts := Texts([inputs for inputs, _ in batches])).number > 1:
         layers, own = list(range(locality.num_hidden_layers)), texts.line(last_starts)
-        controls = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
+        controls, *_ = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
     return LocalityReport(meter.compute(), sums.profile(), controls)

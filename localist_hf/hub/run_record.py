@@ -22,7 +22,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.utils import logging
 
 from ..configuration import VARIANTS, variant_name
-from ..evaluation import ControlResults
+from ..evaluation import ControlResults, GenerationFigures
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
@@ -127,7 +127,7 @@ class RunRecord:
             A prompt, and what the code on the card prints for it; see [`attention_example`].
         controls (`dict`, *optional*):
             The same model on other blocks and at other dials, by [`measure_controls`]; see
-            [`ControlResults.to_dict`].
+            [`ControlResults.to_dict`]. Perhaps with `"generation"`, what it writes itself, by [`measure_generation`].
 
     Raises:
         ValueError: where something is missing or of another type, or a metric is not a finite number.
@@ -266,7 +266,10 @@ class RunRecord:
             if (metrics := values[name]) is not None:
                 values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
         unfinished = path.with_name(f".{RECORD_FILE}")
-        unfinished.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(values, indent=2, allow_nan=False)
+        # Lists of numbers in one line each; strings have their line ends escaped.
+        text = re.sub(r'\[\n([^\[\]{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+        unfinished.write_text(f"{text}\n", encoding="utf-8")
         unfinished.replace(path)
 
     @classmethod
@@ -305,7 +308,10 @@ class RunRecord:
         return cls.load(folder) if (Path(folder) / RECORD_FILE).is_file() else None
 
     def with_measurements(
-        self, metrics_on_base_blocks: Mapping[str, float] | None = None, controls: ControlResults | None = None
+        self,
+        metrics_on_base_blocks: Mapping[str, float] | None = None,
+        controls: ControlResults | None = None,
+        generation: Mapping[str, GenerationFigures] | None = None,
     ) -> "RunRecord":
         """
         The record with what was measured of the same weights after it was made.
@@ -315,6 +321,8 @@ class RunRecord:
                 From [`measure`], with the common base as its `block_model`. Without it that of the record stays.
             controls ([`ControlResults`], *optional*):
                 From [`measure_controls`]. Without them those of the record stay.
+            generation (`Mapping[str, GenerationFigures]`, *optional*):
+                From [`measure_generation`]; kept with the controls.
 
         Example:
 
@@ -328,6 +336,9 @@ class RunRecord:
             changes["metrics_on_base_blocks"] = dict(metrics_on_base_blocks)
         if controls is not None:
             changes["controls"] = controls.to_dict()
+        if generation is not None:
+            figures = {name: asdict(each) for name, each in generation.items()}
+            changes["controls"] = changes.get("controls", self.controls) | {"generation": figures}
         return replace(self, **changes)
 
     def check_weights(self, folder: str | Path) -> None:

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 #: Exponent p of each polynomial schedule, `lambda_l = (l / (L - 1)) ** p`.
 POLYNOMIAL_DEGREES = {"linear": 1, "quadratic": 2, "cubic": 3, "quartic": 4, "quintic": 5}
 
+#: A polynomial schedule from the last layer to the first, as `"reverse_quintic"`: early layers local, late ones free.
+_REVERSE = "reverse_"
+
 #: Every schedule that has a name. Any list of `num_layers` numbers in [0, 1] is a schedule too.
-SCHEDULE_NAMES = ("distributed", *POLYNOMIAL_DEGREES, "localist")
+SCHEDULE_NAMES = (
+    "distributed", *POLYNOMIAL_DEGREES, "localist", *(f"{_REVERSE}{name}" for name in POLYNOMIAL_DEGREES)
+)  # fmt: skip
 
 
 def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[float]:
@@ -17,7 +22,9 @@ def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[f
 
     The polynomial schedules are `(l / (num_layers - 1)) ** p` with p from 1 (`"linear"`) to 5 (`"quintic"`), so that
     the first layer is free and the last fully localised; `"distributed"` is 0 and `"localist"` 1 in every layer
-    (arXiv:2511.18375). A model of one layer has `lambda = 1` under every polynomial schedule.
+    (arXiv:2511.18375). A model of one layer has `lambda = 1` under every polynomial schedule. With `"reverse_"` before
+    its name a polynomial schedule runs from the last layer to the first, which is the control of the paper's argument
+    that late layers are the ones to localise.
 
     Args:
         schedule (`str` or `Sequence[float]`):
@@ -41,11 +48,12 @@ def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[f
     if isinstance(schedule, str):
         if schedule == "distributed":
             return [0.0] * num_layers
-        if schedule == "localist" or (schedule in POLYNOMIAL_DEGREES and num_layers == 1):
+        degree = POLYNOMIAL_DEGREES.get(schedule.removeprefix(_REVERSE))
+        if schedule == "localist" or (degree is not None and num_layers == 1):
             return [1.0] * num_layers
-        if schedule in POLYNOMIAL_DEGREES:
-            degree = POLYNOMIAL_DEGREES[schedule]
-            return [(layer / (num_layers - 1)) ** degree for layer in range(num_layers)]
+        if degree is not None:
+            rising = [(layer / (num_layers - 1)) ** degree for layer in range(num_layers)]
+            return rising[::-1] if schedule.startswith(_REVERSE) else rising
         raise ValueError(
             f"`locality_schedule` is {schedule!r}; allowed are {', '.join(map(repr, SCHEDULE_NAMES))} "
             f"or a list of {num_layers} numbers in [0, 1]."

@@ -6,11 +6,12 @@ from localist_hf import LocalistGPT2Config
 from localist_hf.configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config, variant_name
 
 
-def test_the_seven_of_the_paper_and_the_window_baseline() -> None:
+def test_the_seven_of_the_paper_its_baseline_and_its_reverse() -> None:
     assert list(VARIANTS) == [
         "distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist", "window",
+        "reverse_quintic",
     ]  # fmt: skip
-    assert [*PAPER_VARIANTS, "window"] == list(VARIANTS)
+    assert [*PAPER_VARIANTS, "window", "reverse_quintic"] == list(VARIANTS)
     assert BASELINE_VARIANT in VARIANTS
 
 
@@ -20,9 +21,9 @@ def test_every_variant_is_a_valid_configuration(variant: str) -> None:
     if variant in ("distributed", "localist"):
         assert set(config.locality_lambdas) == {float(variant == "localist")}
     else:
-        assert config.locality_lambdas[0] == 0
-        assert config.locality_lambdas[-1] == 1
-        assert config.locality_lambdas == sorted(config.locality_lambdas)
+        rising = config.locality_lambdas[:: -1 if variant == "reverse_quintic" else 1]
+        assert (rising[0], rising[-1]) == (0, 1)
+        assert rising == sorted(rising)
     assert config.block_partition == ("window" if variant == "window" else "semantic")
 
 

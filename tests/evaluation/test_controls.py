@@ -217,6 +217,62 @@ def test_the_divergence_is_that_of_the_predictions_of_labels_in_bits(make_model,
     assert results.divergence > 0.01
 
 
+@torch.no_grad()
+def test_at_dial_1_other_blocks_are_given_to_every_layer(make_model, make_text) -> None:
+    rows = make_text(3, 50).tolist()
+    model = make_model(num_sink_tokens=1, max_block_length=9, locality_schedule=[0, 0.5, 1, 1])
+    results = measure_controls(
+        model, Dataset.from_dict({"input_ids": rows}), batch_size=2, dials=(0, 0.5, 1), num_previous_blocks=[]
+    )
+    assert [point.dial for point in results.dials] == [0, 0.5, 1]
+    (blocks,) = results.blocks
+    ids = torch.tensor(rows)
+    own, position = model(ids, output_fidelity=[3]).block_starts[0], torch.arange(50)
+
+    def losses(**starts: torch.Tensor) -> torch.Tensor:
+        logits = model(ids, **starts, locality_dial=1.0).logits[:, :-1].transpose(1, 2)
+        return torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none").sum(1)
+
+    expected = {"own": losses(block_starts=own), "wrong": losses(block_starts=own.roll(-1, 0))}
+    for name, lengths in (("windows", blocks.window_lengths), ("recency", blocks.recency_lengths)):
+        starts = [position - position % n if name == "windows" else (position - n + 1).clamp(0) for n in lengths]
+        argument = "block_starts" if name == "windows" else "local_starts"
+        low, high = (losses(**{argument: each.expand(3, -1)}) for each in starts)
+        # Two lengths, and the same place between them in every text.
+        found = torch.tensor(results.documents.losses[name])
+        place = (found - low) / (high - low)
+        assert place == pytest.approx(place.mean().expand(3), abs=0.05)
+        assert -0.5 <= place.mean() <= 1.5
+        expected[name] = found
+    for name, of_texts in expected.items():
+        assert results.documents.losses[name] == pytest.approx(of_texts.tolist(), abs=2e-3)
+        assert results.perplexity_on_blocks[name] == pytest.approx((of_texts.sum() / 147).exp().item(), rel=1e-5)
+    assert len(set(results.perplexity_on_blocks.values())) == 4
+
+
+def test_what_belongs_to_each_text_adds_up_to_the_figures(make_model, rows) -> None:
+    model = make_model()
+    results = measure_controls(model, Dataset.from_dict({"input_ids": rows}), batch_size=2)
+    documents = results.documents
+    assert documents.labels == [len(row) - 1 for row in rows]
+    for point in results.dials:
+        total = sum(documents.losses[f"dial {point.dial:g}"])
+        assert math.exp(total / sum(documents.labels)) == pytest.approx(point.perplexity, rel=1e-5)
+    total = sum(documents.losses["self only"])
+    assert math.exp(total / sum(documents.labels)) == pytest.approx(results.self_only_perplexity, rel=1e-5)
+    for blocks in results.blocks:
+        for kind in ("own", "wrong"):
+            block, outside = torch.tensor(documents.shares[f"{kind} {blocks.num_previous_blocks}"]).sum(0).tolist()
+            expected = getattr(blocks, kind).context_fidelity[-1]
+            assert block / (block + outside) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dials", [(0,), (0, 0.5), (0.5, 1), (0, 1, 0.5, 1), (0, 0, 1)])
+def test_dials_rise_from_0_to_1(make_model, rows, dials: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`dials` are .* rise from 0 to 1"):
+        measure_controls(make_model(), Dataset.from_dict({"input_ids": rows}), dials=dials)
+
+
 def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> None:
     """But for the perplexities: what stands before a text predicts its first token."""
     model = make_model(num_sink_tokens=1)

@@ -8,8 +8,19 @@ from localist_hf.modeling.locality_schedule import SCHEDULE_NAMES, schedule_lamb
 POLYNOMIALS = {"linear": 1, "quadratic": 2, "cubic": 3, "quartic": 4, "quintic": 5}
 
 
-def test_the_seven_schedules_of_the_paper_have_names():
-    assert set(SCHEDULE_NAMES) == {"distributed", "localist", *POLYNOMIALS}
+def test_the_seven_schedules_of_the_paper_and_the_reverse_ones_have_names():
+    assert set(SCHEDULE_NAMES) == {
+        "distributed",
+        "localist",
+        *POLYNOMIALS,
+        *(f"reverse_{name}" for name in POLYNOMIALS),
+    }
+
+
+@pytest.mark.parametrize("name", POLYNOMIALS)
+@pytest.mark.parametrize("num_layers", [1, 2, 7])
+def test_a_reverse_schedule_runs_from_the_last_layer_to_the_first(name: str, num_layers: int):
+    assert schedule_lambdas(f"reverse_{name}", num_layers) == schedule_lambdas(name, num_layers)[::-1]
 
 
 @pytest.mark.parametrize(("name", "power"), POLYNOMIALS.items())
@@ -37,9 +48,10 @@ def test_an_explicit_list_is_taken_as_it_is(schedule):
     assert all(type(value) is float for value in lambdas)
 
 
-def test_an_unknown_name_is_refused_with_those_allowed():
-    with pytest.raises(ValueError, match="`locality_schedule` is 'sextic'") as error:
-        schedule_lambdas("sextic", 4)
+@pytest.mark.parametrize("name", ["sextic", "reverse_localist", "reverse_"])
+def test_an_unknown_name_is_refused_with_those_allowed(name: str):
+    with pytest.raises(ValueError, match=f"`locality_schedule` is '{name}'") as error:
+        schedule_lambdas(name, 4)
     assert all(repr(name) in str(error.value) for name in SCHEDULE_NAMES)
 
 
