@@ -20,7 +20,8 @@ from smollm2_model import fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from localist_hf import localize
-from localist_hf.cli.data import python_reference, split_topics, tokenize_and_pack
+from localist_hf.cli.data import tokenize_and_pack
+from localist_hf.cli.python_text import python_text, split_text
 from localist_hf.evaluation import (
     LocalityReport,
     layer_table,
@@ -140,7 +141,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     parts = {
         name: tokenize_and_pack(Dataset.from_dict({"text": texts}), tokenizer, SEQUENCE_LENGTH, name)
-        for name, texts in split_topics(python_reference()).items()
+        for name, texts in split_text(python_text()).items()
     }
     held_out = parts["held-out"]
     held_out = held_out.select(range(0, len(held_out), -(-len(held_out) // NUM_MEASURED)))

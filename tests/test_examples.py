@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.family import train_tokenizer
+from localist_hf.cli.base import train_tokenizer
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -189,7 +189,7 @@ def test_smollm2_before_and_after_and_from_the_hub(
     monkeypatch.syspath_prepend(EXAMPLES)
     smollm2 = importlib.import_module("smollm2")
     topics = {f"topic {number}": f"Sentence number {number} says something. " * 60 for number in range(20)}
-    monkeypatch.setattr(smollm2, "python_reference", lambda: topics)
+    monkeypatch.setattr(smollm2, "python_text", lambda: topics)
     monkeypatch.setattr(smollm2, "SEQUENCE_LENGTH", 48)
     monkeypatch.setattr(smollm2, "NUM_MEASURED", 4)
     (tokenizer := train_tokenizer(list(topics.values()))).save_pretrained(tmp_path / "model")

@@ -2,36 +2,38 @@
 
 import argparse
 import dataclasses
-import platform
+import json
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+from ..configuration import variant_config
 from ..evaluation import measure_controls
 from ..hub import RunRecord, write_card
 from ..hub.run_history import weight_hashes
-from ..modeling import LocalistGPT2LMHeadModel
+from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
-from .data import tokenize_and_pack
+from .data import some_of, tokenize_and_pack
 from .errors import CommandError
-from .family import (
-    END_OF_TEXT,
-    SEQUENCE_LENGTH,
-    VOCABULARY_SIZE,
-    small_config,
-    train_tokenizer,
-    training_arguments,
-)
-from .folders import held
-from .python_text import SHARES, python_text, split_text
+from .folders import held, write_whole
+from .grid_runs import training_arguments
+from .models import load_config, load_model, load_tokenizer
+from .python_text import python_card, python_text, split_text
 from .train import run_training
 
 
-#: Held-out sequences that models are measured on.
+#: The small trained base that comes with this package.
+BASE = resources.files("localist_hf") / "base"
+END_OF_TEXT = "<|endoftext|>"
+VOCABULARY_SIZE = 2048
+SEQUENCE_LENGTH = 256
+#: Held-out sequences that it is measured on.
 NUM_HELD_OUT = 96
 
 
@@ -45,30 +47,16 @@ class RoundToBfloat16(TrainerCallback):
                 parameter.copy_(parameter.bfloat16())
 
 
-def sequences(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-    """The sequences of each part, of the held-out one `NUM_HELD_OUT` of them."""
-    parts = {}
-    for part, files in texts.items():
-        ended = Dataset.from_dict({"text": [text + END_OF_TEXT for text in files]})
-        parts[part] = tokenize_and_pack(ended, tokenizer, SEQUENCE_LENGTH, part)
-    held_out = parts["held-out"]
-    parts["held-out"] = held_out.shuffle(seed=0).select(range(min(NUM_HELD_OUT, len(held_out))))
-    return parts
-
-
-def card(parts: dict[str, Dataset]) -> dict[str, Any]:
-    """What the model cards say about the text."""
-    shares = ", ".join(f"{share} % for {name}" for name, share in SHARES.items())
-    counts = ", ".join(str(len(part)) for part in parts.values())
-    return {
-        "dataset": "Python's standard library and language reference",
-        "dataset_details": f"It is what CPython {platform.python_version()} ships of both, whole files dealt out by "
-        f"their names to three parts ({shares}: {counts} sequences, of the held-out ones {NUM_HELD_OUT} at most), "
-        f"tokenised by a byte-level BPE of {VOCABULARY_SIZE:,} tokens.",
-        "evaluation_split": "held-out",
-        "language": "en",
-        "license": "apache-2.0",
-    }
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `VOCABULARY_SIZE` tokens."""
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY_SIZE, special_tokens=[END_OF_TEXT], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        model_max_length=SEQUENCE_LENGTH,
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -97,23 +85,77 @@ def train_base(training: Path, folder: Path, steps: int, batch_size: int, seed: 
     """Trains the base from random weights in one folder and writes it, in bfloat16, to another."""
     texts = split_text(python_text())
     tokenizer = train_tokenizer(texts["base"])
-    parts = sequences(texts, tokenizer)
+    parts = {}
+    for part in ("base", "held-out"):
+        ended = Dataset.from_dict({"text": [text + END_OF_TEXT for text in texts[part]]})
+        parts[part] = tokenize_and_pack(ended, tokenizer, SEQUENCE_LENGTH, part)
+    parts["held-out"] = some_of(parts["held-out"], NUM_HELD_OUT)
     set_seed(seed)
+    config = LocalistGPT2Config(
+        n_layer=6,
+        n_embd=128,
+        n_head=4,
+        n_positions=SEQUENCE_LENGTH,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        **variant_config("distributed"),
+    )
     trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel(small_config(tokenizer, resid_pdrop=0.0, embd_pdrop=0.0)),
+        model=LocalistGPT2LMHeadModel(config),
         args=training_arguments(
-            training, steps, seed, learning_rate=3e-3, warmup_steps=0.04, per_device_train_batch_size=batch_size
+            training,
+            max_steps=steps,
+            seed=seed,
+            learning_rate=3e-3,
+            warmup_steps=0.04,
+            per_device_train_batch_size=batch_size,
         ),
         train_dataset=parts["base"],
         eval_dataset=parts["held-out"],
         processing_class=tokenizer,
         callbacks=[RoundToBfloat16()],
     )
-    run_training(trainer, model_name="base", **card(parts))
+    card = python_card(
+        {name: len(part) for name, part in parts.items()}, f"a byte-level BPE of {VOCABULARY_SIZE:,} tokens"
+    )
+    run_training(trainer, model_name="base", license="apache-2.0", **card)
     controls = measure_controls(trainer.model, parts["held-out"], batch_size=16)
     record = RunRecord.load(training).with_measurements(controls=controls)
     trainer.model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    leave_out_code(folder)
     dataclasses.replace(record, weights=weight_hashes(folder)).save(folder)
     write_card(folder)
     print(f"The base: {folder}")
+
+
+def leave_out_code(folder: Path) -> None:
+    """Removes the code from a model's folder that stands in this package, beside the same code; see [`copy_base`]."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("auto_map", None)
+    write_whole(folder / "config.json", f"{json.dumps(config, indent=2, sort_keys=True)}\n")
+
+
+def copy_base(folder: Path) -> None:
+    """
+    Puts the package's base, its code with it, into a folder beside the runs that start from it.
+
+    Raises:
+        ValueError: where another base stands there, or another model's weights.
+    """
+    record = RunRecord.load(BASE)
+    if (found := RunRecord.find(folder)) is not None:
+        found.check_weights(folder)
+        if found.weights != record.weights:
+            raise ValueError(f"{folder} holds another base than this package has; choose another `--output-dir`.")
+        return
+    load_model(str(BASE), load_config(str(BASE), {})).save_pretrained(folder)
+    load_tokenizer(str(BASE), VOCABULARY_SIZE).save_pretrained(folder)
+    record.check_weights(folder)
+    record.save(folder)
+    write_card(folder)

@@ -1,10 +1,8 @@
 """From text to sequences of tokens of one length."""
 
 import codecs
-import importlib
 import itertools
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
@@ -15,10 +13,6 @@ from .errors import is_disk_full, one_line
 
 #: Files that `datasets` reads by rows, by their suffix; every other file is text.
 _FORMATS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
-#: Shares of the Python language reference: in `localist-hf family` the base trains on the first part, the variants on
-#: the second, and all are measured on the third.
-SHARES = {"base": 0.6, "variants": 0.3, "held-out": 0.1}
 
 
 def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
@@ -181,20 +175,6 @@ def train_and_validation(
     return train.select(range(kept)), train.select(range(kept, len(train)))
 
 
-def python_reference() -> dict[str, str]:
-    """
-    The topics of the Python language reference, which every CPython ships as `pydoc_data.topics` (about 460 KB of
-    English technical prose; the text differs a little between Python versions).
-    """
-    topics: dict[str, Any] = importlib.import_module("pydoc_data.topics").topics
-    return {name: text.strip() + "\n\n" for name, text in sorted(topics.items())}
-
-
-def split_topics(topics: dict[str, str]) -> dict[str, list[str]]:
-    """Deals whole topics out to the parts of `SHARES`, the longest first, each to the part that is furthest behind."""
-    parts: dict[str, list[str]] = {name: [] for name in SHARES}
-    total = sum(map(len, topics.values()))
-    for text in sorted(topics.values(), key=lambda text: (-len(text), text)):
-        missing = {name: share - sum(map(len, parts[name])) / total for name, share in SHARES.items()}
-        parts[max(missing, key=missing.__getitem__)].append(text)
-    return parts
+def some_of(dataset: Dataset, number: int) -> Dataset:
+    """So many sequences at most, from all over a data set and the same every time."""
+    return dataset if len(dataset) <= number else dataset.shuffle(seed=0).select(range(number))

@@ -24,13 +24,16 @@ from ..evaluation import (
 from ..hub import RunRecord
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from .arguments import locality_settings
-from .data import check_source, load_text, python_reference, split_topics, tokenize_and_pack
+from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, ending_with
 from .folders import held, write_whole
 from .models import checked_sequence_length, find_adapter, load_adapter, load_config, load_model, load_tokenizer
+from .python_text import python_text, split_text
 
 
 REPORT_FILE = "locality.json"
+#: Sequences of the text that is measured where none is given.
+NUM_DEFAULT = 32
 SHARES_PICTURE, HEADS_PICTURE = "shares_over_depth.png", "context_fidelity_of_heads.png"
 #: So many tokens are measured at a time, but a whole sequence at least.
 _BATCH_TOKENS = 4096
@@ -50,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text-file", nargs="+", default=[], metavar="FILE",
         help="text to measure on: .jsonl, .csv and .parquet by the rows of a column 'text', any other as UTF-8 text; "
-        "by default the tenth of the Python language reference that `localist-hf family` measures on",
+        "by default 32 sequences of the Python sources and reference that `localist-hf family` measures on",
     )  # fmt: skip
     parser.add_argument(
         "--sequence-length", type=int, metavar="N",
@@ -89,7 +92,8 @@ def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length:
     if files:
         texts = concatenate_datasets([load_text(None, None, file, "text")["train"] for file in files])
     else:
-        texts = Dataset.from_dict({"text": split_topics(python_reference())["held-out"]})
+        texts = Dataset.from_dict({"text": split_text(python_text())["held-out"]})
+        return some_of(tokenize_and_pack(texts, tokenizer, length), NUM_DEFAULT)
     return tokenize_and_pack(texts, tokenizer, length)
 
 

@@ -1,252 +1,95 @@
-"""`localist-hf family`: one base model, fine-tuned under several locality configurations, and the comparison."""
+"""`localist-hf family`: one base, fine-tuned under the configurations of a grid, and the comparison."""
 
 import argparse
-import platform
-import time
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config
-from ..evaluation import (
-    comparison_table,
-    measure,
-    measure_controls,
-    plot_attention_map,
-    plot_over_depth,
-    plot_shares_over_depth,
-)
-from ..hub import RECORD_FILE, RunRecord, write_card
+from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
+from ..evaluation import comparison_table, plot_attention_map, plot_over_depth, plot_shares_over_depth
+from ..evaluation.check_model import core_model
+from ..evaluation.controls import check_dials
+from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_of_runs
-from ..hub.run_history import find_base
-from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
-from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from .data import SHARES, python_reference, split_topics, tokenize_and_pack
+from .base import BASE, copy_base
+from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import held, write_whole
-from .models import checked_sequence_length, load_config, load_model, load_tokenizer
-from .train import run_training
+from .grid_runs import GridWork, Task, do_all
+from .models import checked_sequence_length, load_config, load_tokenizer
+from .python_text import python_card, python_text, split_text
 
 
-END_OF_TEXT = "<|endoftext|>"
-VOCABULARY_SIZE = 2048
-SEQUENCE_LENGTH = 256
-PROMPT = "The function returns"
+#: What the base that comes with this package is called among the runs that start from it.
+BASE_NAME = "base"
+PROMPT = "def __init__(self"
 #: Between these lines of a file stands the table that `--readme` writes.
 MARKERS = ("<!-- family -->", "<!-- /family -->")
-
-
-class Run(NamedTuple):
-    """One training: a variant from a seed, and its folder."""
-
-    variant: str
-    seed: int
-    folder: Path
-
-    @property
-    def record(self) -> RunRecord | None:
-        """The run's record; `None` before it is finished."""
-        record = RunRecord.find(self.folder)
-        return record if record is not None and record.controls is not None else None
-
-    def __str__(self) -> str:
-        return f"{self.variant}, seed {self.seed}"
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY_SIZE` tokens."""
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY_SIZE, special_tokens=[END_OF_TEXT], show_progress=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        model_max_length=SEQUENCE_LENGTH,
-    )
-
-
-def training_arguments(
-    folder: Path, steps: int, seed: int, is_small: bool = True, **others: Any
-) -> LocalistTrainingArguments:
-    """
-    The training arguments that the base and all variants share, with `others` in their place; of a large model those of
-    one trained already.
-    """
-    shared = {
-        "learning_rate": 1e-3 if is_small else 5e-5,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "weight_decay": 0.1,
-        "adam_beta2": 0.95,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 16,
-        "logging_steps": 25,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": is_small,
-        "dataloader_pin_memory": False,
-    }
-    return LocalistTrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, **(shared | others))
-
-
-def small_config(tokenizer: PreTrainedTokenizerBase, **others: Any) -> LocalistGPT2Config:
-    """The configuration of a small base with free attention."""
-    return LocalistGPT2Config(
-        n_layer=6,
-        n_embd=128,
-        n_head=4,
-        n_positions=SEQUENCE_LENGTH,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **variant_config("distributed"),
-        **others,
-    )
-
-
-def card(parts: dict[str, Dataset], model: str | None) -> dict[str, Any]:
-    """What the model cards say about the text."""
-    tokens = f"a byte-level BPE of {VOCABULARY_SIZE:,} tokens" if model is None else "the base's tokenizer"
-    shares = ", ".join(f"{share:.0%} for {name}" for name, share in SHARES.items())
-    return {
-        "dataset": "Python language reference",
-        "dataset_details": f"It is `pydoc_data.topics` of CPython {platform.python_version()}, whole topics dealt out "
-        f"to three parts ({shares}: {', '.join(str(len(part)) for part in parts.values())} sequences), tokenised by "
-        f"{tokens}.",
-        "evaluation_split": "held-out",
-        "language": "en",
-    } | ({"license": "apache-2.0"} if model is None else {})
-
-
-def train_base(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, parts: dict[str, Dataset], steps: int, seed: int
-) -> None:
-    """Trains the common base from random weights, with free attention."""
-    set_seed(seed)
-    trainer = LocalistTrainer(
-        model=LocalistGPT2LMHeadModel(small_config(tokenizer)),
-        args=training_arguments(folder, steps, seed),
-        train_dataset=parts["base"],
-        eval_dataset=parts["held-out"],
-        processing_class=tokenizer,
-    )
-    run_training(trainer, model_name="base", **card(parts, None))
-
-
-def train_variant(run: Run, base: str, parts: dict[str, Dataset], steps: int, model: str | None) -> None:
-    """
-    Fine-tunes the base under a locality configuration, and measures it on the base's blocks too. All variants see the
-    same batches in the same order, by seed.
-    """
-    trainer = LocalistTrainer(
-        model=load(base, variant_config(run.variant)),
-        args=training_arguments(run.folder, steps, run.seed, is_small=model is None),
-        train_dataset=parts["variants"],
-        eval_dataset=parts["held-out"],
-        processing_class=AutoTokenizer.from_pretrained(base),
-    )
-    run_training(trainer, **card(parts, model))
-    held_out = parts["held-out"]
-    on_base_blocks = measure(trainer.model, held_out, batch_size=16, block_model=load(base))
-    controls = measure_controls(trainer.model, held_out, batch_size=16)
-    # By these a run is known to be finished.
-    RunRecord.load(run.folder).with_measurements(on_base_blocks, controls).save(run.folder)
-
-
-def load(name: str | Path, settings: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A localised model in float32, as it was saved or under other settings."""
-    return load_model(str(name), load_config(str(name), settings or {}), dtype=torch.float32)
-
-
-def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
-    """Draws the last layer's attention of several models on the start of a sequence, the mean over heads."""
-    attentions, starts = {}, {}
-    tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
-    input_ids = torch.tensor([sequence])
-    for name, folder in folders.items():
-        model = load(folder).eval()
-        last_layer = model.config.locality.num_hidden_layers - 1
-        title = f"{name}, last layer"
-        with torch.no_grad():
-            starts[title] = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0, -length:]
-            model.set_attn_implementation("eager")  # the only one that returns the weights
-            weights = model(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
-        attentions[title] = weights[-length:, -length:]
-        starts[title] = (starts[title] - (len(sequence) - length)).clamp(min=0)
-    tokens = [tokenizer.decode([token]).replace("\n", "\\n") for token in sequence[-length:]]
-    plot_attention_map(attentions, starts, tokens, path)
 
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf family` with these arguments."""
     parser = argparse.ArgumentParser(
         prog="localist-hf family",
-        description="Train a byte-level BPE tokenizer and a small GPT-2 on the Python language reference that every "
-        "CPython ships, or take another model; fine-tune it under several locality configurations on a part of it that "
-        "this base has not seen, and compare them on a third part. Needs no network. Started again, it goes on with "
-        "the runs that are not finished.",
+        description="Fine-tune a base under the locality configurations of a grid and compare them on held-out text. "
+        "The base is the small GPT-2 that comes with this package, and the text what every CPython ships, so it needs "
+        "no network. Stopped and started again, it goes on with what is left.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument(
+        "grid", nargs="?", default="paper", help="what to compare: paper, quick, or a YAML file with the fields of Grid"
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/family"), help="folder of all models and results")
+    parser.add_argument("--model", help="another base: a causal language model's folder or Hub id")
+    parser.add_argument("--train-text", metavar="FILE", help="text to train on, with --held-out-text")
+    parser.add_argument("--held-out-text", metavar="FILE", help="text to measure on")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=PAPER_VARIANTS, metavar="NAME", help=", ".join(VARIANTS)
-    )
-    parser.add_argument(
-        "--model", help="causal language model to fine-tune in place of a small one made for this: a folder or a Hub id"
-    )
-    parser.add_argument("--base-steps", type=int, default=360, help="training steps of the base")
-    parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of each variant")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], help="random seeds: each variant is trained from each, the base "
-        "from the first"
+        "--shard", type=shard, metavar="I/N", help="do the I-th of N parts only, such as 1/4: put the parts' folders "
+        "together afterwards and start once more without this"
     )  # fmt: skip
     parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help=f"also write the table to FILE, between {' and '.join(MARKERS)}"
     )
     args = parser.parse_args(arguments)
-    for name in ("base_steps", "steps"):
-        if getattr(args, name) < 1:
-            raise CommandError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
-    if args.model is not None and args.base_steps != parser.get_default("base_steps"):
-        raise CommandError(
-            f"`base_steps` is {args.base_steps} and `model` {args.model!r}, of which no base is trained."
-        )
-    if BASELINE_VARIANT not in args.variants:
-        raise CommandError(
-            f"`variants` are {', '.join(args.variants)}; {BASELINE_VARIANT} must be among them, to compare with."
-        )
-    for name, values in (("variants", args.variants), ("seeds", args.seeds)):
-        if len(set(values)) < len(values):
-            raise CommandError(f"`{name}` are {', '.join(map(str, values))}; each may be named once.")
-    for seed in args.seeds:
-        if not 0 <= seed < 2**32:
-            raise CommandError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
+    if args.jobs < 1:
+        raise CommandError(f"`jobs` is {args.jobs}; it must be at least 1.")
     if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
         raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
     if args.readme is not None:
         check_readme(args.readme)
-    runs = [
-        Run(variant, seed, args.output_dir / (variant if seed == args.seeds[0] else f"{variant}-seed{seed}"))
-        for seed in args.seeds
-        for variant in args.variants
-    ]
+    with ending_with(2, *INPUT_ERRORS):
+        grid = load_grid(args.grid)
+        work = prepare(grid, args)
+        tasks = work.tasks
+        for task in tasks:
+            work.check(task)
+    if args.shard is not None:
+        index, number = args.shard
+        tasks = tasks[index - 1 :: number]
+    do_all(work, tasks, args.jobs)
+    if missing := [task for task in work.tasks if not work.is_done(task)]:
+        print(f"{len(missing)} of {len(work.tasks)} are not in {args.output_dir} yet: no comparison.")
+        return
+    # One process compares; another one's work is not in its way.
     with held(args.output_dir):
-        with ending_with(2, *INPUT_ERRORS):
-            check_settings(args, runs)
-        run_family(args, runs)
+        report(args, work)
+    print(f"\nAll of it: {args.output_dir}")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`"2/3"` as its numbers."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be I/N with I from 1 to N, such as 1/4")
+    return int(index), int(number)
 
 
 def check_readme(path: Path) -> None:
@@ -259,141 +102,174 @@ def check_readme(path: Path) -> None:
         raise CommandError(f"`readme` is {str(path)!r}; the file must have the lines {' and '.join(MARKERS)}.")
 
 
-def check_settings(args: argparse.Namespace, runs: list[Run]) -> None:
+def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     """
-    Refuses a model that cannot be used, and to go on with a folder whose finished runs were trained otherwise, or are
-    not whole any more.
+    Everything that the runs of a grid share, once it is known that all of them can be trained.
+
+    Raises:
+        CommandError, ValueError: where one of them cannot.
     """
-    wanted = [(run.folder, args.steps, run.seed) for run in runs]
+    base = str(BASE) if args.model is None else args.model
+    runs = list(grid)
+    for settings in {str(run.settings): run.settings for run in runs}.values():
+        # The ids are not known yet; any will do here.
+        ids = {"delimiter_token_ids": [0]} if settings.get("block_partition") == "delimiter" else {}
+        config = load_config(base, ids | settings)
+    with ending_with(2, TypeError, ValueError, what="`controls` cannot be used: "):
+        check_dials(grid.controls.get("dials", (0, 1)))
+        for number in grid.controls.get("num_previous_blocks", ()):
+            if type(number) is not int or number < 0:
+                raise ValueError(f"`num_previous_blocks` holds {number!r}; it must hold whole numbers from 0.")
+    if grid.lora is not None:
+        with ending_with(2, TypeError, ValueError, what="`lora` cannot be used: "):
+            LoraConfig(**grid.lora)
+    length = checked_sequence_length(grid.sequence_length, config)
+    tokenizer = load_tokenizer(base, config.vocab_size)
+    texts, card = load_texts(args)
+    # Ends of text are a token of every causal model that has one.
+    end = tokenizer.eos_token or ""
+    train, held_out = (
+        tokenize_and_pack(Dataset.from_dict({"text": [text + end for text in texts[part]]}), tokenizer, length, part)
+        for part in ("training", "held-out")
+    )
+    held_out = some_of(held_out, grid.measured_sequences)
+    if len(held_out) < 2:
+        raise ValueError(
+            f"The held-out text has {len(held_out)} sequence of {length} tokens; two are needed, so that one can be "
+            "measured on the blocks of the other."
+        )
+    if args.train_text is None:
+        tokens = "the base's tokenizer"
+        card = python_card({"training": len(train), "measuring": len(held_out)}, tokens)
     if args.model is None:
-        wanted.append((args.output_dir / "base", args.base_steps, runs[0].seed))
-    else:
-        load_config(args.model, {})
-    for folder, num_steps, seed in wanted:
-        record = RunRecord.find(folder)
-        if record is None:
-            continue
-        record.check_weights(folder)
-        if (record.training["steps"], record.seed) != (num_steps, seed):
-            raise ValueError(
-                f"{folder} holds a run of {record.training['steps']} steps from seed {record.seed}, not of "
-                f"{num_steps} from seed {seed}; choose another `--output-dir`, or remove it."
-            )
-        base = {"base_model": record.base_model, "base_run": record.base_run, "base_weights": record.base_weights}
-        if args.model is not None and base != find_base(args.model):
-            raise ValueError(
-                f"{folder} holds a run from another model than {args.model!r}; choose another `--output-dir`, or "
-                "remove it."
-            )
-
-
-def run_family(args: argparse.Namespace, runs: list[Run]) -> None:
-    """Trains what is not there yet, then prints and writes the comparison, the cards, the pictures and a sample."""
-    start = time.perf_counter()
-    stages = len(runs) + 3
-
-    def announce(stage: int, text: str) -> None:
-        print(f"\n[{stage}/{stages}] {text} ({time.perf_counter() - start:.0f} s so far)", flush=True)
-
-    announce(1, "Python language reference: tokenizer and sequences")
-    texts = split_topics(python_reference())
-    base, length = args.output_dir / "base", SEQUENCE_LENGTH
-    is_trained = args.model is None and (base / RECORD_FILE).is_file()
-    if args.model is not None:
-        config = load_config(args.model, {})
-        tokenizer = load_tokenizer(args.model, config.vocab_size)
-        length = min(length, checked_sequence_length(None, config))
-    elif is_trained:
-        tokenizer = load_tokenizer(str(base), VOCABULARY_SIZE)
-    else:
-        tokenizer = train_tokenizer(texts["base"] + texts["variants"])
-    parts = {
-        name: tokenize_and_pack(Dataset.from_dict({"text": text}), tokenizer, length, name)
-        for name, text in texts.items()
-    }
-    print(", ".join(f"{name}: {len(part)} sequences of {length} tokens" for name, part in parts.items()))
-
-    if args.model is not None:
-        announce(2, f"base: {args.model}, as it is")
-    else:
-        announce(2, f"base: GPT-2 of 6 layers, width 128, {args.base_steps} steps")
-        if is_trained:
-            print(f"already in {base}")
-        else:
-            train_base(base, tokenizer, parts, args.base_steps, runs[0].seed)
-        if RunRecord.load(base).controls is None:
-            controls = measure_controls(load(base), parts["held-out"], batch_size=16)
-            RunRecord.load(base).with_measurements(controls=controls).save(base)
-
-    for done, run in enumerate(runs):
-        announce(3 + done, f"{run}: {args.steps} steps from the base")
-        if run.record is None:
-            train_variant(run, args.model or str(base), parts, args.steps, args.model)
-        else:
-            print(f"already in {run.folder}")
-
-    announce(stages, "comparison on held-out text")
-    report(args, runs, parts["held-out"])
-    print(f"\nAll of it: {args.output_dir} ({time.perf_counter() - start:.0f} s)")
-
-
-def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None:
-    """Writes the tables, the pictures and the cards, and prints the tables and a generated sentence."""
-    records: dict[str, list[RunRecord]] = {}
+        card["license"] = "apache-2.0"
+        base = str(args.output_dir / BASE_NAME)
+    work = GridWork(grid, args.output_dir, base, tokenizer, train, held_out, card, delimiters(grid, tokenizer))
     for run in runs:
-        records.setdefault(run.variant, []).append(run.record)
+        size = work.arguments(run).train_batch_size
+        if len(train) < size:
+            raise ValueError(
+                f"The text to train on has {len(train)} sequences of {length} tokens; one step needs {size}."
+            )
+    if args.model is None:
+        copy_base(Path(base))
+    return work
+
+
+def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The texts to train on and to measure on, and what cards say about them."""
+    if (args.train_text is None) != (args.held_out_text is None):
+        raise ValueError(
+            f"`train_text` is {args.train_text!r} and `held_out_text` {args.held_out_text!r}; give both or neither."
+        )
+    if args.train_text is None:
+        parts = split_text(python_text())
+        return {"training": parts["variants"], "held-out": parts["held-out"]}, {}
+    texts = {}
+    for part, name in (("training", args.train_text), ("held-out", args.held_out_text)):
+        check_source(None, None, name, "text")
+        texts[part] = load_text(None, None, name, "text")["train"]["text"]
+    name = f"`{Path(args.train_text).name}`"
+    details = f"It was measured on `{Path(args.held_out_text).name}`."
+    return texts, {"dataset": name, "dataset_details": details, "evaluation_split": "held-out"}
+
+
+def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokens that end as the grid says, spaces after that left out."""
+    if not grid.delimiters:
+        return {}
+    ends = tuple(grid.delimiters)
+    texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    ids = [token for token, text in texts.items() if text.rstrip(" ").endswith(ends)]
+    if not ids:
+        raise ValueError(f"`delimiters` are {grid.delimiters}; no token of the tokenizer ends so.")
+    return {"delimiter_token_ids": ids}
+
+
+def report(args: argparse.Namespace, work: GridWork) -> None:
+    """Writes the tables, the pictures and the cards, and prints the tables and a generated sentence."""
+    runs: dict[str, list[GridRun]] = {}
+    for run in work.grid:
+        runs.setdefault(run.name, []).append(run)
+    folders = {name: [work.path(Task(run)) for run in group] for name, group in runs.items()}
+    records = {name: [RunRecord.load(folder) for folder in group] for name, group in folders.items()}
+    baseline = next(name for name, group in runs.items() if group[0].variant == BASELINE_VARIANT)
+    shown = "quintic" if "quintic" in runs else list(runs)[-1]
     own = metrics_of_runs(records)
-    text = tables(records)
+    text = tables(records, baseline)
     print(f"\n{text}")
     write_whole(args.output_dir / "table.md", text)
     pictures = {name: args.output_dir / f"{name}_over_depth.png" for name in ("context_fidelity", "shares")}
     plot_over_depth(own, "context_fidelity", pictures["context_fidelity"])
-    shown = args.variants[-1] if "quintic" not in args.variants else "quintic"
+    pair = dict.fromkeys((baseline, shown))
     draw_attention(
-        {name: args.output_dir / name for name in dict.fromkeys((BASELINE_VARIANT, shown))},
-        held_out[0]["input_ids"],
+        {name: work.load_run(runs[name][0]) for name in pair},
+        work.tokenizer,
+        work.held_out[0]["input_ids"],
         args.output_dir / "attention_map.png",
     )
-    pair = {name: own[name] for name in dict.fromkeys((BASELINE_VARIANT, shown))}
-    plot_shares_over_depth(pair, BASELINE_VARIANT, pictures["shares"])
+    plot_shares_over_depth({name: own[name] for name in pair}, baseline, pictures["shares"])
     print(f"Pictures: {', '.join(map(str, pictures.values()))}, {args.output_dir / 'attention_map.png'}")
 
     # Again, now that every sibling is there to be compared with.
-    folders = [run.folder for run in runs]
-    if args.model is None:
-        folders.append(args.output_dir / "base")
-    for folder in folders:
+    of_cards = [*chain(*folders.values()), *([Path(work.base)] if args.model is None else [])]
+    for folder in of_cards:
         write_card(folder)
     if args.model_cards is not None:
         # With the records, so that the cards can be written anew and checked without the models.
-        for folder in folders:
+        for folder in of_cards:
             (args.model_cards / folder.name).mkdir(parents=True, exist_ok=True)
             RunRecord.load(folder).save(args.model_cards / folder.name)
-        for variant in args.variants:
-            print(f"Model card: {write_card(args.model_cards / variant)}")
+        for name in runs:
+            print(f"Model card: {write_card(args.model_cards / name)}")
     if args.readme is not None:
-        write_readme(args.readme, records)
+        write_readme(args.readme, records, baseline)
         print(f"Table: {args.readme}")
 
-    folder = args.output_dir / shown
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer(PROMPT, return_tensors="pt")
+    model = work.load_run(runs[shown][0]).eval()
+    how = ""
+    if work.grid.lora is None:
+        model = AutoModelForCausalLM.from_pretrained(folders[shown][0], trust_remote_code=True)
+        how = ", loaded with AutoModelForCausalLM and trust_remote_code=True,"
+    prompt = work.tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
-    print(f"\n{shown}, loaded with AutoModelForCausalLM and trust_remote_code=True, goes on from {PROMPT!r}:")
-    print(tokenizer.decode(tokens[0]))
+    print(f"\n{shown}{how} goes on from {PROMPT!r}:")
+    print(work.tokenizer.decode(tokens[0]))
 
 
-def tables(records: dict[str, list[RunRecord]], every_layer: bool = True) -> str:
+def draw_attention(
+    models: dict[str, PreTrainedModel | PeftModel],
+    tokenizer: PreTrainedTokenizerBase,
+    sequence: list[int],
+    path: Path,
+    length: int = 48,
+) -> None:
+    """Draws the last layer's attention of several models on the start of a sequence, the mean over heads."""
+    attentions, starts = {}, {}
+    input_ids = torch.tensor([sequence])
+    for name, model in models.items():
+        last_layer = model.eval().config.locality.num_hidden_layers - 1
+        title = f"{name}, last layer"
+        with torch.no_grad():
+            starts[title] = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0, -length:]
+            core_model(model).set_attn_implementation("eager")  # the only one that returns the weights
+            weights = model(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
+        attentions[title] = weights[-length:, -length:]
+        starts[title] = (starts[title] - (len(sequence) - length)).clamp(min=0)
+    tokens = [tokenizer.decode([token]).replace("\n", "\\n") for token in sequence[-length:]]
+    plot_attention_map(attentions, starts, tokens, path)
+
+
+def tables(records: dict[str, list[RunRecord]], baseline: str, every_layer: bool = True) -> str:
     """The comparison on each model's own blocks and on those of the base."""
     own = metrics_of_runs(records)
-    shared = {variant: [record.metrics_on_base_blocks for record in group] for variant, group in records.items()}
-    layer = len(records[BASELINE_VARIANT][0].lambdas) - 1
+    shared = {name: [record.metrics_on_base_blocks for record in group] for name, group in records.items()}
+    layer = len(records[baseline][0].lambdas) - 1
     return (
         "On the blocks that each model finds itself:\n\n"
-        f"{comparison_table(own, BASELINE_VARIANT, every_layer=every_layer)}\n\n"
+        f"{comparison_table(own, baseline, every_layer=every_layer)}\n\n"
         "On the blocks that the base finds:\n\n"
-        f"{comparison_table(shared, BASELINE_VARIANT, every_layer=every_layer)}\n\n"
+        f"{comparison_table(shared, baseline, every_layer=every_layer)}\n\n"
         "The last layer's context fidelity (psi) on other blocks than its own, at dial 0:\n\n"
         f"{block_controls(records, layer)}\n\n"
         "Perplexity at dial 0; as multiples of it those at dial 1, with blocks of one token (self only), and with all "
@@ -402,9 +278,9 @@ def tables(records: dict[str, list[RunRecord]], every_layer: bool = True) -> str
     )
 
 
-def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
+def write_readme(path: Path, records: dict[str, list[RunRecord]], baseline: str) -> None:
     """Replaces what stands between the markers of a file with the tables and what they were measured on."""
-    group = records[BASELINE_VARIANT]
+    group = records[baseline]
     record, seeds = group[0], [record.seed for record in group]
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     how = f"one run each (seed {seeds[0]})"
@@ -418,5 +294,5 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
     )
     before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    text = f"{before}{MARKERS[0]}\n{tables(records, every_layer=False)}\n{what}\n{MARKERS[1]}{after}"
+    text = f"{before}{MARKERS[0]}\n{tables(records, baseline, every_layer=False)}\n{what}\n{MARKERS[1]}{after}"
     write_whole(path, text)

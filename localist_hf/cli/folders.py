@@ -14,6 +14,10 @@ _LOCK_FILE = ".localist-hf.lock"
 _STAGING = ".saving"
 
 
+class FolderHeld(CommandError):
+    """Another process is at work in a folder."""
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """
@@ -21,7 +25,8 @@ def held(folder: Path) -> Iterator[None]:
     when the process ends, however that happens. A folder that was made and is still empty at the end is removed.
 
     Raises:
-        CommandError: where another process holds it, or it cannot be made or written to.
+        FolderHeld: where another process holds it.
+        CommandError: where it cannot be made or written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / _LOCK_FILE)
@@ -30,7 +35,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise CommandError(
+            raise FolderHeld(
                 f"`output_dir` is {str(folder)!r}, where another `localist-hf` is at work; choose another folder, or "
                 "wait for its end."
             ) from None

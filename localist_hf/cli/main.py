@@ -20,7 +20,7 @@ examples:
   localist-hf train --variant quintic --text-file book.txt --output-dir runs/quintic
   localist-hf train --variant linear --model ./my-gpt2 --dataset Salesforce/wikitext --dataset-config wikitext-2-raw-v1
   localist-hf train --config quintic.yaml --learning_rate 5e-5
-  localist-hf family --output-dir runs/family
+  localist-hf family quick --output-dir runs/family --jobs 2
   localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
   localist-hf publish runs/family --namespace my-org --dry-run
   localist-hf export runs/quintic --to gpt2 my-gpt2
@@ -31,7 +31,7 @@ examples:
 _COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
     "base": "train a small base on the text that Python ships",
-    "family": "train a base and compare variants of it on text that Python ships",
+    "family": "compare locality configurations: a grid of runs from one base",
     "evaluate": "measure and draw where the attention of any causal language model goes",
     "publish": "publish runs as repositories on the Hub",
     "export": "write a run as a plain GPT-2 folder",

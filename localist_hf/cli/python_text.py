@@ -1,10 +1,11 @@
 """The text that every CPython ships, whole files dealt out to parts: no download, and the same parts everywhere."""
 
 import hashlib
+import importlib
+import platform
 import sysconfig
 from pathlib import Path
-
-from .data import python_reference
+from typing import Any
 
 
 #: Shares of the text in hundredths: the base trains on the first part, the variants on the second, and all are measured
@@ -17,6 +18,15 @@ _LEFT_OUT = {
     "unicode", "topics.py",
 }  # fmt: skip
 _MAX_BYTES = 400_000
+
+
+def python_reference() -> dict[str, str]:
+    """
+    The topics of the Python language reference, which every CPython ships as `pydoc_data.topics` (about 460 KB of
+    English technical prose; the text differs a little between Python versions).
+    """
+    topics: dict[str, Any] = importlib.import_module("pydoc_data.topics").topics
+    return {name: text.strip() + "\n\n" for name, text in sorted(topics.items())}
 
 
 def python_text() -> dict[str, str]:
@@ -55,3 +65,24 @@ def split_text(texts: dict[str, str]) -> dict[str, list[str]]:
     for name, text in texts.items():
         parts[part_of(name)].append(text)
     return parts
+
+
+def python_card(num_sequences: dict[str, int], tokens: str) -> dict[str, Any]:
+    """
+    What model cards say about this text.
+
+    Args:
+        num_sequences (`dict[str, int]`):
+            How many sequences of each part are used.
+        tokens (`str`):
+            What it is tokenised by.
+    """
+    shares = ", ".join(f"{share} % for {name}" for name, share in SHARES.items())
+    used = ", ".join(f"{number} for {name}" for name, number in num_sequences.items())
+    return {
+        "dataset": "Python standard library and language reference",
+        "dataset_details": f"It is what CPython {platform.python_version()} ships of both, whole files dealt out by "
+        f"their names to three parts ({shares}); sequences used: {used}, tokenised by {tokens}.",
+        "evaluation_split": "held-out",
+        "language": "en",
+    }

@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from localist_hf.cli.family import train_tokenizer
+from localist_hf.cli.base import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from localist_hf.cli.data import load_text, python_reference, tokenize_and_pack, train_and_validation
+from localist_hf.cli.data import load_text, some_of, tokenize_and_pack, train_and_validation
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +93,10 @@ def test_a_validation_split_is_used_where_there_is_one(tokenizer) -> None:
     assert validation["input_ids"][:] == tokenize_and_pack(other, tokenizer, 16)["input_ids"][:]
 
 
-def test_the_embedded_text_is_there() -> None:
-    topics = python_reference()
-    assert len(topics) > 50
-    assert sum(map(len, topics.values())) > 300_000
-    assert "lambda" in topics["lambda"]
+def test_some_of_a_data_set_is_from_all_over_it_and_the_same_every_time() -> None:
+    numbers = Dataset.from_dict({"input_ids": [[number] for number in range(100)]})
+    some = some_of(numbers, 20)["input_ids"][:]
+    assert some == some_of(numbers, 20)["input_ids"][:]
+    assert len({each[0] for each in some}) == 20
+    assert max(some) > [70] and min(some) < [30]
+    assert some_of(numbers, 100)["input_ids"][:] == numbers["input_ids"][:]

@@ -124,7 +124,7 @@ def test_an_adapter_keeps_what_its_run_set(workspace: Path, tmp_path: Path) -> N
 
 
 def test_the_default_text_and_folder(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    topics = {f"topic {number}": "Sentence number says something. " * 20 for number in range(20)}
-    monkeypatch.setattr(evaluate, "python_reference", lambda: topics)
+    texts = {f"topic {number}": "Sentence number says something. " * 20 for number in range(40)}
+    monkeypatch.setattr(evaluate, "python_text", lambda: texts)
     main(["evaluate", "gpt2/"])
     assert {path.name for path in (workspace / "runs/evaluate/gpt2").iterdir()} == FILES

@@ -1,116 +1,294 @@
-"""`localist-hf family`: tiny, but through every stage."""
+"""`localist-hf family`: a tiny base and little text, but through every stage."""
 
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from localist_hf.cli import family
+from localist_hf.cli import family, grid_runs
 from localist_hf.cli.main import main
-from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunRecord
 
 
-def test_parts_share_no_topic_and_have_their_sizes() -> None:
-    topics = family.python_reference()
-    parts = family.split_topics(topics)
-    assert sorted(text for part in parts.values() for text in part) == sorted(topics.values())
-    total = sum(map(len, topics.values()))
-    for name, share in family.SHARES.items():
-        assert sum(map(len, parts[name])) / total == pytest.approx(share, abs=0.03)
+QUICK = {
+    "seeds": [0],
+    "training": {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
+    "controls": {"dials": [0, 1], "num_previous_blocks": []},
+    "sequence_length": 48,
+    "measured_sequences": 2,
+    "runs": [{"variant": ["distributed", "quintic"]}],
+}
 
 
 @pytest.fixture
-def few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough to go through every stage; the controls, which pass over the text 26 times, on two sequences of it."""
-    topics = dict(list(family.python_reference().items())[:14])
-    monkeypatch.setattr(family, "python_reference", lambda: topics)
-    monkeypatch.setattr(
-        family,
-        "measure_controls",
-        lambda model, text, **settings: measure_controls(model, text.select([0, 1]), **settings),
-    )
+def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base, a text to train on, one to measure on, and grids by name."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0,
+        initializer_range=0.3,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    for name, number in (("train.txt", 40), ("held-out.txt", 20)):
+        (tmp_path / name).write_text(f"Sentence number {number} says something. " * number)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-@pytest.mark.usefixtures("few_topics")
-def test_all_stages_and_a_second_run_that_keeps_what_is_there(tmp_path: Path, capsys) -> None:
-    folder, cards, readme = tmp_path / "family", tmp_path / "cards", tmp_path / "README.md"
+def flags(folder: str = "family", **changes) -> list[str]:
+    """Of a grid with these changes."""
+    name = f"{abs(hash(str(changes)))}.yaml"
+    Path(name).write_text(yaml.safe_dump(QUICK | changes))
+    return [
+        name,
+        "--output-dir",
+        folder,
+        "--model",
+        "small",
+        "--train-text",
+        "train.txt",
+        "--held-out-text",
+        "held-out.txt",
+    ]
+
+
+def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, capsys) -> None:
+    folder, readme = workspace / "family", workspace / "README.md"
     readme.write_text("before\n<!-- family -->\nold\n<!-- /family -->\nafter\n")
-    flags = ["--output-dir", str(folder), "--base-steps", "2", "--steps", "2"]
-    main(["family", *flags, "--variants", "distributed", "quintic", "--model-cards", str(cards)])
+    main(["family", *flags(), "--model-cards", "cards"])
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "quintic")
+    assert "[4/4] quintic, seed 0: perplexity" in printed and "none left" in printed
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
     for name in ("context_fidelity_over_depth.png", "shares_over_depth.png", "attention_map.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert (record.name, record.base_run, record.training["steps"], record.license) == ("quintic", "small", 2, None)
+    assert record.data["name"] == "`train.txt`"
     assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
-    assert record.metrics_on_base_blocks["fidelity"] != record.metrics["fidelity"]
+    assert record.controls.keys() >= {"documents", "perplexity_on_blocks", "generation"}
+    assert record.controls["generation"].keys() == {"dial 0", "dial 1", "text"}
+    assert not list(folder.glob("*/checkpoint-*"))
+    untrained = json.loads((folder / "untrained/quintic.json").read_text())["controls"]
+    assert len(untrained["dials"]) == 2 and untrained["perplexity"] != record.controls["perplexity"]
     for variant in ("distributed", "quintic"):
         # The first of them was trained before the other was there; its card has both all the same.
-        card = (cards / variant / "README.md").read_text()
+        card = (workspace / "cards" / variant / "README.md").read_text()
         assert card == (folder / variant / "README.md").read_text()
-        assert "localist-gpt2-base" in card
         assert f"{record.metrics['perplexity']:.2f}" in card
 
     weights = (folder / "quintic" / "model.safetensors").stat().st_mtime_ns
     (folder / "distributed" / "run.json").unlink()  # as if it had been interrupted
-    main(["family", *flags, "--variants", "distributed", "quintic", "localist", "--readme", str(readme)])
+    wider = flags(runs=[{"variant": ["distributed", "quintic", "localist"]}])
+    main(["family", *wider, "--readme", str(readme)])
     printed = capsys.readouterr().out
-    assert f"already in {folder / 'quintic'}" in printed
-    assert f"already in {folder / 'distributed'}" not in printed
+    assert "3 of 6 are there already, 3 are left" in printed
     assert (folder / "quintic" / "model.safetensors").stat().st_mtime_ns == weights
     assert RunRecord.load(folder / "localist").variant == "localist"
     text = readme.read_text()
     assert text.startswith("before\n<!-- family -->\nOn the blocks that each model finds itself:\n\n| configuration")
-    assert "On the blocks that the base finds:" in text
     assert text.endswith("<!-- /family -->\nafter\n")
     assert "old" not in text
-    assert "2 steps of 8 sequences" in text
-
-    with pytest.raises(SystemExit) as error:
-        main(["family", "--output-dir", str(folder), "--base-steps", "2", "--steps", "3"])
-    assert error.value.code == 2
-    assert "holds a run of 2 steps from seed 0, not of 3" in capsys.readouterr().err
+    assert "2 steps of 2 sequences" in text
 
     (folder / "quintic" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(SystemExit) as error:
-        main(["family", *flags, "--variants", "distributed", "quintic"])
+        main(["family", *wider])
     assert error.value.code == 2
     assert "are not those that its run.json was measured on" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("few_topics")
-def test_several_seeds_are_trained_from_one_base(tmp_path: Path, capsys) -> None:
-    folder = tmp_path / "family"
-    flags = ["--base-steps", "1", "--steps", "2", "--seeds", "3", "4"]
-    main(["family", "--output-dir", str(folder), "--variants", "distributed", *flags])
-    assert "[4/5] distributed, seed 4: 2 steps from the base" in capsys.readouterr().out
-    first, second = (RunRecord.load(folder / name) for name in ("distributed", "distributed-seed4"))
-    assert (first.seed, second.seed) == (3, 4)
-    assert first.metrics["perplexity"] != second.metrics["perplexity"]
-    assert "2 runs with the seeds 3, 4" in (folder / "distributed" / "README.md").read_text()
-
-
-@pytest.mark.usefixtures("few_topics")
-def test_another_model_takes_the_place_of_the_base(tmp_path: Path, tokenizer, capsys) -> None:
-    config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0
-    )
-    for name in ("small", "other"):
-        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    folder = tmp_path / "family"
-    flags = ["--output-dir", str(folder), "--steps", "1", "--variants", "distributed", "quintic"]
-    main(["family", *flags, "--model", str(tmp_path / "small")])
-    assert "sequences of 64 tokens" in capsys.readouterr().out
-    assert not (folder / "base").exists()
-    record = RunRecord.load(folder / "quintic")
-    assert (record.base_run, record.training["learning_rate"], record.license) == ("small", 5e-5, None)
+def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokenizer, monkeypatch, capsys) -> None:
+    texts = {f"module {number}": f"Sentence number {number} says something. " * 12 for number in range(60)}
+    monkeypatch.setattr(family, "python_text", lambda: texts)
+    runs = [{"variant": "distributed"}, {"variant": "quintic", "block_partition": "delimiter"}]
+    (grid := workspace / "grid.yaml").write_text(yaml.safe_dump(QUICK | {"runs": runs, "delimiters": ["."]}))
+    main(["family", str(grid), "--output-dir", "family"])
+    base, record = RunRecord.load(family.BASE), RunRecord.load("family/quintic-delimiter")
+    base.check_weights("family/base")
+    assert (record.base_run, record.base_weights, record.license) == ("base", base.weights, "apache-2.0")
     assert "tokenised by the base's tokenizer" in record.data["details"]
-    assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
-
+    # Of that base's tokens, those that end with a full stop, spaces after it or not.
+    ids = record.locality["delimiter_token_ids"]
+    assert all(family.load_tokenizer("family/base", 2048).decode([token]).rstrip(" ").endswith(".") for token in ids)
+    assert len(ids) > 1
+    assert "localist-gpt2-base" in Path("family/quintic-delimiter/README.md").read_text()
+    assert list(Path("family/base").glob("modeling_*.py"))  # it can be published as it stands
+    capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["family", *flags, "--model", str(tmp_path / "other")])
-    assert "holds a run from another model than" in capsys.readouterr().err
+        main(["family", *flags(runs=runs, delimiters=["~~"])])
+    assert "no token of the tokenizer ends so" in capsys.readouterr().err
+
+
+def test_several_seeds_and_their_names(workspace: Path, capsys) -> None:
+    main(["family", *flags(seeds=[3, 4], runs=[{"variant": "distributed"}])])
+    first, second = (RunRecord.load(f"family/{name}") for name in ("distributed", "distributed-seed4"))
+    assert (first.seed, second.seed, second.name) == (3, 4, "distributed")
+    assert first.metrics["perplexity"] != second.metrics["perplexity"]
+    assert "seeds 3, 4" in Path("family/distributed/README.md").read_text()
+
+
+def test_adapters_of_another_architecture(workspace: Path, tokenizer) -> None:
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained("llama")
+    tokenizer.save_pretrained("llama")
+    arguments = flags(lora={"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"})
+    main(["family", *arguments, "--model", "llama"])
+    record = RunRecord.load("family/quintic")
+    assert (record.adapter["rank"], record.architecture) == (2, "LlamaForCausalLM")
+    assert not Path("family/quintic/model.safetensors").exists()
+    assert record.controls["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-5)
+
+
+def test_shards_share_the_work_and_are_put_together(workspace: Path, capsys) -> None:
+    for index in (1, 2, 3):
+        main(["family", *flags(f"part{index}"), "--shard", f"{index}/3"])
+        printed = capsys.readouterr().out
+        assert "are not in" in printed and "no comparison" in printed
+    found = [sorted(path.name for path in Path(f"part{index}").glob("*/run.json")) for index in (1, 2, 3)]
+    assert sum(map(len, found)) == 2
+    for index in (1, 2, 3):
+        subprocess.run(["cp", "-r", f"part{index}/.", "whole"], check=True)
+    main(["family", *flags("whole")])
+    printed = capsys.readouterr().out
+    assert "4 of 4 are there already, 0 are left" in printed
+    assert "On the blocks that each model finds itself" in printed
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(workspace: Path, capsys) -> None:
+    with grid_runs.held(Path("family/quintic")):
+        main(["family", *flags()])
+    printed = capsys.readouterr().out
+    assert "quintic, seed 0: another process is at it" in printed
+    assert "1 of 4 are not in family yet" in printed
+    assert not Path("family/quintic/plan.json").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAtStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 3 and "quintic" in args.output_dir:
+            raise Killed
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been(workspace, monkeypatch) -> None:
+    training = QUICK["training"] | {"max_steps": 4}
+    main(["family", *flags("whole", training=training)])
+    trainer, steps = grid_runs.LocalistTrainer, []
+
+    class Counted(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            steps.append((Path(args.output_dir).name, state.global_step))
+
+    monkeypatch.setattr(grid_runs, "LocalistTrainer", lambda **given: trainer(**given, callbacks=[KillAtStep()]))
+    with pytest.raises(Killed):
+        main(["family", *flags("cut", training=training)])
+    monkeypatch.setattr(grid_runs, "LocalistTrainer", lambda **given: trainer(**given, callbacks=[Counted()]))
+    main(["family", *flags("cut", training=training)])
+    assert steps == [("quintic", 3), ("quintic", 4)]
+    whole, cut = (RunRecord.load(f"{folder}/quintic") for folder in ("whole", "cut"))
+    assert cut.weights == whole.weights
+    assert cut.controls == whole.controls
+
+    # Killed after its training, it is only measured.
+    unmeasured = json.loads(Path("cut/quintic/run.json").read_text()) | {"controls": None}
+    Path("cut/quintic/run.json").write_text(json.dumps(unmeasured))
+    steps.clear()
+    main(["family", *flags("cut", training=training)])
+    assert steps == []
+    assert RunRecord.load("cut/quintic").controls == whole.controls
+
+
+def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -> None:
+    main(["family", *flags()])
+    others = [
+        (flags(training=QUICK["training"] | {"max_steps": 3}), "`training`"),
+        (flags(locality={"num_sink_tokens": 1}), "`locality`"),
+        (flags(measured_sequences=3), "`measured on`"),
+        (flags(controls={"dials": [0, 0.5, 1]}), "`controls`"),
+    ]
+    for arguments, name in others:
+        with pytest.raises(SystemExit) as error:
+            main(["family", *arguments])
+        assert error.value.code == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert f"was begun with {name}" in message and "choose another `--output-dir`" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "others", "message"),
+    [
+        ({"training": {"max_step": 3}}, [], "`training` has 'max_step'"),
+        ({"training": {"target_fidelity": 2}}, [], "`target_fidelity` is 2"),
+        ({"locality": {"num_sink_tokens": -1}}, [], "`num_sink_tokens` is -1"),
+        ({"locality": {"num_sinks": 1}}, [], "num_sinks"),
+        ({"runs": [{"variant": "distributed"}, {"variant": "quintic", "tokens": 1}]}, [], "`training` has 'tokens'"),
+        ({"lora": {"rank": 3}}, [], "`lora` cannot be used"),
+        ({"sequence_length": 65}, [], "`sequence_length` is 65; the model allows 2 to 64"),
+        ({"training": {"per_device_train_batch_size": 500}}, [], "one step needs 500"),
+        ({"controls": {"dials": [0.5]}}, [], "`dials`"),
+        ({"controls": {"dials": 0.5}}, [], "`controls` cannot be used"),
+        ({"controls": {"num_previous_blocks": [0, -1]}}, [], "`num_previous_blocks` holds -1"),
+        ({}, ["--held-out-text", "short.txt"], "tokens"),
+        ({}, ["--held-out-text", "one.txt"], "two are needed"),
+        ({}, ["--train-text", "nowhere.txt"], "there is no such file"),
+        ({}, ["--model", "nowhere/"], "nowhere"),
+        ({}, ["--jobs", "0"], "`jobs` is 0"),
+        ({}, ["--shard", "3/2"], "3/2"),
+        ({}, ["--readme", "train.txt"], "`readme` is 'train.txt'"),
+        ({}, ["--model-cards", "train.txt"], "`model_cards` is 'train.txt'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_first_run(workspace, changes, others, message, capsys) -> None:
+    Path("short.txt").write_text("Sentence")
+    Path("one.txt").write_text("Sentence number says something. " * 9)
+    with pytest.raises(SystemExit) as error:
+        main(["family", *flags(**changes), *others])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(Path("family").glob("*/*")) if Path("family").exists() else True
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace: Path) -> None:
+    """Killed without warning in the middle, twice; the workers end with the first process."""
+    arguments = flags(seeds=[0, 1], training=QUICK["training"] | {"max_steps": 40})
+    command = [sys.executable, "-m", "localist_hf.cli.main", "family", *arguments, "--jobs", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done: dict[Path, int] = {}
+    for _ in range(2):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seen = len(done)
+        while process.poll() is None and len(list(Path("family").glob("*/run.json"))) <= seen:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(2)
+        with grid_runs.held(Path("family/quintic")):  # no worker is left that holds it
+            pass
+        for path in Path("family").glob("*/model.safetensors"):
+            assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "On the blocks that each model finds itself" in output
+    for path, written in done.items():
+        if (path.parent / "run.json").exists():
+            assert path.stat().st_mtime_ns == written
+    assert len(list(Path("family").glob("*/run.json"))) == 4
+    assert multiprocessing.active_children() == []

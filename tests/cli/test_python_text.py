@@ -1,6 +1,6 @@
 from collections import Counter
 
-from localist_hf.cli.python_text import SHARES, part_of, python_text, split_text
+from localist_hf.cli.python_text import SHARES, part_of, python_reference, python_text, split_text
 
 
 def test_a_files_part_depends_on_its_name_alone():
@@ -21,3 +21,10 @@ def test_every_file_is_in_one_part_and_each_part_has_code_and_prose():
     kinds = Counter((part_of(name), name.startswith("reference/")) for name in texts)
     assert all(kinds[part, is_reference] for part in SHARES for is_reference in (True, False))
     assert not any("/test" in name or name.startswith("pydoc_data") for name in texts)
+
+
+def test_the_language_reference_is_there():
+    topics = python_reference()
+    assert len(topics) > 50
+    assert sum(map(len, topics.values())) > 300_000
+    assert "lambda" in topics["lambda"]

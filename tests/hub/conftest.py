@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
-from localist_hf.cli.family import train_tokenizer
+from localist_hf.cli.base import train_tokenizer
 from localist_hf.configuration import PAPER_VARIANTS, variant_config
 from localist_hf.hub import write_card
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments

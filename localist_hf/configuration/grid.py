@@ -1,0 +1,228 @@
+"""
+Grids: which runs are to be compared, as a short YAML file says it.
+
+    seeds: [0, 1]
+    training: {max_steps: 150, learning_rate: 1.0e-3}
+    runs:
+      - variant: [distributed, quintic, localist]
+      - variant: quintic
+        target_fidelity: [0.3, 0.5, 0.7]
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from itertools import chain, product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..modeling import LocalityFields
+from .variants import BASELINE_VARIANT, VARIANTS, variant_config, variant_name
+
+
+#: What is called by its value alone in the name of a run, and what by another word than its own.
+_WORDS = {
+    "block_partition": "",
+    "locality_objective": "",
+    "target_fidelity": "target",
+    "num_previous_blocks": "previous",
+    "num_sink_tokens": "sinks",
+}
+_LOCALITY_FIELDS = {each.name: each.default for each in fields(LocalityFields)}
+
+
+class GridRun(NamedTuple):
+    """
+    One training of a grid.
+
+    Args:
+        name (`str`):
+            The variant, and whatever else the run does not share with the grid: `"quintic-target0.5"`.
+        variant (`str`):
+            A name in `VARIANTS`.
+        settings (`dict[str, Any]`):
+            Fields of [`LocalityFields`].
+        training (`dict[str, Any]`):
+            Training arguments, those of the locality loss among them, but for the seed.
+        seed (`int`):
+            Random seed of the training.
+        folder_name (`str`):
+            The name, with the seed for all but the grid's first.
+    """
+
+    name: str
+    variant: str
+    settings: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+    folder_name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    Runs to be compared, and what they share.
+
+    Args:
+        runs (`list[dict[str, Any]]`):
+            Products: every combination of the values of its keys, each a value or a list, is a run. `variant` must be
+            among the keys; the others are fields of [`LocalityFields`] and training arguments. What two products
+            have in common is trained once. One run must be of the baseline, `"distributed"`.
+        seeds (`list[int]`):
+            Every run is trained from each.
+        training (`dict[str, Any]`, *optional*):
+            Training arguments of all runs.
+        locality (`dict[str, Any]`, *optional*):
+            Fields of [`LocalityFields`] for all runs.
+        delimiters (`list[str]`, *optional*):
+            Ends of the tokens that end a block of the `"delimiter"` partition, such as `"."`; spaces after them do not
+            count.
+        lora (`dict[str, Any]`, *optional*):
+            Arguments of [`~peft.LoraConfig`], where adapters are to be trained.
+        controls (`dict[str, Any]`, *optional*):
+            Arguments of [`measure_controls`]: `dials` and `num_previous_blocks`.
+        sequence_length (`int`, *optional*, defaults to 256), measured_sequences (`int`, *optional*, defaults to 96):
+            Tokens of a sequence, and how many sequences of the held-out text are measured at most.
+
+    Raises:
+        ValueError: for what is missing, empty, of another type, or there twice, and for an unknown variant.
+    """
+
+    runs: list[dict[str, Any]]
+    seeds: list[int]
+    training: dict[str, Any] = field(default_factory=dict)
+    locality: dict[str, Any] = field(default_factory=dict)
+    delimiters: list[str] = field(default_factory=list)
+    lora: dict[str, Any] | None = None
+    controls: dict[str, Any] = field(default_factory=dict)
+    sequence_length: int = 256
+    measured_sequences: int = 96
+
+    def __post_init__(self) -> None:
+        for name, kind in (("runs", dict), ("seeds", int), ("delimiters", str)):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not all(type(value) is kind for value in values):
+                raise ValueError(f"`{name}` is {values!r}; it must be a list, each entry a {kind.__name__}.")
+            if not values and name != "delimiters":
+                raise ValueError(f"`{name}` is empty; it must hold one entry at least.")
+        for name in ("training", "locality", "controls"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must map names to values.")
+        if not isinstance(self.lora, dict | None):
+            raise ValueError(f"`lora` is {self.lora!r}; it must map names to values.")
+        for name, least in (("sequence_length", 2), ("measured_sequences", 2)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"`{name}` is {value!r}; it must be a whole number and at least {least}.")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
+        _check_different("seeds", self.seeds)
+        if unknown := self.locality.keys() - _LOCALITY_FIELDS.keys():
+            raise ValueError(f"`locality` has {min(unknown)!r}; allowed are {', '.join(_LOCALITY_FIELDS)}.")
+        if unknown := self.controls.keys() - {"dials", "num_previous_blocks"}:
+            raise ValueError(f"`controls` has {min(unknown)!r}; allowed are 'dials' and 'num_previous_blocks'.")
+        for name in ("seed", "output_dir"):
+            if any(name in each for each in (self.training, *self.runs)):
+                raise ValueError(
+                    f"`{name}` is set; it follows from the grid's `seeds` and from where its runs are put."
+                )
+        if BASELINE_VARIANT not in {run.variant for run in self}:
+            raise ValueError(f"`runs` have no variant {BASELINE_VARIANT!r}, which the others are compared with.")
+
+    def __iter__(self) -> Iterator[GridRun]:
+        """Every [`GridRun`], seed by seed."""
+        settings: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = []
+        for each in chain.from_iterable(map(self._settings_of, self.runs)):
+            if each not in settings:
+                settings.append(each)
+        for seed in self.seeds:
+            for name, variant, locality, training in settings:
+                folder_name = name if seed == self.seeds[0] else f"{name}-seed{seed}"
+                yield GridRun(name, variant, locality, training, seed, folder_name)
+
+    def _settings_of(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+        if "variant" not in entry:
+            raise ValueError(f"`runs` holds {dict(entry)!r}, which has no `variant`.")
+        lists = {name: values if isinstance(values, list) else [values] for name, values in entry.items()}
+        for name, values in lists.items():
+            if not values:
+                raise ValueError(f"`{name}` is empty; it must hold one entry at least.")
+            _check_different(name, values)
+        for combination in product(*lists.values()):
+            given = dict(zip(lists, combination, strict=True))
+            variant = given.pop("variant")
+            if not isinstance(variant, str):
+                raise ValueError(f"`variant` is {variant!r}; it must be a name.")
+            of_variant = variant_config(variant)
+            # What the grid's runs have anyway makes no other run.
+            given = {name: value for name, value in given.items() if name in of_variant or value != self._shared(name)}
+            locality = {name: value for name, value in given.items() if name in _LOCALITY_FIELDS}
+            for name, value in locality.items():
+                if of_variant.get(name, value) != value:
+                    raise ValueError(
+                        f"`{name}` is {value!r} for the variant {variant!r}, which sets it to {of_variant[name]!r}."
+                    )
+            locality = self.locality | of_variant | locality
+            # `quintic` on windows is the variant `window`.
+            variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
+            training = {name: value for name, value in given.items() if name not in locality}
+            if variant == BASELINE_VARIANT:
+                training = {name: value for name, value in training.items() if name not in _OF_THE_LOSS}
+            differences = {
+                name: value
+                for name, value in given.items()
+                if name not in VARIANTS[variant] and name in locality | training
+            }
+            words = [f"{_WORDS.get(name, name.replace('_', '-'))}{value}" for name, value in differences.items()]
+            yield "-".join([variant, *words]), variant, locality, self.training | training
+
+    def _shared(self, name: str) -> Any:
+        """What the grid's runs have if they do not say otherwise."""
+        return (_LOCALITY_FIELDS | _OF_THE_LOSS | self.locality | self.training).get(name)
+
+
+# What trainers set where nothing else is said; a run without local layers has no use for them.
+_OF_THE_LOSS = {"locality_objective": "context", "target_fidelity": 0.9, "locality_weight": 5.0, "locality_exponent": 1}
+
+
+def load_grid(name: str | Path) -> Grid:
+    """
+    Reads a grid.
+
+    Args:
+        name (`str` or `Path`):
+            `"paper"` (the seven configurations of arXiv:2511.18375 from two seeds), `"quick"` (three of them), or a
+            YAML file with the fields of [`Grid`].
+
+    Raises:
+        ValueError: for a file that is missing or is no such grid.
+    """
+    path = resources.files(__package__) / "grids" / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`grid` is {str(name)!r}, which is no grid: it must map names to values.")
+    names = [each.name for each in fields(Grid)]
+    if unknown := [key for key in values if key not in names]:
+        raise ValueError(f"`grid` is {str(name)!r}, which has the key {unknown[0]!r}; allowed are {', '.join(names)}.")
+    for needed in ("runs", "seeds"):
+        if needed not in values:
+            raise ValueError(f"`grid` is {str(name)!r}, which has no `{needed}`.")
+    return Grid(**values)
+
+
+def _check_different(name: str, values: list[Any]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"`{name}` holds {value!r} twice.")
