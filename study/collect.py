@@ -1,0 +1,73 @@
+"""
+Gathers what `docs/results.md` is made of from a folder of runs: a line of JSON for each run, and for each measurement of
+the untrained base.
+
+    python study/collect.py runs/study/small study/records/small.jsonl
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from localist_hf.cli.grid_runs import UNTRAINED
+from localist_hf.hub import RunRecord
+
+
+#: The metrics of every layer that the tables show.
+_METRICS = ("context_fidelity", "context_share", "self_share", "sink_share", "block_share", "outside_share", "fidelity")
+
+
+def of_last_layer(figures: dict[str, list[float]] | None) -> dict[str, float] | None:
+    return figures and {name: round_off(values[-1]) for name, values in figures.items()}
+
+
+def round_off(value: float | None) -> float | None:
+    """To more digits than a table shows."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def controls_of(controls: dict[str, Any]) -> dict[str, Any]:
+    """The controls, of the last layer alone."""
+    kinds = ("own", "wrong", "windows", "recency")
+    numbers = ("num_previous_blocks", "num_counted", "window_lengths", "recency_lengths")
+    blocks = [
+        {name: entry[name] for name in numbers} | {kind: of_last_layer(entry[kind]) for kind in kinds}
+        for entry in controls["blocks"]
+    ]
+    dials = [
+        {"dial": entry["dial"], "perplexity": entry["perplexity"], **of_last_layer(entry["locality"])}
+        for entry in controls["dials"]
+    ]
+    kept = {name: value for name, value in controls.items() if name not in ("layers", "blocks", "dials", "block_lift")}
+    return kept | {"blocks": blocks, "dials": dials}
+
+
+def line_of(folder: Path) -> dict[str, Any]:
+    """What is kept of a run."""
+    record = RunRecord.load(folder)
+    last = record.num_layers - 1
+    kept = ("name", "variant", "seed", "num_parameters", "data", "training", "adapter", "versions", "hardware")
+    metrics = {name: round_off(record.metrics[f"{name}_layer_{last}"]) for name in _METRICS}
+    on_base = {name: round_off(record.metrics_on_base_blocks[f"{name}_layer_{last}"]) for name in _METRICS}
+    return {name: getattr(record, name) for name in kept} | {
+        "last_layer": metrics,
+        "last_layer_on_base_blocks": on_base,
+        "controls": controls_of(record.controls),
+    }
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    lines = [line_of(path.parent) for path in sorted(source.glob("*/run.json")) if (path.parent / "plan.json").is_file()]
+    lines.sort(key=lambda line: (line["name"], line["seed"]))
+    for path in sorted((source / UNTRAINED).glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines.append({"name": path.stem, "untrained": True, "controls": controls_of(found["controls"])})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines), encoding="utf-8")
+    print(f"{target}: {len(lines)} lines, {target.stat().st_size / 1e3:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()
