@@ -1,6 +1,6 @@
 """
-Gathers what `docs/results.md` is made of from a folder of runs: a line of JSON for each run, and for each measurement of
-the untrained base.
+Gathers what `docs/results.md` is made of from a folder of runs: a line of JSON for each run, and for each measurement
+of the untrained base.
 
     python study/collect.py runs/study/small study/records/small.jsonl
 """
@@ -59,7 +59,9 @@ def line_of(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
-    lines = [line_of(path.parent) for path in sorted(source.glob("*/run.json")) if (path.parent / "plan.json").is_file()]
+    lines = [
+        line_of(path.parent) for path in sorted(source.glob("*/run.json")) if (path.parent / "plan.json").is_file()
+    ]
     lines.sort(key=lambda line: (line["name"], line["seed"]))
     for path in sorted((source / UNTRAINED).glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))

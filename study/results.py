@@ -217,7 +217,9 @@ def schedules(study: Study) -> str:
     tests = [cost(study, name) for name in names if name != BASELINE]
     corrected = dict(zip([name for name in names if name != BASELINE], holm([t.p_value for t in tests]), strict=True))
     sizes = dict(zip(corrected, (test.effect_size for test in tests), strict=True))
-    rows = [["configuration", "perplexity", "/ distributed", "Hedges' g", "p (Holm)", "psi", "other words", "retention"]]
+    rows = [
+        ["configuration", "perplexity", "/ distributed", "Hedges' g", "p (Holm)", "psi", "other words", "retention"]
+    ]
     for name in names:
         runs = study.runs[name]
         rows.append(
@@ -252,7 +254,9 @@ def order(study: Study) -> str:
         if step.estimate.high < 1 and p_value < 0.05
     ]
     text = f"From least to most perplexity: {', '.join(found)}. "
-    text += "The order of the means is the paper's. " if found == claimed else "The order of the means is not the paper's. "
+    text += (
+        "The order of the means is the paper's. " if found == claimed else "The order of the means is not the paper's. "
+    )
     text += f"Of its {len(steps)} steps {len(shown)} are shown (interval and corrected p): {', '.join(shown) or 'none'}"
     return text + (f"; and against it: {', '.join(against)}." if against else "; none is shown the other way round.")
 
@@ -280,11 +284,15 @@ def _blocks(run: Run) -> dict:
 def where_attention_goes(study: Study, names: Sequence[str]) -> str:
     """Questions 3 and 5: shares of the last layer."""
     titles = {"self_share": "self", "sink_share": "sink", "block_share": "block", "outside_share": "outside"}
-    rows = [["configuration", "/ distributed", *titles.values(), "other words", "psi", "another text's", "phi", "retention"]]
+    rows = [
+        ["configuration", "/ distributed", *titles.values(), "other words", "psi", "another text's", "phi", "retention"]
+    ]
     for name in names:
         runs = study.runs[name]
         cells = [name, cost_cells(study, name)[1]]
-        cells += [mean_cell(runs, lambda run, share=share: run["last_layer"][share]) for share in (*titles, "context_share")]
+        cells += [
+            mean_cell(runs, lambda run, share=share: run["last_layer"][share]) for share in (*titles, "context_share")
+        ]
         number = previous(runs[0])
         cells += [mean_cell(runs, lambda run, kind=kind, n=number: psi(run, kind, n)) for kind in ("own", "wrong")]
         cells += [mean_cell(runs, lambda run: run["last_layer"]["fidelity"]), retention_cell(study, name)]

@@ -174,16 +174,16 @@ def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str
     return texts, {"dataset": name, "dataset_details": details, "evaluation_split": "held-out"}
 
 
-def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end as the grid says, spaces after that left out."""
     if not grid.delimiters:
-        return {}
+        return []
     ends = tuple(grid.delimiters)
     texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     ids = [token for token, text in texts.items() if text.rstrip(" ").endswith(ends)]
     if not ids:
         raise ValueError(f"`delimiters` are {grid.delimiters}; no token of the tokenizer ends so.")
-    return {"delimiter_token_ids": ids}
+    return ids
 
 
 def report(args: argparse.Namespace, work: GridWork) -> None:

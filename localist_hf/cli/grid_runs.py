@@ -97,8 +97,8 @@ class GridWork:
             The sequences to train on and to measure on.
         card (`dict[str, Any]`):
             What model cards say about the text.
-        settings (`dict[str, Any]`):
-            Fields of [`LocalityFields`] that follow from the tokenizer.
+        delimiter_token_ids (`list[int]`):
+            The tokens that end a block of the `"delimiter"` partition.
     """
 
     grid: Grid
@@ -108,7 +108,7 @@ class GridWork:
     train: Dataset
     held_out: Dataset
     card: dict[str, Any]
-    settings: dict[str, Any]
+    delimiter_token_ids: list[int]
 
     @property
     def tasks(self) -> list[Task]:
@@ -123,7 +123,9 @@ class GridWork:
         return self.folder / name
 
     def settings_of(self, run: GridRun) -> dict[str, Any]:
-        return self.settings | run.settings
+        """The fields of [`LocalityFields`] of a run."""
+        is_delimiter = run.settings.get("block_partition") == "delimiter"
+        return run.settings | ({"delimiter_token_ids": self.delimiter_token_ids} if is_delimiter else {})
 
     def arguments(self, run: GridRun, **others: Any) -> LocalistTrainingArguments:
         return training_arguments(self.folder / run.folder_name, **run.training, seed=run.seed, **others)
@@ -243,7 +245,7 @@ def _train(work: GridWork, run: GridRun, folder: Path, is_quiet: bool) -> None:
 
 def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     """Adds to a run's record what is measured of it beside the evaluation; by that it is known to be finished."""
-    base, model = work.load(work.settings | work.grid.locality), work.load_run(run)
+    base, model = work.load(work.grid.locality), work.load_run(run)
     batch_size = work.arguments(run).per_device_eval_batch_size
     on_base_blocks = measure(model, work.held_out, batch_size, block_model=base)
     texts = torch.tensor(work.held_out[:_NUM_WRITTEN]["input_ids"])[:, :_WRITTEN_LENGTH]

@@ -170,6 +170,10 @@ class Grid:
                         f"`{name}` is {value!r} for the variant {variant!r}, which sets it to {of_variant[name]!r}."
                     )
             locality = self.locality | of_variant | locality
+            if locality.get("block_partition") != "window":
+                locality.pop(
+                    "window_length", None
+                )  # so that a run is the same in a grid with windows and in one without
             # `quintic` on windows is the variant `window`.
             variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
             training = {name: value for name, value in given.items() if name not in locality}

@@ -25,7 +25,7 @@ def test_products_are_crossed_and_what_they_share_is_trained_once() -> None:
     grid = Grid(
         seeds=[5, 3],
         training={"max_steps": 7, "target_fidelity": 0.9},
-        locality={"num_sink_tokens": 1},
+        locality={"num_sink_tokens": 1, "window_length": 9},
         runs=[
             {"variant": ["distributed", "quintic"]},
             {"variant": "quintic", "target_fidelity": [0.5, 0.9], "num_sink_tokens": [0, 1]},
@@ -43,7 +43,7 @@ def test_products_are_crossed_and_what_they_share_is_trained_once() -> None:
     assert (run.name, run.variant, run.seed) == ("quintic-target0.5-sinks0", "quintic", 3)
     assert run.settings == {"locality_schedule": "quintic", "num_sink_tokens": 0}
     assert run.training == {"max_steps": 7, "target_fidelity": 0.5}
-    assert runs["window"].settings == VARIANTS["window"] | {"num_sink_tokens": 1}
+    assert runs["window"].settings == VARIANTS["window"] | {"num_sink_tokens": 1, "window_length": 9}
 
 
 def test_a_run_without_local_layers_has_no_use_for_the_loss() -> None:
