@@ -367,3 +367,250 @@ def _generated(runs: Sequence[Run], dial: str) -> list[str]:
         mean_cell(runs, lambda run: generated(run, dial, "repetition_4"), 3),
         mean_cell(runs, lambda run: generated_loss(run, dial), 3),
     ]
+
+
+# --- the page
+
+
+def questions(model: Model) -> list[str]:
+    """The eight questions on one model, as far as it has runs for them; each with a verdict that its numbers give."""
+    study = model.study
+    has = study.runs.keys()
+    others = [name for name in study.runs if name != BASELINE]
+    parts = []
+
+    def part(question: str, *texts: str) -> None:
+        parts.append("\n\n".join([f"#### {question}", *texts]))
+
+    if {*PAPER_VARIANTS} <= has:
+        part("1. Is perplexity ordered as the paper says?", schedules(study), order(study))
+    names = [name for name in ("quintic", "quintic-previous1", "window", "quintic-delimiter") if name in has]
+    part(
+        "2. Semantic blocks against wrong blocks, windows, the last tokens, delimiters",
+        "Psi of the last layer at dial 0, and perplexity at dial 1 as a multiple of that at dial 0, on these blocks. "
+        "Windows and last tokens show as many keys as the own blocks.",
+        partitions(study, names),
+        blocks_verdict(study, names),
+    )
+    names = [name for name in (BASELINE, "quintic", "quintic-fidelity") if name in has]
+    if "quintic-fidelity" in names:
+        part(
+            "3. Psi against phi: where does the attention of the last layer go?",
+            where_attention_goes(study, names),
+            objective_verdict(study),
+        )
+    names = [name for name in ("quintic-target0.3", "quintic-target0.5", "quintic-target0.7", "quintic") if name in has]
+    if len(names) > 1:
+        part(
+            "4. What do lower targets cost?",
+            where_attention_goes(study, [BASELINE, *names]),
+            targets_verdict(study, names),
+        )
+    names = [name for name in ("quintic", "quintic-sinks1", "quintic-sinks4", "quintic-previous1") if name in has]
+    if len(names) > 1:
+        part("5. Sinks and previous blocks", where_attention_goes(study, names))
+    sections = [
+        "Retention is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at dial 1; "
+        "*self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the base under "
+        "the same settings.",
+        dial_1(study),
+    ]
+    if len(study.runs[others[0]][0]["controls"]["dials"]) > 2:
+        swept = [name for name in (*PAPER_VARIANTS[1:], "quintic-previous1", "reverse_quintic") if name in has]
+        sections += [
+            "Over the dial, perplexity as a multiple of that at dial 0, and psi of the last layer:",
+            dial_sweep(study, swept),
+            best_dial(study, swept),
+        ]
+    part("6. Dial 1, and the way there", *sections)
+    if "reverse_quintic" in has:
+        part("7. The reverse schedule", reverse_verdict(study))
+    names = [name for name in (BASELINE, "quintic", "linear", "localist", "quintic-previous1") if name in has]
+    part(
+        "8. What the models write at dial 1",
+        "Sampled from the whole distribution (temperature 1). *distinct-2*: distinct pairs of tokens of a text / all "
+        "of its pairs. *repetition-4*: stretches of four tokens that stand in it before. The loss is that of the base "
+        "at dial 0.",
+        generation(study, names),
+        generation_verdict(study),
+    )
+    return parts
+
+
+def _against(found: Comparison, neutral: float, below: str, above: str, neither: str) -> str:
+    interval = found.estimate
+    return above if interval.low > neutral else below if interval.high < neutral else neither
+
+
+def blocks_verdict(study: Study, names: Sequence[str]) -> str:
+    gaps = []
+    for name in names:
+        found = own_minus_wrong(study, name, previous(study.runs[name][0]))
+        gaps.append(f"{name} {with_ends(found.estimate)}")
+    text = f"Own minus another text's blocks, psi: {'; '.join(gaps)}."
+    for kind in ("wrong", "windows", "recency"):
+        found = retention(study, "quintic", kinds=("own", kind))
+        says = _against(
+            found, 1, "better on its own blocks", "worse on its own blocks", "no different on its own blocks"
+        )
+        text += f" At dial 1 quintic is {says} than on {KINDS[kind]} ({with_ends(found.estimate)})."
+    for name in ("window", "quintic-delimiter"):
+        if name in study.runs:
+            found = cost(study, "quintic", name)
+            says = _against(found, 1, "less", "more", "no other")
+            text += (
+                f" Trained on semantic blocks it has {says} perplexity than as {name} ({with_ends(found.estimate)})."
+            )
+    return text
+
+
+def objective_verdict(study: Study) -> str:
+    context, fidelity = (study.runs[name] for name in ("quintic", "quintic-fidelity"))
+    parked = [
+        fmean(run["last_layer"]["self_share"] + run["last_layer"]["sink_share"] for run in runs)
+        for runs in (context, fidelity)
+    ]
+    more = "more" if parked[1] > parked[0] else "less"
+    found = cost(study, "quintic", "quintic-fidelity")
+    says = _against(found, 1, "less", "more", "no other")
+    return (
+        f"Asked for phi, the last layer pays {parked[1]:.2f} of its attention to the token itself and to sinks, {more} "
+        f"than asked for psi ({parked[0]:.2f}); psi has {says} perplexity ({with_ends(found.estimate)})."
+    )
+
+
+def targets_verdict(study: Study, names: Sequence[str]) -> str:
+    costs = [cost(study, name) for name in names]
+    text = ", ".join(f"{_target(name)}: {with_ends(each.estimate)}" for name, each in zip(names, costs, strict=True))
+    step = cost(study, names[-1], names[0])
+    says = _against(step, 1, "costs less than", "costs more than", "is not shown to cost other than")
+    return (
+        f"Perplexity against distributed by target: {text}. A target of {_target(names[-1])} {says} one of "
+        f"{_target(names[0])} ({with_ends(step.estimate)})."
+    )
+
+
+def _target(name: str) -> str:
+    return name.partition("-target")[2] or "0.9"
+
+
+def reverse_verdict(study: Study) -> str:
+    price, kept = cost(study, "reverse_quintic", "quintic"), retention(study, "reverse_quintic", "quintic")
+    first = _against(price, 1, "less", "more", "no other")
+    second = _against(kept, 1, "loses less", "loses more", "loses no other share")
+    own = with_ends(cost(study, "reverse_quintic").estimate)
+    return (
+        f"Early layers local and late ones free: perplexity {own} times that of distributed, {first} than quintic "
+        f"({with_ends(price.estimate)} times); at dial 1 it {second} than quintic ({with_ends(kept.estimate)} times "
+        "its retention). Psi of its last layer says nothing, since that layer is free."
+    )
+
+
+def generation_verdict(study: Study) -> str:
+    texts = []
+    for name in ("quintic", "quintic-previous1", "localist"):
+        if name not in study.runs:
+            continue
+        runs = study.runs[name]
+        found = mean_interval([generated_loss(run, "dial 1") - generated_loss(run, "dial 0") for run in runs])
+        repeated = mean_interval(
+            [generated(run, "dial 1", "repetition_4") - generated(run, "dial 0", "repetition_4") for run in runs]
+        )
+        texts.append(f"{name}: loss {with_ends(found)}, repetition {with_ends(repeated)}")
+    return f"Dial 1 minus dial 0, over seeds: {'; '.join(texts)}."
+
+
+def about(study: Study) -> str:
+    """What the numbers were measured on."""
+    run = study.any_run()
+    data, training = run["data"], run["training"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    adapter = run["adapter"]
+    how = f"a LoRA adapter of rank {adapter['rank']}" if adapter else "all weights"
+    return (
+        f"{run['num_parameters'] / 1e6:.1f} million parameters, {how}; {training['steps']} steps of "
+        f"{training['batch_size']} sequences of {data['evaluation_lengths'][1]} tokens, learning rate "
+        f"{training['learning_rate']:g}; {len(study.runs)} configurations, {len(study.seeds)} seeds each "
+        f"({', '.join(map(str, study.seeds))}). Text: {data['name']}. {data['details']} Measured on "
+        f"{data['evaluation_sequences']} sequences that no model has seen. {run['hardware']}; {versions}."
+    )
+
+
+INTRODUCTION = """\
+# Results
+
+<!-- Made by `python study/results.py` (`make results`) from `study/records`; do not edit. -->
+
+What progressive localisation costs and gives, on two models whose attention matters, with the controls that would
+expose a cheap number. Every number stands in `study/records`, and is written here by `make results`; `make study`
+trains and measures everything anew (hours on two cores).
+
+**How to read it.** *Perplexity ratios*, retentions and differences of psi come with 95 % intervals in brackets, by
+bootstrap over seeds and documents (sequences of the held-out text) together. ± is half of the 95 % interval over
+seeds by Student's t. Hedges' g and p-values are those of paired differences over seeds, the same seeds and the same
+batches; p is corrected by Holm for the number of comparisons of its table. *psi* is context fidelity, *phi* fidelity,
+*other words* the share of the attention that goes to other words at all ([METHOD](../README.md#what-it-does)).
+
+**Primary comparisons** were named before anything was measured: quintic against distributed (perplexity), own against
+another text's blocks (psi, no previous blocks), semantic blocks against windows and the last tokens at as many
+visible keys (perplexity at dial 1), and quintic against its reverse (perplexity, retention). All else is exploration:
+its p-values are corrected within a table only, and the next study should test what it suggests.
+"""
+
+
+def render(models: Sequence[Model]) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION.rstrip()]
+    for model in models:
+        parts += [
+            f"## {model.title}",
+            about(model.study),
+            model.about,
+            "### Primary comparisons",
+            primary_table(model.study),
+            "### The questions",
+            *questions(model),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def answer(models: Sequence[Model]) -> str:
+    """What the README says."""
+    parts = []
+    for model in models:
+        study = model.study
+        parts.append(f"**{model.title}**, {len(study.seeds)} seeds:\n\n{primary_table(study)}")
+    return "\n\n".join(parts)
+
+
+def load_models() -> list[Model]:
+    models = []
+    for name, title, text in (
+        (
+            "small",
+            "The base of this package",
+            "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
+            "[its card](../localist_hf/base/README.md).",
+        ),
+        ("smollm2", "SmolLM2-135M-Instruct", "Only the upper half of the layers has an adapter."),
+    ):
+        path = RECORDS / f"{name}.jsonl"
+        if path.is_file():
+            models.append(Model(title, Study(path), text))
+    return models
+
+
+def between_markers(text: str, new: str) -> str:
+    """A text with what stands between the markers replaced."""
+    before, rest = text.split(MARKERS[0])
+    return f"{before}{MARKERS[0]}\n{new}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}"
+
+
+def main() -> None:
+    models = load_models()
+    RESULTS.write_text(render(models), encoding="utf-8")
+    README.write_text(between_markers(README.read_text(encoding="utf-8"), answer(models)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
