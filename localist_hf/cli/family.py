@@ -26,6 +26,7 @@ from ..evaluation import (
     plot_attention_map,
     plot_over_depth,
     plot_shares_over_depth,
+    token_labels,
 )
 from ..hub import RECORD_FILE, RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
@@ -170,23 +171,31 @@ def load(name: str | Path, settings: dict[str, Any] | None = None) -> PreTrained
     return load_model(str(name), load_config(str(name), settings or {}), dtype=torch.float32)
 
 
-def draw_attention(folders: dict[str, Path], sequence: list[int], path: Path, length: int = 48) -> None:
-    """Draws the last layer's attention of several models on the start of a sequence, the mean over heads."""
-    attentions, starts = {}, {}
+def draw_attention(
+    folders: dict[str, Path], base: str | Path, sequence: list[int], path: Path, length: int = 32
+) -> None:
+    """
+    Draws the last layer's attention of several models, the mean over heads, on tokens near the end of a sequence: from
+    the start of one of the blocks that the base finds there.
+    """
     tokenizer = AutoTokenizer.from_pretrained(next(iter(folders.values())))
     input_ids = torch.tensor([sequence])
+    model = load(base).eval()
+    last_layer = model.config.locality.num_hidden_layers - 1
+    with torch.no_grad():
+        starts = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0]
+    first = int(starts[-length])
+    shown = slice(first, first + length)
+    attentions = {}
     for name, folder in folders.items():
         model = load(folder).eval()
-        last_layer = model.config.locality.num_hidden_layers - 1
-        title = f"{name}, last layer"
+        model.set_attn_implementation("eager")  # the only one that returns the weights
         with torch.no_grad():
-            starts[title] = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0, -length:]
-            model.set_attn_implementation("eager")  # the only one that returns the weights
             weights = model(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
-        attentions[title] = weights[-length:, -length:]
-        starts[title] = (starts[title] - (len(sequence) - length)).clamp(min=0)
-    tokens = [tokenizer.decode([token]).replace("\n", "\\n") for token in sequence[-length:]]
-    plot_attention_map(attentions, starts, tokens, path)
+        attentions[f"{name}, layer {last_layer} (the last), mean over heads"] = weights[shown, shown]
+    tokens = token_labels(tokenizer, sequence)[shown]
+    blocks = f"the base's blocks in layer {last_layer}; tokens {first} to {first + length - 1} of {len(sequence)}"
+    plot_attention_map(attentions, starts[shown] - first, tokens, path, blocks)
 
 
 def main(arguments: list[str]) -> None:
@@ -351,6 +360,7 @@ def report(args: argparse.Namespace, runs: list[Run], held_out: Dataset) -> None
     shown = args.variants[-1] if "quintic" not in args.variants else "quintic"
     draw_attention(
         {name: args.output_dir / name for name in dict.fromkeys((BASELINE_VARIANT, shown))},
+        args.model or args.output_dir / "base",
         held_out[0]["input_ids"],
         args.output_dir / "attention_map.png",
     )
@@ -409,7 +419,7 @@ def write_readme(path: Path, records: dict[str, list[RunRecord]]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     how = f"one run each (seed {seeds[0]})"
     if len(seeds) > 1:
-        how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
+        how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means ± half of the 95 % interval"
     length = record.data["evaluation_lengths"][1]
     what = (
         f"{record.data['evaluation_sequences']} held-out sequences of {length} tokens of the {record.data['name']}; "

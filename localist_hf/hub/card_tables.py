@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ..evaluation import markdown_table, spread
+from ..evaluation import differences_table, markdown_table, with_interval
+from ..evaluation.differences import perplexity_ratio
 from .run_record import RunRecord
 
 
@@ -30,17 +31,25 @@ def comparison(
     ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
     rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
     for name, metrics in results.items():
-        row = [f"**{name}**" if name == record.name else name, spread([run["perplexity"] for run in metrics])]
+        row = [f"**{name}**" if name == record.name else name, with_interval([run["perplexity"] for run in metrics])]
         if ratio:
-            row.append(f"{mean_over_runs(metrics, 'perplexity') / mean_over_runs(results[baseline], 'perplexity'):.3f}")
+            row.append(f"{perplexity_ratio(metrics, results[baseline]):.3f}")
         for metric in columns:
             values = [run[f"{metric}_layer_{layer}"] for run in metrics]
             if metric == "context_fidelity":
-                row.append(spread(values))
+                row.append(with_interval(values))
             else:
-                row.append(spread([fmean(values)], digits=1 if metric == "visible_keys" else 2))
-        rows.append([*row, spread([mean_over_runs(metrics, "entropy")])])
+                row.append(with_interval([fmean(values)], digits=1 if metric == "visible_keys" else 2))
+        rows.append([*row, with_interval([mean_over_runs(metrics, "entropy")])])
     return markdown_table(rows)
+
+
+def differences(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None) -> str:
+    """What each configuration costs against the baseline from the same seeds; empty where none has two of them."""
+    if baseline is None:
+        return ""
+    by_seed = {name: {run.seed: run.metrics for run in runs} for name, runs in groups.items()}
+    return differences_table(by_seed, baseline, {record.name: f"**{record.name}**"})
 
 
 def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -50,7 +59,9 @@ def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) ->
     rows = [["layer", "lambda", *(f"{title}, {name}" for title in columns.values() for name in names)]]
     for layer, value in enumerate(record.lambdas):
         cells = [
-            spread([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")]) for metric in columns for name in names
+            with_interval([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")])
+            for metric in columns
+            for name in names
         ]
         rows.append([str(layer), f"{value:.3g}", *cells])
     return markdown_table(rows)
