@@ -54,7 +54,7 @@ def perplexity_differences(
     >>> quintic = {0: {"perplexity": 24.2}, 1: {"perplexity": 24.5}, 2: {"perplexity": 24.1}}
     >>> distributed = {0: {"perplexity": 22.9}, 1: {"perplexity": 23.0}, 2: {"perplexity": 22.9}}
     >>> perplexity_differences({"distributed": distributed, "quintic": quintic}, "distributed")["quintic"].ratio
-    Interval(mean=1.0580..., low=1.0394..., high=1.0770..., count=3)
+    Interval(mean=1.0581..., low=1.0420..., high=1.0744..., count=3)
     ```
     """
     check_baseline(results, baseline)

@@ -12,6 +12,11 @@ def metrics_of_runs(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list
     return {name: [run.metrics for run in runs] for name, runs in groups.items()}
 
 
+def metrics_by_seed(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, dict[int, dict[str, float]]]:
+    """As [`differences_table`] takes them."""
+    return {name: {run.seed: run.metrics for run in runs} for name, runs in groups.items()}
+
+
 def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
     """Over runs; NaN where one of them has no number."""
     return fmean(run[name] for run in metrics)
@@ -24,16 +29,23 @@ def _columns(record: RunRecord) -> dict[str, str]:
 
 
 def comparison(
-    record: RunRecord, results: Mapping[str, Sequence[Mapping[str, float]]], baseline: str | None, layer: int
+    record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, float]]], baseline: str | None, layer: int
 ) -> str:
-    """A row for each configuration, this card's own in bold; with the one layer that the card speaks of."""
+    """
+    A row for each configuration, from the metrics of each seed, this card's own in bold; with the one layer that the
+    card speaks of.
+    """
     columns = _columns(record) | {"fidelity": "phi", "visible_keys": "visible keys"}
     ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
     rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
-    for name, metrics in results.items():
+    for name, by_seed in results.items():
+        metrics = list(by_seed.values())
         row = [f"**{name}**" if name == record.name else name, with_interval([run["perplexity"] for run in metrics])]
         if ratio:
-            row.append(f"{perplexity_ratio(metrics, results[baseline]):.3f}")
+            # Over the seeds that both have, where there are any, as in the table of differences.
+            pairs = [(by_seed[seed], other) for seed, other in results[baseline].items() if seed in by_seed]
+            compared = zip(*pairs, strict=True) if pairs else (metrics, results[baseline].values())
+            row.append(f"{perplexity_ratio(*compared):.3f}")
         for metric in columns:
             values = [run[f"{metric}_layer_{layer}"] for run in metrics]
             if metric == "context_fidelity":
@@ -48,8 +60,7 @@ def differences(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], ba
     """What each configuration costs against the baseline from the same seeds; empty where none has two of them."""
     if baseline is None:
         return ""
-    by_seed = {name: {run.seed: run.metrics for run in runs} for name, runs in groups.items()}
-    return differences_table(by_seed, baseline, {record.name: f"**{record.name}**"})
+    return differences_table(metrics_by_seed(groups), baseline, {record.name: f"**{record.name}**"})
 
 
 def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:

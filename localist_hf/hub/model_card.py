@@ -40,7 +40,7 @@ from .card_sentences import (
     text_name,
     training_data,
 )
-from .card_tables import comparison, differences, layer_table, metrics_of_runs
+from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
 from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings
 
@@ -235,8 +235,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     own = groups[record.name]
     layer = shown_layer(record.lambdas)
     positions = num_positions(record.model_config)
-    on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
-    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs)
+    on_base = {name: {run.seed: run.metrics_on_base_blocks for run in runs} for name, runs in groups.items()}
+    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs.values())
     controlled = _controlled(records)
     table = differences(record, groups, baseline)
     return {
@@ -274,7 +274,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
         "num_previous_blocks": locality["num_previous_blocks"],
-        "comparison": comparison(record, metrics_of_runs(groups), baseline, layer),
+        "comparison": comparison(record, metrics_by_seed(groups), baseline, layer),
         "differences": table,
         "differences_note": differences_note(baseline, len(table.splitlines()) - 2),
         "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
