@@ -19,7 +19,7 @@ from ..evaluation import (
     plot_heads,
     plot_shares_over_depth,
     report_table,
-    spread,
+    with_interval,
 )
 from ..hub import RunRecord
 from ..modeling import LOCALITY_FIELDS, LocalityFields
@@ -127,11 +127,12 @@ def describe_controls(controls: ControlResults) -> str:
     rows = [["previous blocks", "visible keys", "own blocks", "wrong blocks", "windows", "last tokens"]]
     for blocks in controls.blocks:
         figures = (blocks.own, blocks.wrong, blocks.windows, blocks.recency)
-        psi = ["-" if figure is None else spread([figure.context_fidelity[-1]], 3) for figure in figures]
-        rows.append([str(blocks.num_previous_blocks), spread([blocks.own.visible_keys[-1]], 1), *psi])
+        psi = ["-" if figure is None else with_interval([figure.context_fidelity[-1]], 3) for figure in figures]
+        rows.append([str(blocks.num_previous_blocks), with_interval([blocks.own.visible_keys[-1]], 1), *psi])
     dials = [["dial", *(f"{dial.dial:g}" for dial in controls.dials), "1, self only", "1, all layers local"]]
     others = (controls.self_only_perplexity, controls.all_local_perplexity)
-    dials.append(["perplexity", *(spread([value]) for value in (*(d.perplexity for d in controls.dials), *others))])
+    perplexities = (*(dial.perplexity for dial in controls.dials), *others)
+    dials.append(["perplexity", *(with_interval([value]) for value in perplexities)])
     return (
         f"\ncontext fidelity of the last layer on other local sets, at dial 0\n\n{markdown_table(rows)}\n\n"
         f"{markdown_table(dials)}"

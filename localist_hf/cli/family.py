@@ -11,12 +11,21 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
-from ..evaluation import comparison_table, plot_attention_map, plot_over_depth, plot_shares_over_depth
+from ..evaluation import (
+    comparison_table,
+    differences_table,
+    plot_attention_map,
+    plot_frontier,
+    plot_over_depth,
+    plot_over_dial,
+    plot_shares_over_depth,
+    token_labels,
+)
 from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
-from ..hub.card_tables import metrics_of_runs
+from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from .base import BASE, copy_base
 from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
@@ -29,8 +38,6 @@ from .python_text import python_card, python_text, split_text
 #: What the base that comes with this package is called among the runs that start from it.
 BASE_NAME = "base"
 PROMPT = "def __init__(self"
-#: Between these lines of a file stands the table that `--readme` writes.
-MARKERS = ("<!-- family -->", "<!-- /family -->")
 
 
 def main(arguments: list[str]) -> None:
@@ -55,16 +62,11 @@ def main(arguments: list[str]) -> None:
         "together afterwards and start once more without this"
     )  # fmt: skip
     parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help=f"also write the table to FILE, between {' and '.join(MARKERS)}"
-    )
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         raise CommandError(f"`jobs` is {args.jobs}; it must be at least 1.")
     if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
         raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
-    if args.readme is not None:
-        check_readme(args.readme)
     with ending_with(2, *INPUT_ERRORS):
         grid = load_grid(args.grid)
         work = prepare(grid, args)
@@ -90,16 +92,6 @@ def shard(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
         raise argparse.ArgumentTypeError(f"{text!r}; it must be I/N with I from 1 to N, such as 1/4")
     return int(index), int(number)
-
-
-def check_readme(path: Path) -> None:
-    """Refuses a file without the two lines between which the table goes."""
-    lines = []
-    if path.is_file():
-        with ending_with(2, *INPUT_ERRORS, what=f"`readme` is {str(path)!r}, which cannot be read: "):
-            lines = path.read_text(encoding="utf-8").splitlines()
-    if any(lines.count(marker) != 1 for marker in MARKERS) or lines.index(MARKERS[0]) > lines.index(MARKERS[1]):
-        raise CommandError(f"`readme` is {str(path)!r}; the file must have the lines {' and '.join(MARKERS)}.")
 
 
 def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
@@ -199,17 +191,22 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
     text = tables(records, baseline)
     print(f"\n{text}")
     write_whole(args.output_dir / "table.md", text)
-    pictures = {name: args.output_dir / f"{name}_over_depth.png" for name in ("context_fidelity", "shares")}
-    plot_over_depth(own, "context_fidelity", pictures["context_fidelity"])
     pair = dict.fromkeys((baseline, shown))
+    names = ("context_fidelity_over_depth", "shares_over_depth", "frontier", "perplexity_over_dial", "attention_map")
+    pictures = {name: args.output_dir / f"{name}.png" for name in names}
+    plot_over_depth(own, "context_fidelity", pictures["context_fidelity_over_depth"])
+    plot_shares_over_depth({name: own[name] for name in pair}, baseline, pictures["shares_over_depth"])
+    plot_frontier(own, baseline, pictures["frontier"])
+    dials = {name: [record.controls["dials"] for record in group] for name, group in records.items()}
+    plot_over_dial(dials, pictures["perplexity_over_dial"])
     draw_attention(
         {name: work.load_run(runs[name][0]) for name in pair},
+        work.load(work.grid.locality),
         work.tokenizer,
         work.held_out[0]["input_ids"],
-        args.output_dir / "attention_map.png",
+        pictures["attention_map"],
     )
-    plot_shares_over_depth({name: own[name] for name in pair}, baseline, pictures["shares"])
-    print(f"Pictures: {', '.join(map(str, pictures.values()))}, {args.output_dir / 'attention_map.png'}")
+    print(f"Pictures: {', '.join(map(str, pictures.values()))}")
 
     # Again, now that every sibling is there to be compared with.
     of_cards = [*chain(*folders.values()), *([Path(work.base)] if args.model is None else [])]
@@ -222,9 +219,6 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
             RunRecord.load(folder).save(args.model_cards / folder.name)
         for name in runs:
             print(f"Model card: {write_card(args.model_cards / name)}")
-    if args.readme is not None:
-        write_readme(args.readme, records, baseline)
-        print(f"Table: {args.readme}")
 
     model = work.load_run(runs[shown][0]).eval()
     how = ""
@@ -239,60 +233,51 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
 
 def draw_attention(
     models: dict[str, PreTrainedModel | PeftModel],
+    base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sequence: list[int],
     path: Path,
-    length: int = 48,
+    length: int = 32,
 ) -> None:
-    """Draws the last layer's attention of several models on the start of a sequence, the mean over heads."""
-    attentions, starts = {}, {}
+    """
+    Draws the last layer's attention of several models, the mean over heads, on tokens near the end of a sequence: from
+    the start of one of the blocks that the base finds there.
+    """
     input_ids = torch.tensor([sequence])
+    last_layer = base.config.locality.num_hidden_layers - 1
+    with torch.no_grad():
+        starts = base.eval()(input_ids, output_fidelity=[last_layer]).block_starts[0][0]
+    first = int(starts[-length])
+    shown = slice(first, first + length)
+    attentions = {}
     for name, model in models.items():
-        last_layer = model.eval().config.locality.num_hidden_layers - 1
-        title = f"{name}, last layer"
+        core_model(model).set_attn_implementation("eager")  # the only one that returns the weights
         with torch.no_grad():
-            starts[title] = model(input_ids, output_fidelity=[last_layer]).block_starts[0][0, -length:]
-            core_model(model).set_attn_implementation("eager")  # the only one that returns the weights
-            weights = model(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
-        attentions[title] = weights[-length:, -length:]
-        starts[title] = (starts[title] - (len(sequence) - length)).clamp(min=0)
-    tokens = [tokenizer.decode([token]).replace("\n", "\\n") for token in sequence[-length:]]
-    plot_attention_map(attentions, starts, tokens, path)
+            weights = model.eval()(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
+        attentions[f"{name}, layer {last_layer} (the last), mean over heads"] = weights[shown, shown]
+    tokens = token_labels(tokenizer, sequence)[shown]
+    blocks = f"the base's blocks in layer {last_layer}; tokens {first} to {first + length - 1} of {len(sequence)}"
+    plot_attention_map(attentions, starts[shown] - first, tokens, path, blocks)
 
 
-def tables(records: dict[str, list[RunRecord]], baseline: str, every_layer: bool = True) -> str:
-    """The comparison on each model's own blocks and on those of the base."""
+def tables(records: dict[str, list[RunRecord]], baseline: str) -> str:
+    """The comparison on each model's own blocks and on those of the base, with the controls."""
     own = metrics_of_runs(records)
     shared = {name: [record.metrics_on_base_blocks for record in group] for name, group in records.items()}
     layer = len(records[baseline][0].lambdas) - 1
-    return (
-        "On the blocks that each model finds itself:\n\n"
-        f"{comparison_table(own, baseline, every_layer=every_layer)}\n\n"
-        "On the blocks that the base finds:\n\n"
-        f"{comparison_table(shared, baseline, every_layer=every_layer)}\n\n"
+    parts = [f"On the blocks that each model finds itself:\n\n{comparison_table(own, baseline)}"]
+    if differences := differences_table(metrics_by_seed(records), baseline):
+        number = len(records) - 1
+        parts.append(
+            f"Perplexity against {baseline}, paired by seed (p by Holm for {number} comparisons):\n\n{differences}"
+        )
+    parts += [
+        f"On the blocks that the base finds:\n\n{comparison_table(shared, baseline)}",
         "The last layer's context fidelity (psi) on other blocks than its own, at dial 0:\n\n"
-        f"{block_controls(records, layer)}\n\n"
+        f"{block_controls(records, layer)}",
         "Perplexity at dial 0; as multiples of it those at dial 1, with blocks of one token (self only), and with all "
-        "layers local; and how far predictions move from dial 0 to dial 1:\n\n"
-        f"{dial_controls(records)}\n"
-    )
-
-
-def write_readme(path: Path, records: dict[str, list[RunRecord]], baseline: str) -> None:
-    """Replaces what stands between the markers of a file with the tables and what they were measured on."""
-    group = records[baseline]
-    record, seeds = group[0], [record.seed for record in group]
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    how = f"one run each (seed {seeds[0]})"
-    if len(seeds) > 1:
-        how = f"{len(seeds)} runs each (seeds {', '.join(map(str, seeds))}): means, and the least and the greatest"
-    length = record.data["evaluation_lengths"][1]
-    what = (
-        f"{record.data['evaluation_sequences']} held-out sequences of {length} tokens of the {record.data['name']}; "
-        f"{how}; {record.training['steps']} steps of {record.training['batch_size']} sequences "
-        f"from a common base of {record.num_parameters / 1e6:.1f} million parameters; {record.hardware}; {versions}."
-    )
-    before, rest = path.read_text(encoding="utf-8").split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    text = f"{before}{MARKERS[0]}\n{tables(records, baseline, every_layer=False)}\n{what}\n{MARKERS[1]}{after}"
-    write_whole(path, text)
+        f"layers local; and how far predictions move from dial 0 to dial 1:\n\n{dial_controls(records)}",
+    ]
+    if len(records[baseline]) > 1:
+        parts.append("± is half of the 95 % interval over seeds, by Student's t.")
+    return "\n\n".join(parts) + "\n"

@@ -4,23 +4,31 @@ from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import BlockControls, ControlResults, DialFigures, DocumentSums, LocalityFigures, measure_controls
+from .differences import PerplexityDifference, perplexity_differences
 from .generation import GenerationFigures, measure_generation
 from .locality_meter import LocalityMeter, metric_names
 from .locality_probe import LocalityProfile, locality_probe
 from .locality_report import LocalityReport, locality_report
 from .measure import measure
 from .metrics import load_metric
-from .report import (
+from .pictures import (
+    plot_attention_map,
+    plot_frontier,
+    plot_heads,
+    plot_over_depth,
+    plot_over_dial,
+    plot_shares_over_depth,
+    token_labels,
+)
+from .statistics import Interval, PairedDifference, bootstrap_interval, holm, mean_interval, paired_difference
+from .tables import (
     comparison_table,
+    differences_table,
     heads_table,
     layer_table,
     markdown_table,
-    plot_attention_map,
-    plot_heads,
-    plot_over_depth,
-    plot_shares_over_depth,
     report_table,
-    spread,
+    with_interval,
 )
 
 
@@ -30,28 +38,40 @@ __all__ = [
     "DialFigures",
     "DocumentSums",
     "GenerationFigures",
+    "Interval",
     "LocalityFigures",
     "LocalityMeter",
     "LocalityProfile",
     "LocalityReport",
+    "PairedDifference",
+    "PerplexityDifference",
     "block_lift",
+    "bootstrap_interval",
     "causal_lm_collator",
     "comparison_table",
     "context_fidelity",
+    "differences_table",
     "heads_table",
+    "holm",
     "layer_table",
     "load_metric",
     "locality_probe",
     "locality_report",
     "markdown_table",
+    "mean_interval",
     "measure",
     "measure_controls",
     "measure_generation",
     "metric_names",
+    "paired_difference",
+    "perplexity_differences",
     "plot_attention_map",
+    "plot_frontier",
     "plot_heads",
     "plot_over_depth",
+    "plot_over_dial",
     "plot_shares_over_depth",
     "report_table",
-    "spread",
+    "token_labels",
+    "with_interval",
 ]

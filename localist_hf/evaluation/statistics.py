@@ -38,9 +38,10 @@ class PairedDifference(NamedTuple):
         difference ([`Interval`]):
             Of the mean difference.
         effect_size (`float`):
-            Mean difference in standard deviations of the differences, with Hedges' correction for few values.
+            Mean difference in standard deviations of the differences, with Hedges' correction for few values. NaN for
+            two values and fewer, and where all differences are alike.
         p_value (`float`):
-            Of the paired t-test, two-sided.
+            Of the paired t-test, two-sided. NaN for one value, and where all differences are alike.
     """
 
     difference: Interval
@@ -90,9 +91,9 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], confid
     if not deviation > 0:  # one value, or all alike: nothing to measure by
         return PairedDifference(interval, math.nan, math.nan)
     degrees = len(differences) - 1
-    correction = math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)) * math.sqrt(2 / degrees)
-    if degrees == 1:
-        correction = math.nan  # the correction is not defined for two values
+    correction = math.nan  # which is not defined for two values
+    if degrees > 1:
+        correction = math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)) * math.sqrt(2 / degrees)
     p_value = float(stats.ttest_rel(values, baseline).pvalue)
     return PairedDifference(interval, float(interval.mean / deviation * correction), p_value)
 

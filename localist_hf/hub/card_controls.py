@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation import markdown_table, spread
+from ..evaluation import markdown_table, mean_interval, with_interval
 from .card_sentences import sinks_phrase
 from .run_record import RunRecord
 
@@ -20,7 +20,10 @@ _PERPLEXITIES = {
 
 
 def block_controls(groups: Mapping[str, Sequence[RunRecord]], layer: int, emphasised: str | None = None) -> str:
-    """psi on the own blocks and on others, with no previous blocks and with some; one configuration in bold."""
+    """
+    psi on the own blocks and on others, with no previous blocks and with some; one configuration in bold. Of several
+    runs the means, psi with its interval.
+    """
     kinds = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "recency": "last tokens"}
     titles = ["configuration", "blocks before", "visible keys", "other words"]
     rows = [titles + [f"psi, {title}" for title in kinds.values()]]
@@ -31,23 +34,23 @@ def block_controls(groups: Mapping[str, Sequence[RunRecord]], layer: int, emphas
             cells = [("own", "visible_keys", 1), ("own", "context_share", 2)]
             for kind, figure, digits in cells + [(kind, "context_fidelity", 2) for kind in kinds]:
                 values = [_at_layer(run, run.controls["blocks"][setting][kind], figure, layer) for run in runs]
-                row.append(spread([fmean(values)], digits))
+                row.append(with_interval(values if figure == "context_fidelity" else [fmean(values)], digits))
             rows.append(row)
     return markdown_table(rows)
 
 
 def dial_controls(groups: Mapping[str, Sequence[RunRecord]], emphasised: str | None = None) -> str:
-    """Perplexities under the dial; one configuration in bold."""
+    """Perplexities under the dial, of several runs with intervals; one configuration in bold."""
     rows = [["configuration", "dial 0", *_PERPLEXITIES, "divergence (bits)"]]
     for name, runs in groups.items():
         controls = [run.controls for run in runs]
         row = [f"**{name}**" if name == emphasised else name]
-        row.append(spread([fmean(_or_nan(each["perplexity"]) for each in controls)]))
+        row.append(with_interval([_or_nan(each["perplexity"]) for each in controls]))
         for ratio in _PERPLEXITIES:
             is_changed = any(runs[0].lambdas) or ratio.startswith("all")
-            row.append(spread([fmean(_ratio(each, ratio) for each in controls) if is_changed else math.nan], digits=3))
-        divergence = fmean(_or_nan(each["divergence"]) for each in controls) if any(runs[0].lambdas) else math.nan
-        rows.append([*row, spread([divergence], digits=3)])
+            row.append(with_interval([_ratio(each, ratio) for each in controls] if is_changed else [math.nan], 3))
+        divergences = [_or_nan(each["divergence"]) for each in controls] if any(runs[0].lambdas) else [math.nan]
+        rows.append([*row, with_interval(divergences, 3)])
     return markdown_table(rows)
 
 
@@ -55,25 +58,38 @@ def dial_sweep(record: RunRecord, layer: int) -> str:
     """The way from dial 0 to dial 1."""
     dials = record.controls["dials"]
     rows = [["dial", *(f"{dial['dial']:g}" for dial in dials)]]
-    rows.append(["perplexity", *(spread([_or_nan(dial["perplexity"])]) for dial in dials)])
+    rows.append(["perplexity", *(with_interval([_or_nan(dial["perplexity"])]) for dial in dials)])
     for name, title in (("context_fidelity", "psi"), ("fidelity", "phi")):
-        rows.append([title, *(spread([_at_layer(record, dial["locality"], name, layer)]) for dial in dials)])
+        rows.append([title, *(with_interval([_at_layer(record, dial["locality"], name, layer)]) for dial in dials)])
     return markdown_table(rows)
 
 
-def wrong_blocks(record: RunRecord, layer: int) -> str:
-    """What psi on the blocks of another text says."""
+def wrong_blocks(runs: Sequence[RunRecord], layer: int) -> str:
+    """What psi on the blocks of another text says, of one run or over several seeds."""
+    record = runs[0]
     if record.locality["block_partition"] == "window":
         return (
             "The blocks do not depend on the text, so psi says how near a token looks and nothing about what the text "
             "says."
         )
     number = record.locality["num_previous_blocks"]
-    blocks = next(blocks for blocks in record.controls["blocks"] if blocks["num_previous_blocks"] == number)
-    own, wrong = (f"{_at_layer(record, blocks[kind], 'context_fidelity', layer):.2f}" for kind in ("own", "wrong"))
+    of_runs = [
+        next(blocks for blocks in run.controls["blocks"] if blocks["num_previous_blocks"] == number) for run in runs
+    ]
+    owns, wrongs = (
+        [_at_layer(run, blocks[kind], "context_fidelity", layer) for run, blocks in zip(runs, of_runs, strict=True)]
+        for kind in ("own", "wrong")
+    )
+    own, wrong = (f"{fmean(values):.2f}" for values in (owns, wrongs))
     if "nan" in (own, wrong):
         return "On the blocks of another text psi is not defined here, so it is not known what the own ones are worth."
     both = f"Laid over this text, the blocks of another one get psi {wrong} where its own get {own}"
+    if len(runs) > 1:
+        apart = [one - other for one, other in zip(owns, wrongs, strict=True)]
+        both += f" (means over {len(runs)} seeds, {with_interval(apart)} apart)"
+        if mean_interval(apart).low > 0:
+            return f"{both}: at most that is about where this text's blocks begin."
+        return f"{both}: not more than seeds differ, so psi is shown here to say how near a token looks, and no more."
     if float(own) > float(wrong):
         return (
             f"{both}: at most the {float(own) - float(wrong):.2f} between them is about where this text's blocks begin."
@@ -81,9 +97,10 @@ def wrong_blocks(record: RunRecord, layer: int) -> str:
     return f"{both}: psi says here how near a token looks, and nothing about where this text's blocks begin."
 
 
-def attention_is_used(record: RunRecord) -> str:
-    """How much the model loses without the attention that leaves its blocks."""
-    local, alone = (_ratio(record.controls, name) for name in ("all local", "all self only"))
+def attention_is_used(runs: Sequence[RunRecord]) -> str:
+    """How much the model loses without the attention that leaves its blocks; of several runs the means."""
+    record = runs[0]
+    local, alone = (fmean(_ratio(run.controls, name) for run in runs) for name in ("all local", "all self only"))
     if math.isnan(local + alone):
         return ""
     layers = "all layers" if record.num_layers > 1 else "its layer"

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..evaluation import with_interval
 from .card_tables import mean_over_runs, metrics_of_runs
 from .example import shown_layer
 from .run_record import RunRecord
@@ -47,12 +48,13 @@ def summary(
     layer = shown_layer(record.lambdas)
     own = metrics[record.name]
     over = f"In evaluation, on average over {len(own)} seeds," if len(own) > 1 else "In evaluation"
-    result = f"{over} its perplexity is {mean_over_runs(own, 'perplexity'):.2f}. {_attention(record, own, layer)}."
+    half = " (± half of the 95 % interval)" if len(own) > 1 else ""
+    result = f"{over} its perplexity is {_perplexity(own)}{half}. {_attention(record, own, layer)}."
     if baseline is not None and baseline != record.name:
         others = metrics[baseline]
         psi, share = (mean_over_runs(others, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share"))
         same = "The same training" if record.training["steps"] else "The same model"
-        result += f" {same} without locality (`{baseline}`) gives perplexity {mean_over_runs(others, 'perplexity'):.2f}"
+        result += f" {same} without locality (`{baseline}`) gives perplexity {_perplexity(others)}"
         if not math.isnan(psi):
             block = block_phrase(record, "the token's own block")
             result += (
@@ -60,6 +62,37 @@ def summary(
             )
         result += "."
     return f"{what} {_training_objective(record)} {result}"
+
+
+def _perplexity(runs: Sequence[Mapping[str, float]]) -> str:
+    return with_interval([metrics["perplexity"] for metrics in runs])
+
+
+def seeds_note(groups: Mapping[str, Sequence[RunRecord]], own: Sequence[RunRecord]) -> str:
+    """How many runs the rows of the tables are of, and what stands behind their means."""
+    numbers_of_runs = {len(runs) for runs in groups.values()}
+    means = "means, of perplexity and psi ± half of the 95 % interval by Student's t"
+    if len(own) > 1:
+        seeds = ", ".join(map(seed_phrase, own))
+        note = f"{len(own)} runs with the seeds {seeds}: {means}"
+        note += "; a row without ± is of one run" if 1 in numbers_of_runs else ""
+    else:
+        note = f"One run (seed {seed_phrase(own[0])}), so there is no interval to show"
+        note += f"; rows with ± are of several seeds: {means}" if max(numbers_of_runs) > 1 else ""
+    if 2 in numbers_of_runs:
+        note += ". From two seeds it is very wide, 12.7 standard errors to either side"
+    return f"{note}."
+
+
+def differences_note(baseline: str | None, number: int) -> str:
+    """What stands in the table of differences, and how many comparisons its p-values are corrected for."""
+    corrected = f"corrected by Holm for the {number} comparisons of this table" if number > 1 else "one comparison"
+    return (
+        f"What each costs in perplexity, against `{baseline}` from the same seeds on the same text: the ratio of "
+        "perplexities (the exponential of the mean paired difference of the losses) with its 95 % interval by "
+        "Student's t; that difference in standard deviations of the differences (*Hedges' g*); and the p-value of the "
+        f"paired t-test ({corrected}). A dash stands where two seeds do not tell."
+    )
 
 
 def _training_objective(record: RunRecord) -> str:

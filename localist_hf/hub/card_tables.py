@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ..evaluation import markdown_table, spread
+from ..evaluation import differences_table, markdown_table, with_interval
+from ..evaluation.differences import perplexity_ratio
 from .run_record import RunRecord
 
 
 def metrics_of_runs(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[dict[str, float]]]:
     return {name: [run.metrics for run in runs] for name, runs in groups.items()}
+
+
+def metrics_by_seed(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, dict[int, dict[str, float]]]:
+    """As [`differences_table`] takes them."""
+    return {name: {run.seed: run.metrics for run in runs} for name, runs in groups.items()}
 
 
 def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
@@ -23,24 +29,38 @@ def _columns(record: RunRecord) -> dict[str, str]:
 
 
 def comparison(
-    record: RunRecord, results: Mapping[str, Sequence[Mapping[str, float]]], baseline: str | None, layer: int
+    record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, float]]], baseline: str | None, layer: int
 ) -> str:
-    """A row for each configuration, this card's own in bold; with the one layer that the card speaks of."""
+    """
+    A row for each configuration, from the metrics of each seed, this card's own in bold; with the one layer that the
+    card speaks of.
+    """
     columns = _columns(record) | {"fidelity": "phi", "visible_keys": "visible keys"}
     ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
     rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
-    for name, metrics in results.items():
-        row = [f"**{name}**" if name == record.name else name, spread([run["perplexity"] for run in metrics])]
+    for name, by_seed in results.items():
+        metrics = list(by_seed.values())
+        row = [f"**{name}**" if name == record.name else name, with_interval([run["perplexity"] for run in metrics])]
         if ratio:
-            row.append(f"{mean_over_runs(metrics, 'perplexity') / mean_over_runs(results[baseline], 'perplexity'):.3f}")
+            # Over the seeds that both have, where there are any, as in the table of differences.
+            pairs = [(by_seed[seed], other) for seed, other in results[baseline].items() if seed in by_seed]
+            compared = zip(*pairs, strict=True) if pairs else (metrics, results[baseline].values())
+            row.append(f"{perplexity_ratio(*compared):.3f}")
         for metric in columns:
             values = [run[f"{metric}_layer_{layer}"] for run in metrics]
             if metric == "context_fidelity":
-                row.append(spread(values))
+                row.append(with_interval(values))
             else:
-                row.append(spread([fmean(values)], digits=1 if metric == "visible_keys" else 2))
-        rows.append([*row, spread([mean_over_runs(metrics, "entropy")])])
+                row.append(with_interval([fmean(values)], digits=1 if metric == "visible_keys" else 2))
+        rows.append([*row, with_interval([mean_over_runs(metrics, "entropy")])])
     return markdown_table(rows)
+
+
+def differences(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None) -> str:
+    """What each configuration costs against the baseline from the same seeds; empty where none has two of them."""
+    if baseline is None:
+        return ""
+    return differences_table(metrics_by_seed(groups), baseline, {record.name: f"**{record.name}**"})
 
 
 def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
@@ -50,7 +70,9 @@ def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) ->
     rows = [["layer", "lambda", *(f"{title}, {name}" for title in columns.values() for name in names)]]
     for layer, value in enumerate(record.lambdas):
         cells = [
-            spread([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")]) for metric in columns for name in names
+            with_interval([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")])
+            for metric in columns
+            for name in names
         ]
         rows.append([str(layer), f"{value:.3g}", *cells])
     return markdown_table(rows)

@@ -19,6 +19,7 @@ from .card_sentences import (
     block_phrase,
     blocks_note,
     configuration,
+    differences_note,
     earlier_part,
     evaluation_sequences,
     hyperparameters,
@@ -32,13 +33,14 @@ from .card_sentences import (
     numbers,
     prompt_literal,
     seed_phrase,
+    seeds_note,
     sinks_phrase,
     started_from,
     summary,
     text_name,
     training_data,
 )
-from .card_tables import comparison, layer_table, metrics_of_runs
+from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
 from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings
 
@@ -233,9 +235,10 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     own = groups[record.name]
     layer = shown_layer(record.lambdas)
     positions = num_positions(record.model_config)
-    on_base = {name: [run.metrics_on_base_blocks for run in runs] for name, runs in groups.items()}
-    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs)
+    on_base = {name: {run.seed: run.metrics_on_base_blocks for run in runs} for name, runs in groups.items()}
+    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs.values())
     controlled = _controlled(records)
+    table = differences(record, groups, baseline)
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
@@ -261,17 +264,19 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "printed": record.example and record.example["printed"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": {name: locality[name] for name in ("locality_dial", "min_fidelity") if locality[name]},
-        "spread_note": _spread_note(records),
-        "seeds": [seed_phrase(run) for run in own],
+        "means_note": _means_note(records),
+        "has_seeds": len(own) > 1,
+        "seeds_note": seeds_note(groups, own),
         "seed": seed_phrase(record),
-        "others_have_seeds": any(len(runs) > 1 for runs in groups.values()),
         "evaluation": f"{evaluation_sequences(data)} of {text_name(data)} ({data['evaluation_split']})",
         "num_rows": len(groups),
         "has_gaps": any(
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
         "num_previous_blocks": locality["num_previous_blocks"],
-        "comparison": comparison(record, metrics_of_runs(groups), baseline, layer),
+        "comparison": comparison(record, metrics_by_seed(groups), baseline, layer),
+        "differences": table,
+        "differences_note": differences_note(baseline, len(table.splitlines()) - 2),
         "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
         "blocks_note": blocks_note(groups),
         "layer_table": layer_table(record, _drawn(records)),
@@ -281,8 +286,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "dial_controls": controlled and dial_controls(controlled, record.name),
         "dial_sweep": controlled and any(record.lambdas) and dial_sweep(record, layer),
         "controls_are_means": any(len(runs) > 1 for runs in controlled.values()),
-        "wrong_blocks": record.controls and wrong_blocks(record, layer),
-        "attention_is_used": record.controls and attention_is_used(record),
+        "wrong_blocks": controlled and wrong_blocks(controlled[record.name], layer),
+        "attention_is_used": controlled and attention_is_used(controlled[record.name]),
         "started_from": started_from(record, base_model),
         "configuration": configuration(record),
         "training_data": training_data(data),
@@ -296,7 +301,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     }
 
 
-def _spread_note(records: Sequence[RunRecord]) -> str:
+def _means_note(records: Sequence[RunRecord]) -> str:
     """What the picture shows means of."""
     seeds = {name: ", ".join(map(seed_phrase, runs)) for name, runs in _drawn(records).items() if len(runs) > 1}
     if not seeds:

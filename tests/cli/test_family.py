@@ -63,8 +63,7 @@ def flags(folder: str = "family", **changes) -> list[str]:
 
 
 def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, capsys) -> None:
-    folder, readme = workspace / "family", workspace / "README.md"
-    readme.write_text("before\n<!-- family -->\nold\n<!-- /family -->\nafter\n")
+    folder = workspace / "family"
     main(["family", *flags(), "--model-cards", "cards"])
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "quintic")
@@ -72,8 +71,9 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
-    for name in ("context_fidelity_over_depth.png", "shares_over_depth.png", "attention_map.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    names = ("context_fidelity_over_depth", "shares_over_depth", "attention_map", "frontier", "perplexity_over_dial")
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (record.name, record.base_run, record.training["steps"], record.license) == ("quintic", "small", 2, None)
     assert record.data["name"] == "`train.txt`"
     assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
@@ -91,16 +91,11 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     weights = (folder / "quintic" / "model.safetensors").stat().st_mtime_ns
     (folder / "distributed" / "run.json").unlink()  # as if it had been interrupted
     wider = flags(runs=[{"variant": ["distributed", "quintic", "localist"]}])
-    main(["family", *wider, "--readme", str(readme)])
+    main(["family", *wider])
     printed = capsys.readouterr().out
     assert "3 of 6 are there already, 3 are left" in printed
     assert (folder / "quintic" / "model.safetensors").stat().st_mtime_ns == weights
     assert RunRecord.load(folder / "localist").variant == "localist"
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- family -->\nOn the blocks that each model finds itself:\n\n| configuration")
-    assert text.endswith("<!-- /family -->\nafter\n")
-    assert "old" not in text
-    assert "2 steps of 2 sequences" in text
 
     (folder / "quintic" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(SystemExit) as error:
@@ -136,6 +131,7 @@ def test_several_seeds_and_their_names(workspace: Path, capsys) -> None:
     first, second = (RunRecord.load(f"family/{name}") for name in ("distributed", "distributed-seed4"))
     assert (first.seed, second.seed, second.name) == (3, 4, "distributed")
     assert first.metrics["perplexity"] != second.metrics["perplexity"]
+    assert "± is half of the 95 % interval over seeds" in capsys.readouterr().out
     assert "seeds 3, 4" in Path("family/distributed/README.md").read_text()
 
 
@@ -252,7 +248,6 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
         ({}, ["--model", "nowhere/"], "nowhere"),
         ({}, ["--jobs", "0"], "`jobs` is 0"),
         ({}, ["--shard", "3/2"], "3/2"),
-        ({}, ["--readme", "train.txt"], "`readme` is 'train.txt'"),
         ({}, ["--model-cards", "train.txt"], "`model_cards` is 'train.txt'"),
     ],
 )

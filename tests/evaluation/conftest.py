@@ -1,5 +1,9 @@
-"""Metrics from explicit attention matrices, and a stand-in for a device without float64, such as Apple's MPS."""
+"""
+Metrics from explicit attention matrices and from given shares, and a stand-in for a device without float64, such as
+Apple's MPS.
+"""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -7,6 +11,25 @@ import reference
 import torch
 
 from localist_hf.modeling.block_partition import document_starts
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[..., dict[str, float]]:
+    """Metrics from a perplexity and self, sink, block and outside of each layer."""
+
+    def make(perplexity: float, *shares: Sequence[float]) -> dict[str, float]:
+        metrics = {"perplexity": perplexity}
+        for layer, parts in enumerate(shares):
+            names = ("self_share", "sink_share", "block_share", "outside_share")
+            of_layer = dict(zip(names, parts, strict=True))
+            of_layer |= {"context_share": parts[2] + parts[3], "fidelity": 1 - parts[3], "entropy": 2.5 + layer}
+            psi = parts[2] / of_layer["context_share"] if of_layer["context_share"] else math.nan
+            metrics |= {
+                f"{name}_layer_{layer}": value for name, value in (of_layer | {"context_fidelity": psi}).items()
+            }
+        return metrics
+
+    return make
 
 
 @pytest.fixture(scope="session")

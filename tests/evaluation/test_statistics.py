@@ -37,6 +37,15 @@ def test_a_paired_difference_is_scipys():
     assert result.effect_size == pytest.approx(differences.mean() / differences.std(ddof=1) * (1 - 3 / 15), rel=0.01)
 
 
+def test_two_pairs_have_an_interval_and_a_p_value_and_no_effect_size():
+    result = paired_difference(VALUES[:2], BASELINE[:2])
+    test = stats.ttest_rel(VALUES[:2], BASELINE[:2])
+    expected = test.confidence_interval(0.95)
+    assert result.difference[1:3] == pytest.approx((expected.low, expected.high))
+    assert result.p_value == pytest.approx(test.pvalue)
+    assert math.isnan(result.effect_size)
+
+
 def test_pairing_sees_what_means_do_not():
     # Every seed is off by its own amount; the variant is always 1 above.
     baseline = [10.0, 20.0, 30.0, 40.0]

@@ -1,5 +1,6 @@
 """Every sentence of a card is true of the run that it is about, whatever its configuration."""
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from scipy import stats
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.configuration import variant_name
@@ -290,6 +292,43 @@ def test_other_blocks_are_judged_by_what_the_page_shows(
     blocks["own"]["context_fidelity"][-1], blocks["wrong"]["context_fidelity"][-1] = 0.75, wrong
     record.save(folder)
     assert said in card_files(folder)["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("wrongs", "said"),
+    [
+        (
+            (0.70, 0.71, 0.69),
+            "get psi 0.70 where its own get 0.75 (means over 3 seeds, 0.05 ± 0.02 apart): at most that",
+        ),
+        (
+            (0.60, 0.73, 0.77),
+            "get psi 0.70 where its own get 0.75 (means over 3 seeds, 0.05 ± 0.22 apart): not more than",
+        ),
+    ],
+)
+def test_controls_of_several_seeds_have_intervals(
+    family: Path, texts: Dataset, tmp_path: Path, wrongs: tuple[float, ...], said: str
+) -> None:
+    model = LocalistGPT2LMHeadModel.from_pretrained(family / "quintic")
+    record = RunRecord.load(family / "quintic").with_measurements(controls=measure_controls(model, texts))
+    for seed, wrong in enumerate(wrongs):
+        (tmp_path / f"seed{seed}").mkdir()
+        controls = copy.deepcopy(record.controls)
+        blocks = controls["blocks"][0]
+        blocks["own"]["context_fidelity"][-1], blocks["wrong"]["context_fidelity"][-1] = 0.75, wrong
+        controls |= {"perplexity": 20.0, "self_only_perplexity": 30.0 + seed, "all_local_perplexity": 24.0 + seed}
+        controls["dials"][-1]["perplexity"] = 21.0 + seed
+        replace(record, seed=seed, controls=controls).save(tmp_path / f"seed{seed}")
+    text = card_files(tmp_path / "seed2")["README.md"].decode()
+    assert said in text
+    # 4.303 standard errors: of psi those of the wrong blocks above, of ratios a deviation of 1 / 20.
+    half = stats.t.ppf(0.975, 2) * stats.sem(wrongs)
+    assert re.search(rf"\| 0\.75 ± 0\.00 +\| 0\.70 ± {half:.2f} ", text)
+    half = f"{stats.t.ppf(0.975, 2) * 0.05 / math.sqrt(3):.3f}"
+    assert re.search(rf"\| 20\.00 ± 0\.00 +\| 1\.100 ± {half} +\| 1\.550 ± {half} +\| 1\.250 ± {half} ", text)
+    assert "held wholly inside the blocks, none before them, the perplexity is 1.250 times that at dial 0" in text
+    assert text.count("means over the seeds ± half of the 95 % interval") == 2
 
 
 def test_without_controls_nothing_is_said_of_them(family: Path) -> None:

@@ -1,6 +1,7 @@
 """The card holds the numbers of the records, valid metadata, and code that works as it stands."""
 
 import ast
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
+from scipy import stats
 
 from localist_hf.hub import RunRecord, card_files, write_card
 from localist_hf.hub.run_record import load_siblings
@@ -88,21 +90,68 @@ def test_the_results_are_those_of_the_records(family: Path) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     table = {row[0]: row for row in rows}
     assert list(table)[2:9] == ["distributed", "linear", "quadratic", "cubic", "quartic", "**quintic**", "localist"]
-    both = sorted(runs[name]["perplexity"] for name in ("quintic", "quintic-seed1"))
-    assert table["**quintic**"][1] == f"{fmean(both):.2f} ({both[0]:.2f} to {both[1]:.2f})"
-    assert table["**quintic**"][2] == f"{fmean(both) / runs['distributed']['perplexity']:.3f}"
+    both = [runs[name]["perplexity"] for name in ("quintic", "quintic-seed1")]
+    mean, half = table["**quintic**"][1].split(" ± ")
+    assert float(mean) == pytest.approx(fmean(both), abs=0.006)
+    # Of two values: t of one degree of freedom, and a standard error of half of their difference.
+    assert float(half) == pytest.approx(stats.t.ppf(0.975, 1) * abs(both[0] - both[1]) / 2, abs=0.006)
+    # Of the one seed that both have.
+    assert table["**quintic**"][2] == f"{runs['quintic']['perplexity'] / runs['distributed']['perplexity']:.3f}"
     assert table["distributed"][1] == f"{runs['distributed']['perplexity']:.2f}"
     shown = ("context_fidelity", "context_share", "self_share", "fidelity")
     for name, row in (("distributed", "distributed"), ("quintic", "**quintic**")):
         group = [runs[name]] if name == "distributed" else [runs[name], runs["quintic-seed1"]]
         cells = [f"{fmean(metrics[f'{metric}_layer_3'] for metrics in group):.2f}" for metric in shown]
-        assert [cell.split(" ")[0] for cell in table[row][3:7]] == cells
+        assert [f"{float(cell.split(' ')[0]):.2f}" for cell in table[row][3:7]] == cells
         assert table[row][7] == f"{fmean(metrics['visible_keys_layer_3'] for metrics in group):.1f}"
     last = fmean(runs[name]["context_fidelity_layer_3"] for name in ("quintic", "quintic-seed1"))
     assert table["3"][2:4] == [f"{last:.2f}", f"{runs['distributed']['context_fidelity_layer_3']:.2f}"]
     assert "2 runs with the seeds 1, 42" in text
+    assert (
+        "± half of the 95 % interval by Student's t; a row without ± is of one run. From two seeds it is very" in text
+    )
     assert "are those of seed 42" in text
-    assert "One run (seed 42), so there is no spread to show" in card(family / "cubic").text
+    assert (
+        "One run (seed 42), so there is no interval to show; rows with ± are of several" in card(family / "cubic").text
+    )
+    # One seed of the baseline: there is nothing to pair.
+    assert "Hedges" not in text
+
+
+def test_several_seeds_are_compared_pair_by_pair(family: Path, tmp_path: Path) -> None:
+    losses = {
+        "distributed": {0: 3.0, 1: 3.5, 42: 4.0, 7: 1.0},
+        "linear": {0: 3.2, 1: 3.5, 42: 4.4},
+        "quintic": {0: 3.04, 1: 3.55, 42: 4.06},
+        "localist": {42: 5.0},
+    }
+    for name, of_seeds in losses.items():
+        record = RunRecord.load(family / name)
+        for seed, loss in of_seeds.items():
+            folder = tmp_path / (name if seed == 42 else f"{name}-seed{seed}")
+            folder.mkdir()
+            metrics = record.metrics | {"loss": loss, "perplexity": math.exp(loss)}
+            replace(record, seed=seed, metrics=metrics).save(folder)
+    text = card(tmp_path / "quintic").text
+    perplexities = [math.exp(loss) for loss in losses["quintic"].values()]
+    half = stats.t.ppf(0.975, 2) * stats.sem(perplexities)
+    shown = f"{fmean(perplexities):.2f} ± {half:.2f}"
+    assert f"on average over 3 seeds, its perplexity is {shown} (± half of the 95 % interval)." in text
+    # The ratio is of the seeds that both have, as in the table of differences.
+    assert re.search(rf"\n\| \*\*quintic\*\* +\| {re.escape(shown)} +\| 1\.051 ", text)
+    assert (
+        "3 runs with the seeds 0, 1, 42: means, of perplexity and psi ± half of the 95 % interval by Student's t"
+        in text
+    )
+    assert "two seeds it is very wide" not in text
+    # By hand: differences 0.04, 0.05, 0.06 are 0.05 ± 4.303 * 0.01 / sqrt(3); d is 5, and g 5 / sqrt(pi).
+    tests = [stats.ttest_rel(list(losses[name].values()), [3.0, 3.5, 4.0]).pvalue for name in ("quintic", "linear")]
+    expected = f"| **quintic**   | 3     | 1.051 [1.025, 1.078] | 2.8 | {2 * tests[0]:.3f} |"
+    lines = [re.sub(" +\\|", " |", line) for line in text.splitlines()]
+    assert re.sub(" +\\|", " |", expected) in lines
+    assert any(line.startswith("| linear | 3 | ") and line.endswith(f" {tests[1]:.3f} |") for line in lines)
+    assert not any(line.startswith("| localist | 1 |") for line in lines)
+    assert "(corrected by Holm for the 2 comparisons of this table)" in re.sub(r"\s+", " ", text)
 
 
 def test_the_blocks_of_the_base_get_a_table_once_all_runs_have_it(family: Path, tmp_path: Path) -> None:
@@ -206,7 +255,7 @@ def test_only_runs_that_differ_in_the_seed_alone_are_averaged(family: Path, tmp_
 
 def test_rows_with_several_seeds_are_told_on_the_card_of_one_run(family: Path) -> None:
     assert (
-        "One run (seed 42), so there is no spread to show; other rows are means over several seeds"
+        "One run (seed 42), so there is no interval to show; rows with ± are of several seeds: means, of perplexity"
         in card(family / "cubic").text
     )
     text = card(family / "quintic").text

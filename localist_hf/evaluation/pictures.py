@@ -1,0 +1,515 @@
+"""Pictures of what was measured: for eyes that see no colours too, and small enough to be published."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from statistics import fmean
+from typing import Any, BinaryIO
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration import VARIANTS
+from .differences import check_baseline
+from .statistics import Interval, mean_interval
+from .tables import layer_series
+
+
+# Of Okabe and Ito, who chose them for the colour-blind; grey in place of their yellow, which is faint on white. As many
+# markers as have no common factor with the colours, so that no two of the first 88 configurations look alike.
+_COLOURS = ("#000000", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#7f7f7f")
+_MARKERS = "osD^vPXp*<>"
+
+#: What can be drawn over depth, and what the picture calls it: title and axis.
+_QUANTITIES = {
+    "context_fidelity": (
+        "Attention to other words that stays in the local set",
+        "context fidelity (share, 0 to 1)",
+    ),
+    "context_share": ("Attention that goes to other words", "context share (of all attention, 0 to 1)"),
+    "self_share": ("Attention on the token itself", "self share (of all attention, 0 to 1)"),
+    "sink_share": ("Attention on the first tokens", "sink share (of all attention, 0 to 1)"),
+    "block_share": ("Attention on other words in the local set", "block share (of all attention, 0 to 1)"),
+    "outside_share": ("Attention outside of the local set", "outside share (of all attention, 0 to 1)"),
+    "fidelity": ("Attention inside the local set", "fidelity (share of all attention, 0 to 1)"),
+    "entropy": ("How widely the attention is spread", "entropy of the attention (bits)"),
+}
+
+
+def plot_over_depth(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    quantity: str,
+    path: str | Path | BinaryIO,
+    title: str | None = None,
+    lambdas: Sequence[float] | None = None,
+) -> Figure:
+    """
+    Draws a quantity of every layer, a line for each configuration; with several runs of one, the mean and a band, the
+    95 % interval by Student's t.
+
+    Args:
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs.
+        quantity (`str`):
+            `"context_fidelity"`, `"context_share"`, `"self_share"`, `"sink_share"`, `"block_share"`, `"outside_share"`,
+            `"fidelity"` or `"entropy"`.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        title (`str`, *optional*):
+            Title above the picture. Defaults to what the quantity is, in plain words.
+        lambdas (`Sequence[float]`, *optional*):
+            A schedule to draw with them.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+
+    Raises:
+        ValueError: for another quantity.
+    """
+    if quantity not in _QUANTITIES:
+        raise ValueError(f"`quantity` is {quantity!r}; allowed are {', '.join(map(repr, _QUANTITIES))}.")
+    figure, axes = _figure_with_axes()
+    if lambdas is not None:
+        axes.plot(lambdas, linestyle=":", marker=".", color="#555555", label="schedule (lambda)")
+    for (name, runs), style in zip(results.items(), _styles(results), strict=True):
+        layers = zip(*(layer_series(metrics, quantity) for metrics in runs), strict=True)
+        intervals = [mean_interval(values) for values in layers]
+        _draw_line(axes, range(len(intervals)), intervals, name, style)
+    words, axis = _QUANTITIES[quantity]
+    axes.set(xlabel="layer", ylabel=axis, title=words if title is None else title)
+    if quantity == "entropy":
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylim(0, 1.02)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _add_legend(figure, results.values())
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_over_dial(
+    dials: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    path: str | Path | BinaryIO,
+    labels: Mapping[str, str] | None = None,
+    title: str = "Perplexity as the dial closes the local sets",
+) -> Figure:
+    """
+    Draws the perplexity over the dial, a line for each configuration; with several runs of one, the mean and a band,
+    the 95 % interval by Student's t. What has one place of the dial only, as a configuration with free attention, is a
+    dashed line right across.
+
+    Args:
+        dials (`Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]`):
+            Name of each configuration to what each of its runs has at each place of the dial, `"dial"` and
+            `"perplexity"`: the `controls["dials"]` of a [`RunRecord`], the same dials for all runs of a configuration.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        labels (`Mapping[str, str]`, *optional*):
+            What the picture calls a configuration, where not by its name.
+        title (`str`, *optional*):
+            Title above the picture.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+
+    Raises:
+        ValueError: where two runs of a configuration were measured at other dials.
+    """
+    figure, axes = _figure_with_axes()
+    for (name, runs), (colour, marker) in zip(dials.items(), _styles(dials), strict=True):
+        places = [place["dial"] for place in runs[0]]
+        if any([place["dial"] for place in run] != places for run in runs):
+            raise ValueError(f"`dials[{name!r}]` holds runs at dials that differ; all must be at those of the first.")
+        intervals = [
+            mean_interval([math.nan if place["perplexity"] is None else place["perplexity"] for place in of_runs])
+            for of_runs in zip(*runs, strict=True)
+        ]
+        label = (labels or {}).get(name, name)
+        if len(places) > 1:
+            _draw_line(axes, places, intervals, label, (colour, marker))
+        else:
+            axes.axhline(intervals[0].mean, linestyle="--", color=colour, label=label)
+            if len(runs) > 1:
+                axes.axhspan(intervals[0].low, intervals[0].high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="dial d (0: attention as trained, 1: closed)", ylabel="perplexity (per token)", title=title)
+    axes.set_xlim(-0.02, 1.02)
+    _add_legend(figure, dials.values())
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+# Where a name may stand beside its point: how far in points, and which side of the name is nearest.
+_PLACES = (
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+    ((5, 5), "left", "bottom"),
+    ((-5, 5), "right", "bottom"),
+    ((5, -5), "left", "top"),
+    ((-5, -5), "right", "top"),
+)
+
+
+def plot_frontier(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    baseline: str,
+    path: str | Path | BinaryIO,
+    labels: Mapping[str, str] | None = None,
+    title: str = "What locality costs, and what it gives",
+) -> Figure:
+    """
+    Draws the perplexity, as a multiple of the baseline's mean, against the context fidelity of the last layer: a point
+    for each configuration, with the 95 % intervals by Student's t as bars where it has several runs. Names stand beside
+    the points, or in a legend where they would cover one another. A configuration whose context fidelity is undefined
+    is left out.
+
+    Args:
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs (see [`LocalityMeter.compute`]).
+        baseline (`str`):
+            The configuration that the perplexities refer to; one of `results`.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        labels (`Mapping[str, str]`, *optional*):
+            What the picture calls a configuration, where not by its name.
+        title (`str`, *optional*):
+            Title above the picture.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+
+    Raises:
+        ValueError: when `baseline` is not among the results.
+    """
+    check_baseline(results, baseline)
+    last = len(layer_series(results[baseline][0], "fidelity")) - 1
+    reference = fmean(metrics["perplexity"] for metrics in results[baseline])
+    figure, axes = _figure_with_axes()
+    points = []
+    for (name, runs), (colour, marker) in zip(results.items(), _styles(results), strict=True):
+        psi = mean_interval([metrics[f"context_fidelity_layer_{last}"] for metrics in runs])
+        ratio = mean_interval([metrics["perplexity"] / reference for metrics in runs])
+        if math.isnan(psi.mean):
+            continue
+        label = (labels or {}).get(name, name)
+        points.append((label, psi, ratio))
+        bars = {}
+        if len(runs) > 1:
+            bars = {
+                "xerr": psi.half_width,
+                "yerr": ratio.half_width,
+                "capsize": 2,
+                "elinewidth": 1,
+                "ecolor": "#555555",
+            }
+        axes.errorbar(
+            psi.mean,
+            ratio.mean,
+            **bars,
+            marker=marker,
+            color=colour,
+            markersize=7,
+            linestyle="",
+            label=label,
+        )
+    axes.axhline(1, linestyle="--", linewidth=1, color="#7f7f7f", zorder=0)
+    axes.set(
+        xlabel="context fidelity of the last layer (share, 0 to 1)",
+        ylabel=f"perplexity (multiple of the mean of {(labels or {}).get(baseline, baseline)})",
+        title=title + ("\nmean and 95 % interval" if any(len(runs) > 1 for runs in results.values()) else ""),
+    )
+    axes.margins(0.12)
+    axes.set_xlim(max(-0.02, axes.get_xlim()[0]), min(1.02, axes.get_xlim()[1]))
+    if not _label_points(figure, axes, points):
+        figure.legend(loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, Interval, Interval]]) -> bool:
+    """Writes each point's name beside it, if that can be done without covering anything; whether it could."""
+    figure.draw_without_rendering()  # by this all places on the page are known
+    _, line = axes.transData.transform((0, 1))  # of the baseline's mean
+    taken = [Bbox.from_extents(axes.bbox.x0, line - 1, axes.bbox.x1, line + 1)]
+    for _, psi, ratio in points:
+        across, up = ((at.mean, at.mean) if math.isnan(at.low) else (at.low, at.high) for at in (psi, ratio))
+        for corners in ([(end, ratio.mean) for end in across], [(psi.mean, end) for end in up]):
+            (left, bottom), (right, top) = axes.transData.transform(corners)
+            taken.append(Bbox.from_extents(left - 5, bottom - 5, right + 5, top + 5))
+    names = []
+    for label, psi, ratio in points:
+        for offset, side, edge in _PLACES:
+            name = axes.annotate(
+                label, (psi.mean, ratio.mean), offset, textcoords="offset points", ha=side, va=edge, fontsize=9
+            )
+            name.set_in_layout(False)
+            box = name.get_window_extent()
+            is_inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            if is_inside and not any(map(box.overlaps, taken)):
+                break
+            name.remove()
+        else:
+            for name in names:
+                name.remove()
+            return False
+        names.append(name)
+        taken.append(box)
+    return True
+
+
+def _figure_with_axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _styles(names: Collection[str]) -> list[tuple[str, str]]:
+    """A colour and a marker for each configuration: a variant has its own everywhere, others what is left."""
+    order = {name: place for place, name in enumerate(VARIANTS)}
+    free = (place for place in count() if place not in {order.get(name) for name in names})
+    places = [order[name] if name in order else next(free) for name in names]
+    return [(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]) for place in places]
+
+
+def _draw_line(
+    axes: Axes, places: Sequence[float], intervals: Sequence[Interval], label: str, style: tuple[str, str]
+) -> None:
+    """A line through the means, and a band between the ends of the intervals where there are any."""
+    colour, marker = style
+    axes.plot(places, [interval.mean for interval in intervals], marker=marker, markersize=5, color=colour, label=label)
+    if any(interval.count > 1 for interval in intervals):
+        low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _add_legend(figure: Figure, groups: Iterable[Sequence[Any]]) -> None:
+    """Beside the axes, so that it covers nothing; it tells what bands and bars are, where there are any."""
+    title = "mean and 95 % interval" if any(len(runs) > 1 for runs in groups) else None
+    figure.legend(loc="outside right center", frameon=False, title=title, title_fontsize="medium")
+
+
+# From the bottom to the top: what a reader sees as one line is then the fidelity, below "outside". Colours of Okabe and
+# Ito, who chose them for the colour-blind; hatches tell the bands apart without colours.
+_BANDS = {
+    "self_share": ("self: the token itself", "#e69f00", "///"),
+    "sink_share": ("sink: the first tokens", "#cc79a7", "..."),
+    "block_share": ("block: other words in the local set", "#0072b2", ""),
+    "outside_share": ("outside: other words elsewhere", "#d9d9d9", "xx"),
+}
+_PANELS_IN_A_ROW = 4
+
+
+def plot_shares_over_depth(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    baseline: str,
+    path: str | Path | BinaryIO,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """
+    Draws where the attention of every layer goes, as bands one above the other that add up to 1: a panel for the
+    baseline and one beside it for each other configuration. Of several runs the means.
+
+    Args:
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs (see [`LocalityMeter.compute`]).
+        baseline (`str`):
+            The configuration that comes first; one of `results`, perhaps the only one.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        labels (`Mapping[str, str]`, *optional*):
+            What a panel calls a configuration, where not by its name.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+
+    Raises:
+        ValueError: when `baseline` is not among the results.
+    """
+    check_baseline(results, baseline)
+    names = [baseline, *(name for name in results if name != baseline)]
+    num_columns = min(len(names), _PANELS_IN_A_ROW)
+    num_rows = -(-len(names) // num_columns)
+    # Wide enough for the legend below, however few panels there are.
+    size = (max(5.6, 3.2 * num_columns + 0.6), 3.0 * num_rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharey=True)
+    handles = {}
+    for panel in panels.flat[len(names) :]:
+        panel.set_visible(False)
+    for panel, name in zip(panels.flat[: len(names)], names, strict=True):
+        bottom = None
+        for share, (label, colour, hatch) in _BANDS.items():
+            layers = zip(*(layer_series(metrics, share) for metrics in results[name]), strict=True)
+            values = [fmean(of_layer) for of_layer in layers]
+            bottom = [0.0] * len(values) if bottom is None else bottom
+            bars = panel.bar(
+                range(len(values)), values, 1.0, bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5
+            )
+            if any(value > 0 for value in values):
+                handles.setdefault(label, bars)
+            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+        panel.set(title=(labels or {}).get(name, name), ylim=(0, 1), xlim=(-0.5, len(bottom) - 0.5), xlabel="layer")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("share of the attention")
+    handles = {label: handles[label] for label, *_ in reversed(_BANDS.values()) if label in handles}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=100)
+    return figure
+
+
+def plot_heads(values: torch.Tensor, path: str | Path | BinaryIO, title: str | None = None) -> Figure:
+    """
+    Draws the context fidelity of every head, layers from left to right and heads one above the other; grey where it is
+    undefined.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_layers, num_heads)`):
+            From a [`LocalityProfile`].
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        title (`str`, *optional*):
+            Title above the picture.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+    """
+    num_layers, num_heads = values.shape
+    size = (min(12.0, max(4.8, 0.24 * num_layers + 1.8)), min(9.0, max(2.2, 0.24 * num_heads + 1.2)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    # Cividis is made for the colour-blind, and grows lighter throughout, so that it reads without colours too.
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="#bbbbbb")
+    image = axes.imshow(values.T.numpy(), cmap=colours, vmin=0, vmax=1, aspect="auto", origin="lower")
+    axes.set(xlabel="layer", ylabel="head", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="context fidelity", ticks=[0, 0.25, 0.5, 0.75, 1])
+    figure.savefig(path, dpi=110)
+    return figure
+
+
+def token_labels(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
+    """
+    A readable label for each token of a text, whole: ␣ for a space (␣⁸ for eight), ↵ for a line end, ⇥ for a tabulator.
+    Where a tokenizer cuts a character in several tokens, each is labelled with the character and its place, as `é 1/2`.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Whose tokens they are.
+        input_ids (`Sequence[int]`):
+            The whole text, so that no character is cut at its ends.
+    """
+    # Decoded after another token, since some tokenizers drop the space that a text begins with.
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+
+    def text_of(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    labels: list[str] = []
+    part: list[int] = []
+    for place, token in enumerate(input_ids):
+        part.append(int(token))
+        text = text_of(anchor + part)[len(text_of(anchor)) :]
+        # Not a whole character yet; one has at most four bytes.
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(part) < 4 and place < len(input_ids) - 1:
+            continue
+        text = _visible(text or str(tokenizer.convert_ids_to_tokens(part[0])))
+        labels += [text] if len(part) == 1 else [f"{text} {number + 1}/{len(part)}" for number in range(len(part))]
+        part = []
+    return labels
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _visible(text: str) -> str:
+    """With signs for what is not seen, and escapes for what the font of pictures does not have."""
+    text = re.sub(" {3,}", lambda spaces: "␣" + str(len(spaces[0])).translate(_SUPERSCRIPTS), text)
+    text = text.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"})
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(
+        character if character.isprintable() and ord(character) in known else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def plot_attention_map(
+    attentions: Mapping[str, torch.Tensor],
+    block_starts: torch.Tensor,
+    tokens: Sequence[str],
+    path: str | Path | BinaryIO,
+    blocks: str = "the blocks of the text",
+) -> Figure:
+    """
+    Draws attention maps of the same tokens side by side, all with the same blocks as outlines. Colours follow the
+    square root of the weights, and the colour bar says so: on a linear scale little but the largest weight of a row is
+    seen.
+
+    Args:
+        attentions (`Mapping[str, torch.Tensor]`):
+            Title of each map, which should name model and layer, to its attention weights of shape `(length, length)`:
+            row and column are query and key.
+        block_starts (`torch.Tensor` of shape `(length,)`):
+            Where each token's block starts; -1 for padding, which belongs to none.
+        tokens (`Sequence[str]`):
+            What the axes call the tokens (see [`token_labels`]); up to about 32 are legible.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+        blocks (`str`, *optional*, defaults to `"the blocks of the text"`):
+            Whose blocks they are; the picture says it.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+
+    Raises:
+        ValueError: for weights or block starts of another length than the tokens.
+    """
+    length = len(tokens)
+    for title, weights in attentions.items():
+        if weights.shape != (length, length):
+            raise ValueError(
+                f"`attentions[{title!r}]` has the shape {tuple(weights.shape)}; of {length} tokens it must be "
+                f"({length}, {length})."
+            )
+    if block_starts.shape != (length,):
+        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be ({length},).")
+    figure = Figure(figsize=(5.0 * len(attentions) + 1.6, 6.2), layout="constrained")
+    panels = figure.subplots(1, len(attentions), squeeze=False, sharey=True)[0]
+    starts = sorted(set(block_starts.tolist()) - {-1})
+    for panel, (title, weights) in zip(panels, attentions.items(), strict=True):
+        values = weights.detach().float().cpu().numpy()
+        image = panel.imshow(values, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+        for start in starts:
+            size = int((block_starts == start).sum())
+            outline = Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor="#d55e00", linewidth=1.6)
+            panel.add_patch(outline)
+        panel.set_title(title)
+        # Tokens are text, not formulas between dollar signs.
+        panel.set_xticks(range(length), tokens, rotation=90, fontsize=8, parse_math=False)
+        panel.set_yticks(range(length), tokens, fontsize=8, parse_math=False)
+        panel.tick_params(length=0)
+        panel.set_xlabel("key: the token that is looked at")
+    panels[0].set_ylabel("query: the token that looks")
+    figure.suptitle(f"Outlined: {blocks}")
+    bar = figure.colorbar(image, ax=panels, shrink=0.7, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar.set_label("attention weight (colours by its square root)")
+    bar.ax.set_yticklabels(["0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
+    figure.savefig(path, dpi=100)
+    return figure
