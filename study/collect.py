@@ -43,9 +43,8 @@ def controls_of(controls: dict[str, Any]) -> dict[str, Any]:
     return kept | {"blocks": blocks, "dials": dials}
 
 
-def line_of(folder: Path) -> dict[str, Any]:
+def line_of(record: RunRecord) -> dict[str, Any]:
     """What is kept of a run."""
-    record = RunRecord.load(folder)
     last = record.num_layers - 1
     kept = ("name", "variant", "seed", "num_parameters", "data", "training", "adapter", "versions", "hardware")
     metrics = {name: round_off(record.metrics[f"{name}_layer_{last}"]) for name in _METRICS}
@@ -59,10 +58,9 @@ def line_of(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
-    lines = [
-        line_of(path.parent) for path in sorted(source.glob("*/run.json")) if (path.parent / "plan.json").is_file()
-    ]
-    lines.sort(key=lambda line: (line["name"], line["seed"]))
+    records = [RunRecord.load(path.parent) for path in source.glob("*/plan.json") if RunRecord.find(path.parent)]
+    finished = [record for record in records if record.controls is not None]
+    lines = sorted(map(line_of, finished), key=lambda line: (line["name"], line["seed"]))
     for path in sorted((source / UNTRAINED).glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         lines.append({"name": path.stem, "untrained": True, "controls": controls_of(found["controls"])})

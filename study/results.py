@@ -4,6 +4,7 @@ Makes `docs/results.md`, its pictures and the answer in the README from the comm
     python study/results.py          # or: make results
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +27,8 @@ from statistics_of_runs import (
 )
 
 from localist_hf.configuration import PAPER_VARIANTS
-from localist_hf.evaluation import markdown_table
-from localist_hf.evaluation.statistics import holm, mean_interval
+from localist_hf.evaluation import holm, markdown_table, mean_interval, plot_frontier, plot_over_dial
+from localist_hf.hub import write_card
 
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ KINDS = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "
 class Model(NamedTuple):
     """One of the models that the questions are asked of."""
 
+    name: str
     title: str
     study: Study
     about: str
@@ -127,7 +129,7 @@ def primaries(study: Study) -> list[Primary]:
     """The comparisons that were named before anything was measured."""
     found = [
         Primary(
-            "quintic against distributed",
+            "quintic against distributed (claim: within 5 %)",
             "perplexity, ratio",
             cost(study, "quintic"),
             lambda value: value <= 1.05,
@@ -194,6 +196,8 @@ def primary_table(study: Study) -> str:
 
 
 def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -303,17 +307,16 @@ def where_attention_goes(study: Study, names: Sequence[str]) -> str:
 def dial_1(study: Study) -> str:
     """Question 6: retention and faithfulness, trained and untrained."""
     rows = [["configuration", "retention", "self only", "KL (bits)", "untrained: retention", "untrained: KL (bits)"]]
-    for name, runs in study.runs.items():
+    for name in sorted(study.runs, key=_order):
         if name == BASELINE:
             continue
+        runs = study.runs[name]
         cells = [name, retention_cell(study, name), mean_cell(runs, lambda run: ratio(run, "self_only_perplexity"), 3)]
         cells.append(mean_cell(runs, lambda run: run["controls"]["divergence"], 3))
-        untrained = study.untrained.get(name)
-        if untrained is None:
-            cells += ["as above", "as above"]
-        else:
-            controls = untrained["controls"]
-            cells += [f"{controls['retention']:.3f}", f"{controls['divergence']:.3f}"]
+        # Those that differ in their training alone are the same without it.
+        settings = max(filter(name.startswith, study.untrained), key=len)
+        controls = study.untrained[settings]["controls"]
+        cells += [f"{controls['retention']:.3f}", f"{controls['divergence']:.3f}"]
         rows.append(cells)
     return markdown_table(rows)
 
@@ -530,8 +533,8 @@ def about(study: Study) -> str:
     return (
         f"{run['num_parameters'] / 1e6:.1f} million parameters, {how}; {training['steps']} steps of "
         f"{training['batch_size']} sequences of {data['evaluation_lengths'][1]} tokens, learning rate "
-        f"{training['learning_rate']:g}; {len(study.runs)} configurations, {len(study.seeds)} seeds each "
-        f"({', '.join(map(str, study.seeds))}). Text: {data['name']}. {data['details']} Measured on "
+        f"{training['learning_rate']:g}; {len(study.runs)} configurations, seeds "
+        f"{', '.join(map(str, study.seeds))}. Text: {data['name']}. {data['details']} Measured on "
         f"{data['evaluation_sequences']} sequences that no model has seen. {run['hardware']}; {versions}."
     )
 
@@ -568,6 +571,8 @@ def render(models: Sequence[Model]) -> str:
             model.about,
             "### Primary comparisons",
             primary_table(model.study),
+            f"![Perplexity against context fidelity](frontier_{model.name}.png)",
+            f"![Perplexity over the dial](perplexity_over_dial_{model.name}.png)",
             "### The questions",
             *questions(model),
         ]
@@ -579,7 +584,8 @@ def answer(models: Sequence[Model]) -> str:
     parts = []
     for model in models:
         study = model.study
-        parts.append(f"**{model.title}**, {len(study.seeds)} seeds:\n\n{primary_table(study)}")
+        seeds = f"seeds {', '.join(map(str, study.seeds))}"
+        parts.append(f"**{model.title}** ({seeds}):\n\n{primary_table(study)}")
     return "\n\n".join(parts)
 
 
@@ -596,7 +602,7 @@ def load_models() -> list[Model]:
     ):
         path = RECORDS / f"{name}.jsonl"
         if path.is_file():
-            models.append(Model(title, Study(path), text))
+            models.append(Model(name, title, Study(path), text))
     return models
 
 
@@ -606,10 +612,50 @@ def between_markers(text: str, new: str) -> str:
     return f"{before}{MARKERS[0]}\n{new}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}"
 
 
-def main() -> None:
+def pages() -> dict[Path, str]:
+    """Every text that holds numbers of the study, by its file."""
     models = load_models()
-    RESULTS.write_text(render(models), encoding="utf-8")
-    README.write_text(between_markers(README.read_text(encoding="utf-8"), answer(models)), encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
+    return {RESULTS: render(models), README: between_markers(readme, answer(models))}
+
+
+def _order(name: str) -> tuple[int, str]:
+    """The paper's configurations in their order, then the others."""
+    return PAPER_VARIANTS.index(name) if name in PAPER_VARIANTS else len(PAPER_VARIANTS), name
+
+
+def draw(model: Model) -> None:
+    """The pictures of one model."""
+    study = model.study
+    # The last layer of the reverse schedule is free: its psi says nothing.
+    shown = {name: study.runs[name] for name in sorted(study.runs, key=_order) if name != "reverse_quintic"}
+    metrics = {
+        name: [
+            {
+                "perplexity": run["controls"]["perplexity"],
+                "fidelity_layer_0": run["last_layer"]["fidelity"],
+                "context_fidelity_layer_0": run["last_layer"]["context_fidelity"],
+            }
+            for run in runs
+        ]
+        for name, runs in shown.items()
+    }
+    plot_frontier(
+        metrics, BASELINE, RESULTS.parent / f"frontier_{model.name}.png", title=f"{model.title}: cost and gain"
+    )
+    dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in PAPER_VARIANTS if name in shown}
+    if "reverse_quintic" in study.runs:
+        dials["reverse_quintic"] = [run["controls"]["dials"] for run in study.runs["reverse_quintic"]]
+    plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+    for model in load_models():
+        draw(model)
+    for card in sorted((ROOT / "model_cards").glob("*/README.md")):
+        write_card(card.parent)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""The study: what stands in docs/results.md and the README is what the committed records give."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from localist_hf.configuration import load_grid
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "study"))
+    return importlib.import_module("results")
+
+
+def test_every_page_is_made_of_the_committed_records(results: ModuleType) -> None:
+    for path, text in results.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not of these records: `make results`"
+    models = results.load_models()
+    assert models
+    for model in models:
+        for picture in ("frontier", "perplexity_over_dial"):
+            assert f"{picture}_{model.name}.png" in results.RESULTS.read_text(encoding="utf-8")
+            assert (ROOT / "docs" / f"{picture}_{model.name}.png").stat().st_size < 200_000
+
+
+def test_the_records_are_of_the_grids_that_stand_beside_them(results: ModuleType) -> None:
+    for model in results.load_models():
+        names = {run.name for run in load_grid(ROOT / "study" / f"{model.name}.yaml")}
+        assert model.study.runs.keys() == names
+
+
+def line(name: str, seed: int, losses: list[float], at_1: list[float]) -> dict:
+    """A run of two documents of 10 and 30 labels."""
+    documents = {
+        "labels": [10, 30],
+        "losses": {"dial 0": losses, "dial 1": at_1},
+        "shares": {"own 0": [[3.0, 1.0], [2.0, 2.0 + seed]], "wrong 0": [[2.0, 2.0], [1.0, 3.0]]},
+    }
+    return {"name": name, "seed": seed, "controls": {"documents": documents}}
+
+
+@pytest.fixture
+def study(results: ModuleType, tmp_path: Path):
+    lines = []
+    for seed in (2, 0, 1):
+        lines.append(line("distributed", seed, [20.0 + seed, 60.0], [20.0 + seed, 60.0]))
+        lines.append(line("quintic", seed, [22.0, 64.0 + seed], [24.0 + seed, 70.0]))
+    lines.append(line("quintic", 7, [1.0, 1.0], [1.0, 1.0]))  # of a seed that the other does not have yet
+    (tmp_path / "small.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    return importlib.import_module("statistics_of_runs").Study(tmp_path / "small.jsonl")
+
+
+def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(results: ModuleType, study) -> None:
+    assert study.seeds == [0, 1, 2]
+    found = results.cost(study, "quintic")
+    quintic = [(22 + 64 + seed) / 40 for seed in range(3)]
+    distributed = [(20 + seed + 60) / 40 for seed in range(3)]
+    assert found.estimate.mean == pytest.approx(math.exp(np.mean(quintic) - np.mean(distributed)))
+    assert found.estimate.low <= found.estimate.mean <= found.estimate.high
+    kept = results.retention(study, "quintic")
+    at_1 = [(24 + seed + 70) / 40 for seed in range(3)]
+    assert kept.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(quintic)))
+    assert kept.p_value == pytest.approx(float(stats.ttest_rel(at_1, quintic).pvalue), nan_ok=True)
+    against = results.retention(study, "quintic", "distributed")
+    assert against.estimate.mean == pytest.approx(kept.estimate.mean)
+
+
+def test_psi_is_the_ratio_of_the_sums_over_documents(results: ModuleType, study) -> None:
+    found = results.own_minus_wrong(study, "quintic")
+    own = sum((3 + 2) for _ in range(3)) / sum((3 + 1 + 2 + 2 + seed) for seed in range(3))
+    assert found.estimate.mean == pytest.approx(own - 3 / 8)
+    of_seeds = [5 / (8 + seed) for seed in range(3)]
+    assert found.p_value == pytest.approx(float(stats.ttest_rel(of_seeds, [3 / 8] * 3).pvalue))
+
+
+def test_a_verdict_needs_the_interval_and_the_corrected_p_value(results: ModuleType) -> None:
+    comparison, interval = results.Comparison, results.mean_interval([1.0])._replace
+    below = comparison(interval(mean=0.9, low=0.85, high=0.95), 1.0, 0.01)
+    claim = results.Primary("a against b", "ratio", below, lambda value: value < 1, 1.0)
+    assert results.verdict(claim, 0.04) == "as claimed"
+    assert results.verdict(claim, 0.06) == results.verdict(claim, math.nan) == "no difference shown"
+    assert results.verdict(claim._replace(is_expected=lambda value: value > 1), 0.04) == "not as claimed"
+    around = comparison(interval(mean=0.9, low=0.85, high=1.05), 1.0, 0.01)
+    assert results.verdict(claim._replace(found=around), 0.04) == "no difference shown"
