@@ -3,7 +3,8 @@
 from ..modeling.locality import context_fidelity
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
-from .controls import BlockControls, ControlResults, DialFigures, DocumentSums, LocalityFigures, measure_controls
+from .control_results import BlockControls, ControlResults, DialFigures, DocumentSums, LocalityFigures
+from .controls import measure_controls
 from .differences import PerplexityDifference, perplexity_differences
 from .generation import GenerationFigures, measure_generation
 from .locality_meter import LocalityMeter, metric_names

@@ -8,8 +8,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ..modeling.localist_model import SHARES
+from .block_controls import Texts, on_blocks
 from .check_model import check_model
-from .controls import BlockControls, Texts, as_json, on_blocks
+from .control_results import BlockControls, as_json
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, ProfileSums
 from .measure import evaluation_batches

@@ -1,6 +1,5 @@
 """`measure_controls`: each figure is what its definition says, text by text, from explicit attention matrices."""
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -13,30 +12,10 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from localist_hf.evaluation import ControlResults, measure, measure_controls
-from localist_hf.modeling import LocalistGPT2Model, locality
-from localist_hf.modeling.block_partition import Blocks
+from localist_hf.modeling import locality
 
 
 LENGTHS = (60, 47, 60)
-
-
-@pytest.fixture(autouse=True)
-def takes_local_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for the model's `local_starts`, as long as it has none: where each token's local stretch begins."""
-    forward = LocalistGPT2Model.forward
-    if "local_starts" in inspect.signature(forward).parameters:
-        return
-
-    def with_local_starts(self, *args, local_starts=None, **kwargs):
-        if local_starts is None:
-            return forward(self, *args, **kwargs)
-        with monkeypatch.context() as patch:
-            patch.setattr(locality, "_check_block_starts", lambda *_: None)
-            patch.setattr(locality, "with_previous_blocks", lambda starts, *_: Blocks(starts, starts))
-            return forward(self, *args, block_starts=local_starts, **kwargs)
-
-    with_local_starts.__signature__ = inspect.signature(forward)
-    monkeypatch.setattr(LocalistGPT2Model, "forward", with_local_starts)
 
 
 @pytest.fixture
