@@ -188,7 +188,7 @@ def test_smollm2_before_and_after_and_from_the_hub(
 ) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     smollm2 = importlib.import_module("smollm2")
-    topics = {f"topic {number}": f"Sentence number {number} says something. " * 60 for number in range(20)}
+    topics = {f"topic {number}": f"Sentence number {number} says something. " * 20 for number in range(80)}
     monkeypatch.setattr(smollm2, "python_text", lambda: topics)
     monkeypatch.setattr(smollm2, "SEQUENCE_LENGTH", 48)
     monkeypatch.setattr(smollm2, "NUM_MEASURED", 4)

@@ -65,6 +65,10 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         raise CommandError(f"`jobs` is {args.jobs}; it must be at least 1.")
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise CommandError(
+            f"`output_dir` is {str(args.output_dir)!r}, which cannot be used: there is a file of that name."
+        )
     if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
         raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
     with ending_with(2, *INPUT_ERRORS):

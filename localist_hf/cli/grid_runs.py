@@ -208,7 +208,7 @@ def do(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
                 _measure(work, task.run, path)
             else:
                 model = work.load(work.settings_of(task.run))
-                found = {"plan": work.plan(task), "controls": _controls(work, model).to_dict()}
+                found = {"plan": work.plan(task), "controls": _controls(work, task.run, model).to_dict()}
                 path.parent.mkdir(exist_ok=True)
                 write_whole(path, f"{json.dumps(found)}\n")
     except FolderHeld:
@@ -250,13 +250,14 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     on_base_blocks = measure(model, work.held_out, batch_size, block_model=base)
     texts = torch.tensor(work.held_out[:_NUM_WRITTEN]["input_ids"])[:, :_WRITTEN_LENGTH]
     generation = measure_generation(model, base, texts, prompt_length=texts.shape[1] // 8)
-    record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, model, batch_size), generation)
+    record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)
     record.save(folder)
     for checkpoint in list_checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 
-def _controls(work: GridWork, model: PreTrainedModel, batch_size: int = 16) -> ControlResults:
+def _controls(work: GridWork, run: GridRun, model: PreTrainedModel) -> ControlResults:
+    batch_size = work.arguments(run).per_device_eval_batch_size
     return measure_controls(model, work.held_out, batch_size, **work.grid.controls)
 
 
