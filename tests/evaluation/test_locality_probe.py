@@ -233,6 +233,7 @@ def peak_memory(layouts: list[str], length: int, warm_up: int, **config: int) ->
     return json.loads(process.stdout)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_memory_grows_linearly_with_the_length():
     length = 12_288

@@ -200,6 +200,7 @@ torch.save({"logits": expected.detach(), "dialled": loaded["dialled"]}, "faces.p
 """
 
 
+@pytest.mark.slow
 def test_a_native_model_has_two_faces(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
     stranger(hub, tmp_path / "home", FACES)
     loaded = torch.load(tmp_path / "home" / "faces.pt")
@@ -226,6 +227,7 @@ print(json.dumps(printed))
 """
 
 
+@pytest.mark.slow
 def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, published: str, tmp_path: Path) -> None:
     codes, expected = {}, {}
     for name in ("gpt2-quintic", "gpt2-quintic-lora", "llama-quintic", "llama-quintic-lora"):
@@ -243,6 +245,7 @@ def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, pub
     assert json.loads(stranger(hub, tmp_path / "home", CARDS)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("client")
 def test_a_pinned_revision_stays_what_it_was(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
     first = hub.repo("org/localist-gpt2-linear").head
@@ -313,6 +316,7 @@ LocalistGPT2LMHeadModel.from_pretrained(f"{folder}/cubic").push_to_hub("alice/lo
 """
 
 
+@pytest.mark.slow
 def test_trainer_and_model_push_complete_repositories(
     hub: HubServer, published: str, runs: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_generation_gives_the_tokens_of_eager_mode(make_model, make_text) -> Non
     assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0), expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("backend", "partition", "dial"),

@@ -69,6 +69,7 @@ def results(make_model: Callable, make_text: Callable, tmp_path_factory: pytest.
     return [torch.load(folder / f"{processes}.pt") for processes in (1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
 def test_two_processes_give_the_gradients_of_one(results: list[dict], strategy: str) -> None:
     one, two = results
