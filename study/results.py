@@ -188,11 +188,16 @@ def primary_table(study: Study) -> str:
     corrected = holm([each.found.p_value for each in comparisons])
     rows = [["comparison", "figure", "estimate [95 % interval]", "Hedges' g", "p (Holm)", "verdict"]]
     for each, p_value in zip(comparisons, corrected, strict=True):
-        size = f"{each.found.effect_size:.1f}"
+        size = _size(each.found.effect_size)
         rows.append(
             [each.question, each.unit, with_ends(each.found.estimate), size, _p(p_value), verdict(each, p_value)]
         )
     return markdown_table(rows)
+
+
+def _size(value: float) -> str:
+    """An effect size, which two seeds have none of."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _p(value: float) -> str:
@@ -230,7 +235,7 @@ def schedules(study: Study) -> str:
             [
                 name,
                 *cost_cells(study, name),
-                f"{sizes[name]:.1f}" if name in sizes else "-",
+                _size(sizes[name]) if name in sizes else "-",
                 _p(corrected[name]) if name in corrected else "-",
                 mean_cell(runs, lambda run: psi(run, "own", 0)),
                 mean_cell(runs, lambda run: run["last_layer"]["context_share"]),
