@@ -4,12 +4,11 @@ Makes `docs/results.md`, its pictures and the answer in the README from the comm
     python study/results.py          # or: make results
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from statistics_of_runs import (
     Comparison,
@@ -17,17 +16,15 @@ from statistics_of_runs import (
     Study,
     labels,
     losses,
-    over_seeds,
     perplexity_ratio,
-    ratio_of_retentions,
     share_difference,
     shares,
     with_ends,
-    with_interval,
 )
 
 from localist_hf.configuration import PAPER_VARIANTS
-from localist_hf.evaluation import holm, markdown_table, mean_interval, plot_frontier, plot_over_dial
+from localist_hf.evaluation import holm, markdown_table, mean_interval, plot_frontier, plot_over_dial, with_interval
+from localist_hf.evaluation.tables import p_value_cell
 from localist_hf.hub import write_card
 
 
@@ -68,16 +65,19 @@ def ratio(run: Run, name: str) -> float:
     return run["controls"][name] / run["controls"]["perplexity"]
 
 
-def psi(run: Run, kind: str, number: int | None = None) -> float:
-    """Context fidelity of the last layer on blocks of a kind, so many before being local."""
-    entries = run["controls"]["blocks"]
-    entry = entries[-1] if number is None else next(each for each in entries if each["num_previous_blocks"] == number)
-    return entry[kind]["context_fidelity"]
-
-
 def previous(run: Run) -> int:
     """How many blocks before a token's own are local in a run."""
     return int(run["name"].partition("-previous")[2] or 0)
+
+
+def own_setting(run: Run) -> dict[str, Any]:
+    """The last layer on own and other blocks, as many before being local as the run has."""
+    return next(each for each in run["controls"]["blocks"] if each["num_previous_blocks"] == previous(run))
+
+
+def psi(run: Run, kind: str) -> float:
+    """Context fidelity of the last layer on blocks of a kind."""
+    return own_setting(run)[kind]["context_fidelity"]
 
 
 def retention_on(run: Run, kind: str) -> float:
@@ -117,7 +117,7 @@ def retention(study: Study, name: str, other: str | None = None, kinds: tuple[st
     if other is None:
         return perplexity_ratio(at_1, at_0, labels(runs))
     others = study.runs[other]
-    return ratio_of_retentions(at_1, at_0, losses(others, "dial 1"), losses(others, "dial 0"), labels(runs))
+    return perplexity_ratio(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
 
 
 def own_minus_wrong(study: Study, name: str, number: int = 0) -> Comparison:
@@ -188,27 +188,23 @@ def primary_table(study: Study) -> str:
     corrected = holm([each.found.p_value for each in comparisons])
     rows = [["comparison", "figure", "estimate [95 % interval]", "Hedges' g", "p (Holm)", "verdict"]]
     for each, p_value in zip(comparisons, corrected, strict=True):
-        size = _size(each.found.effect_size)
+        size = with_interval([each.found.effect_size], 1)
         rows.append(
-            [each.question, each.unit, with_ends(each.found.estimate), size, _p(p_value), verdict(each, p_value)]
+            [
+                each.question,
+                each.unit,
+                with_ends(each.found.estimate),
+                size,
+                p_value_cell(p_value),
+                verdict(each, p_value),
+            ]
         )
     return markdown_table(rows)
 
 
-def _size(value: float) -> str:
-    """An effect size, which two seeds have none of."""
-    return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def cost_cells(study: Study, name: str) -> list[str]:
     """Perplexity, and its ratio to the baseline's with the interval."""
-    cells = [with_interval(over_seeds(study.runs[name], lambda run: run["controls"]["perplexity"]))]
+    cells = [mean_cell(study.runs[name], lambda run: run["controls"]["perplexity"])]
     return [*cells, "1" if name == BASELINE else with_ends(cost(study, name).estimate)]
 
 
@@ -217,7 +213,7 @@ def retention_cell(study: Study, name: str) -> str:
 
 
 def mean_cell(runs: Sequence[Run], value: Callable[[Run], float], digits: int = 2) -> str:
-    return with_interval(mean_interval([value(run) for run in runs]), digits)
+    return with_interval([value(run) for run in runs], digits)
 
 
 def schedules(study: Study) -> str:
@@ -235,9 +231,9 @@ def schedules(study: Study) -> str:
             [
                 name,
                 *cost_cells(study, name),
-                _size(sizes[name]) if name in sizes else "-",
-                _p(corrected[name]) if name in corrected else "-",
-                mean_cell(runs, lambda run: psi(run, "own", 0)),
+                with_interval([sizes[name]], 1) if name in sizes else "-",
+                p_value_cell(corrected[name]) if name in corrected else "-",
+                mean_cell(runs, lambda run: psi(run, "own")),
                 mean_cell(runs, lambda run: run["last_layer"]["context_share"]),
                 retention_cell(study, name),
             ]
@@ -251,17 +247,14 @@ def order(study: Study) -> str:
     means = {name: fmean(run["controls"]["perplexity"] for run in study.runs[name]) for name in claimed}
     found = sorted(claimed, key=means.__getitem__)
     steps = [cost(study, after, before) for before, after in pairwise(claimed)]
-    corrected = holm([step.p_value for step in steps])
-    shown = [
-        f"{before} < {after}"
-        for (before, after), step, p_value in zip(pairwise(claimed), steps, corrected, strict=True)
-        if step.estimate.low > 1 and p_value < 0.05
-    ]
-    against = [
-        f"{after} < {before}"
-        for (before, after), step, p_value in zip(pairwise(claimed), steps, corrected, strict=True)
-        if step.estimate.high < 1 and p_value < 0.05
-    ]
+    shown, against = [], []
+    for (before, after), step, p_value in zip(
+        pairwise(claimed), steps, holm([step.p_value for step in steps]), strict=True
+    ):
+        if p_value < 0.05 and step.estimate.low > 1:
+            shown.append(f"{before} < {after}")
+        elif p_value < 0.05 and step.estimate.high < 1:
+            against.append(f"{after} < {before}")
     text = f"From least to most perplexity: {', '.join(found)}. "
     text += (
         "The order of the means is the paper's. " if found == claimed else "The order of the means is not the paper's. "
@@ -276,18 +269,12 @@ def partitions(study: Study, names: Sequence[str]) -> str:
     rows[0] += [f"psi, {title}" for title in KINDS.values()] + [f"dial 1, {title}" for title in KINDS.values()]
     for name in names:
         runs = study.runs[name]
-        number = previous(runs[0])
-        keys = mean_cell(runs, lambda run: _blocks(run)["own"]["visible_keys"], 1)
+        keys = mean_cell(runs, lambda run: own_setting(run)["own"]["visible_keys"], 1)
         cells = [name, cost_cells(study, name)[1], keys]
-        cells += [mean_cell(runs, lambda run, kind=kind, n=number: psi(run, kind, n)) for kind in KINDS]
+        cells += [mean_cell(runs, lambda run, kind=kind: psi(run, kind)) for kind in KINDS]
         cells += [mean_cell(runs, lambda run, kind=kind: retention_on(run, kind), 3) for kind in KINDS]
         rows.append(cells)
     return markdown_table(rows)
-
-
-def _blocks(run: Run) -> dict:
-    number = previous(run)
-    return next(each for each in run["controls"]["blocks"] if each["num_previous_blocks"] == number)
 
 
 def where_attention_goes(study: Study, names: Sequence[str]) -> str:
@@ -302,8 +289,7 @@ def where_attention_goes(study: Study, names: Sequence[str]) -> str:
         cells += [
             mean_cell(runs, lambda run, share=share: run["last_layer"][share]) for share in (*titles, "context_share")
         ]
-        number = previous(runs[0])
-        cells += [mean_cell(runs, lambda run, kind=kind, n=number: psi(run, kind, n)) for kind in ("own", "wrong")]
+        cells += [mean_cell(runs, lambda run, kind=kind: psi(run, kind)) for kind in ("own", "wrong")]
         cells += [mean_cell(runs, lambda run: run["last_layer"]["fidelity"]), retention_cell(study, name)]
         rows.append(cells)
     return markdown_table(rows)

@@ -1,14 +1,13 @@
 """Estimates with their intervals from the lines that `collect.py` has written."""
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from localist_hf.evaluation.statistics import Interval, bootstrap_interval, mean_interval, paired_difference
+from localist_hf.evaluation.statistics import Interval, bootstrap_interval, paired_difference
 
 
 Run = dict[str, Any]
@@ -52,11 +51,6 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def over_seeds(runs: Sequence[Run], value: Callable[[Run], float]) -> Interval:
-    """The mean over seeds and its interval by Student's t."""
-    return mean_interval([value(run) for run in runs])
-
-
 def losses(runs: Sequence[Run], name: str) -> np.ndarray:
     """Sums of the losses of each document, `(num_seeds, num_documents)`."""
     return np.array([run["controls"]["documents"]["losses"][name] for run in runs])
@@ -80,13 +74,6 @@ def perplexity_ratio(first: np.ndarray, second: np.ndarray, num_labels: np.ndarr
     return Comparison(estimate, tested.effect_size, tested.p_value)
 
 
-def ratio_of_retentions(
-    at_1: np.ndarray, at_0: np.ndarray, other_at_1: np.ndarray, other_at_0: np.ndarray, num_labels: np.ndarray
-) -> Comparison:
-    """The first one's retention / the other's."""
-    return perplexity_ratio(at_1 - at_0, other_at_1 - other_at_0, num_labels)
-
-
 def share_difference(first: np.ndarray, second: np.ndarray) -> Comparison:
     """psi - psi, of shares of the same documents and seeds."""
 
@@ -98,15 +85,6 @@ def share_difference(first: np.ndarray, second: np.ndarray) -> Comparison:
     of_seeds = sums.sum(1)
     tested = paired_difference(psi(of_seeds[:, :2]).tolist(), psi(of_seeds[:, 2:]).tolist())
     return Comparison(estimate, tested.effect_size, tested.p_value)
-
-
-def with_interval(interval: Interval, digits: int = 2) -> str:
-    """`"24.16 ± 0.12"`; of one value its number, and a hyphen where there is none."""
-    if math.isnan(interval.mean):
-        return "-"
-    if math.isnan(interval.half_width):
-        return f"{interval.mean:.{digits}f}"
-    return f"{interval.mean:.{digits}f} ± {interval.half_width:.{digits}f}"
 
 
 def with_ends(interval: Interval, digits: int = 3) -> str:

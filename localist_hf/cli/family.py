@@ -224,9 +224,9 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
         for name in runs:
             print(f"Model card: {write_card(args.model_cards / name)}")
 
-    model = work.load_run(runs[shown][0]).eval()
-    how = ""
-    if work.grid.lora is None:
+    if work.grid.lora is not None:
+        model, how = work.load_run(runs[shown][0]).eval(), ""
+    else:
         model = AutoModelForCausalLM.from_pretrained(folders[shown][0], trust_remote_code=True)
         how = ", loaded with AutoModelForCausalLM and trust_remote_code=True,"
     prompt = work.tokenizer(PROMPT, return_tensors="pt")

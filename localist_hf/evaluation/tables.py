@@ -206,8 +206,13 @@ def differences_table(
         # Two seeds that differ much leave an interval of any width.
         mean, low, high = (f"{value:.3f}" if value < 1000 else f"{value:.0e}" for value in ratio[:3])
         row.append(f"{mean} [{low}, {high}]")
-        rows.append([*row, _number(effect_size, 1), "< 0.001" if p_value < 0.001 else _number(p_value, 3)])
+        rows.append([*row, _number(effect_size, 1), p_value_cell(p_value)])
     return markdown_table(rows)
+
+
+def p_value_cell(p_value: float) -> str:
+    """What a table shows of a p-value: three digits, and a hyphen for one that is undefined (NaN)."""
+    return "< 0.001" if p_value < 0.001 else _number(p_value, 3)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
