@@ -1,0 +1,280 @@
+"""All that the page shows of one model and one text."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.check_model import check_model, core_model, num_positions
+from ..evaluation.faithfulness import divergence_bits
+from ..evaluation.locality_probe import LocalityProfile, ProfileSums, last_block_starts
+from ..modeling.block_partition import with_previous_blocks
+from ..modeling.localist_model import SHARES
+from ..modeling.locality_dial import check_share
+from .attention_rows import AttentionRows, attention_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """
+    A text as a model's tokenizer cuts it.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(length,)`):
+            The tokens.
+        pieces (`list[str]`):
+            What each token stands for; end to end they are the text. Of the tokens that share one character the first
+            has it, and the others have nothing. Special tokens that the tokenizer adds have their names.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+    """
+
+    input_ids: torch.Tensor
+    pieces: list[str]
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> "Passage":
+        """
+        Cuts a text.
+
+        Raises:
+            ValueError: for a text without a token.
+        """
+        if not text.strip():
+            raise ValueError("`text` is empty; it must have at least one word.")
+        if tokenizer.is_fast:
+            encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+            pieces, end = [], 0
+            for token, (_, token_end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                is_special = token_end == 0 and token in tokenizer.all_special_ids
+                pieces.append(tokenizer.decode([token]) if is_special else text[end : max(end, token_end)])
+                end = max(end, token_end)
+        else:
+            encoded = tokenizer(text, verbose=False)
+            pieces = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in encoded["input_ids"]]
+        return cls(torch.tensor(encoded["input_ids"]), pieces, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """
+    What a model takes to be the next word, and how it goes on.
+
+    Args:
+        tokens (`list[str]`), probabilities (`list[float]`):
+            The likeliest next tokens, and their probabilities.
+        actual_probability (`float`, *optional*):
+            Of the token that the text has there; `None` at its end.
+        divergence (`float`):
+            In bits, from the prediction at dial 0 to this one: see [`divergence_bits`].
+        continuation (`str`):
+            The text that greedy generation goes on with.
+    """
+
+    tokens: list[str]
+    probabilities: list[float]
+    actual_probability: float | None
+    divergence: float
+    continuation: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """
+    What [`read`] found, and what can be asked of it. All tensors are on the CPU.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        name (`str`):
+            What it is called.
+        passage ([`Passage`]):
+            The text.
+        block_starts (`torch.LongTensor` of shape `(length,)`):
+            Position at which each token's block starts, in every layer.
+        local_starts (`torch.LongTensor` of shape `(length,)`):
+            First position of the blocks that are local to each token: of its own, or of the previous ones that count.
+        shares (`torch.FloatTensor` of shape `(num_layers, length, 4)`):
+            Each token's self, sink, block and outside share, mean over the heads of a layer.
+        profile ([`LocalityProfile`]):
+            The means of every layer and head over the text.
+    """
+
+    model: PreTrainedModel
+    name: str
+    passage: Passage
+    block_starts: torch.Tensor
+    local_starts: torch.Tensor
+    shares: torch.Tensor
+    profile: LocalityProfile
+    _rows: AttentionRows
+    #: The last position that was predicted at dial 0, its logits and how the text goes on: whoever moves the dial asks
+    #: for it again and again.
+    _free: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """`int`: layers of the model."""
+        return self.shares.shape[0]
+
+    @property
+    def num_heads(self) -> int:
+        """`int`: heads of a layer."""
+        return self.profile.fidelity.shape[1]
+
+    def weights(self, layer: int, position: int) -> torch.Tensor:
+        """
+        Where one query looks, at dial 0.
+
+        Args:
+            layer (`int`), position (`int`):
+                From 0.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_heads, position + 1)`: see [`AttentionRows.row`].
+
+        Raises:
+            ValueError: for a layer or a position that is not there.
+        """
+        _check_place("layer", layer, self.num_layers)
+        _check_place("position", position, len(self.passage))
+        return self._rows.row(layer, position)
+
+    def predict(self, position: int, dial: float, max_new_tokens: int = 16, top_k: int = 5) -> Prediction:
+        """
+        What comes after a position, under the dial. Blocks are those that the model finds itself, as in every
+        generation.
+
+        Args:
+            position (`int`):
+                The last token that the model sees, from 0.
+            dial (`float`):
+                In [0, 1].
+            max_new_tokens (`int`, *optional*, defaults to 16):
+                Tokens of the continuation, as far as the model has positions for them.
+            top_k (`int`, *optional*, defaults to 5):
+                How many of the next tokens to name.
+
+        Raises:
+            ValueError: for a position that is not there, or a dial outside [0, 1].
+        """
+        _check_place("position", position, len(self.passage))
+        check_share("dial", dial)
+        if position not in self._free:
+            self._free.clear()
+            self._free[position] = self._go_on(position, 0.0, max_new_tokens)
+        free, _ = self._free[position]
+        logits, continuation = self._free[position] if dial == 0 else self._go_on(position, dial, max_new_tokens)
+        probabilities = logits.softmax(-1)
+        best = probabilities.topk(top_k)
+        actual = None
+        if position + 1 < len(self.passage):
+            actual = probabilities[self.passage.input_ids[position + 1]].item()
+        decode = self.passage.tokenizer.decode
+        return Prediction(
+            [decode([token], clean_up_tokenization_spaces=False) for token in best.indices.tolist()],
+            best.values.tolist(),
+            actual,
+            max(0.0, divergence_bits(free, logits).item()),
+            continuation,
+        )
+
+    def _go_on(self, position: int, dial: float, max_new_tokens: int) -> tuple[torch.Tensor, str]:
+        """The logits of the next token, float32, and the text of those that follow."""
+        prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
+        limit = num_positions(self.model.config)
+        if limit is not None:  # the last token is not read again
+            max_new_tokens = min(max_new_tokens, limit - position)
+        outputs = self.model.generate(
+            input_ids=prefix,
+            attention_mask=torch.ones_like(prefix),
+            locality_dial=dial,
+            min_fidelity=0.0,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=self.model.generation_config.pad_token_id or 0,  # of one text without padding
+        )
+        # A tokenizer writes a space, or a character in several tokens, only where it knows what stands before.
+        before, whole = (
+            self.passage.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+            for tokens in (prefix[0], outputs.sequences[0])
+        )
+        return outputs.logits[0][0].float().cpu(), whole[len(before.rstrip("\ufffd")) :]
+
+
+@torch.no_grad()
+def read(
+    model: PreTrainedModel, passage: Passage, block_starts: torch.Tensor | None = None, name: str | None = None
+) -> Reading:
+    """
+    Measures one text, in memory that grows linearly with its length. Every layer is measured on the same blocks, those
+    of the last one: so that one picture of the text holds for all layers, and they can be compared.
+
+    Args:
+        model (a localised language model, or a [`~peft.PeftModel`] around one):
+            The model; it is set to evaluation mode. No other thread may use it meanwhile.
+        passage ([`Passage`]):
+            The text.
+        block_starts (`torch.LongTensor` of shape `(length,)`, *optional*):
+            Blocks in place of the model's own, such as those of another model's reading.
+        name (`str`, *optional*):
+            What to call the model; by default, what it was loaded as, or its class.
+
+    Returns:
+        [`Reading`]
+
+    Raises:
+        ValueError: for a model that is not localised, a text longer than the model's positions, tokens that it does not
+            have, and for blocks of another length.
+    """
+    check_model("model", model)
+    core, length = core_model(model.eval()), len(passage)
+    limit = num_positions(core.config)
+    if limit is not None and length > limit:
+        raise ValueError(f"`text` has {length} tokens; the model has positions for {limit}.")
+    vocabulary_size = core.get_input_embeddings().num_embeddings
+    if (highest := passage.input_ids.max().item()) >= vocabulary_size:
+        raise ValueError(f"`text` has the token {highest}; the model knows 0 to {vocabulary_size - 1}.")
+    decoder = core.base_model
+    inputs = {"input_ids": passage.input_ids[None].to(decoder.device)}
+    if block_starts is not None and block_starts.shape != passage.input_ids.shape:
+        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
+    with core.set_locality_dial(0.0):
+        if block_starts is None:
+            block_starts = last_block_starts(decoder, inputs)[0].cpu()
+        request = {
+            "block_starts": block_starts[None].to(decoder.device),
+            "output_fidelity": True,
+            "output_entropy": True,
+        }
+        outputs = decoder(**inputs, **request, use_cache=False)
+    sums, locality = ProfileSums(), decoder.config.locality
+    sums.add(outputs, locality)
+    documents = torch.zeros_like(block_starts)[None]
+    shares = torch.stack([torch.stack([part[0].mean(0).cpu() for part in outputs[share]]) for share in SHARES], dim=-1)
+    return Reading(
+        model=model,
+        name=name or core.name_or_path or type(core).__name__,
+        passage=passage,
+        block_starts=block_starts,
+        local_starts=with_previous_blocks(block_starts[None], documents, locality.num_previous_blocks).local_starts[0],
+        shares=shares,
+        profile=sums.profile(),
+        _rows=attention_rows(decoder, **inputs),
+    )
+
+
+def _check_place(name: str, value: int, number: int) -> None:
+    if not 0 <= value < number:
+        raise ValueError(f"`{name}` is {value}; it must be in 0 to {number - 1}.")

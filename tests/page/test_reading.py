@@ -1,0 +1,206 @@
+"""What the page shows is what the models compute, of every architecture."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from modeling.test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
+from torch.testing import assert_close
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from localist_hf import LocalistGPT2LMHeadModel, localize
+from localist_hf.evaluation import locality_probe
+from localist_hf.evaluation.faithfulness import divergence_bits
+from localist_hf.modeling.localist_model import SHARES
+from localist_hf.page import Passage, read
+
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def passage_of(ids: torch.Tensor) -> Passage:
+    return Passage(ids, [f"<{token}>" for token in ids.tolist()], tokenizer=None)
+
+
+@every_architecture
+@torch.no_grad()
+def test_rows_are_those_of_the_model_s_own_eager_attention(architecture: str) -> None:
+    native = copy.deepcopy(untouched(architecture))
+    native.set_attn_implementation("eager")
+    ids = text(batch_size=1)[0]
+    expected = native(ids, output_attentions=True, use_cache=False).attentions
+    model = localised(architecture)
+    attention = model.config._attn_implementation
+    reading = read(model, passage_of(ids[0]))
+    assert model.config._attn_implementation == attention
+    assert (reading.num_layers, reading.num_heads) == (LAYERS, 4)
+    for layer in range(LAYERS):
+        assert expected[layer].std() > 0.01  # it can fail: attention is far from even
+        for position in range(ids.shape[1]):
+            weights = reading.weights(layer, position)
+            assert_close(weights, expected[layer][0, :, position, : position + 1], atol=1e-5, rtol=0)
+
+
+@every_architecture
+@torch.no_grad()
+def test_shares_are_the_sums_of_these_rows_over_the_blocks_that_are_shown(architecture: str) -> None:
+    model = localised(architecture, num_sink_tokens=2, num_previous_blocks=1)
+    ids = text(batch_size=1)[0]
+    reading = read(model, passage_of(ids[0]))
+    outputs = model(ids, output_fidelity=[LAYERS - 1])
+    assert torch.equal(reading.block_starts, outputs.block_starts[0][0])
+    assert reading.block_starts.unique().numel() > 4
+    has_learned_sink = architecture == "gpt_oss"
+    for layer in range(LAYERS):
+        for position in range(0, ids.shape[1], 7):
+            row = reading.weights(layer, position).double().mean(0)
+            start, local = reading.block_starts[position], reading.local_starts[position]
+            keys = torch.arange(position + 1)
+            own, sink = keys == position, (keys < 2) & (keys < start)
+            block = (keys >= local) & ~own & ~sink
+            learned = 1 - row.sum() if has_learned_sink else 0.0
+            parts = [row[own].sum(), row[sink].sum() + learned, row[block].sum(), row[~(own | sink | block)].sum()]
+            assert_close(reading.shares[layer, position].double(), torch.stack(parts), atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_profile_is_that_of_the_probe() -> None:
+    model, other = localised("llama"), localised("llama", num_previous_blocks=1)
+    ids = text(batch_size=1)[0]
+    reading = read(model, passage_of(ids[0]))
+    probed = locality_probe(model, [{"input_ids": ids}], block_model=model)
+    assert torch.equal(reading.profile.context_fidelity, probed.context_fidelity)
+    # A second model on the first one's blocks.
+    starts = torch.arange(ids.shape[1]) // 5 * 5
+    probed = locality_probe(other, [{"input_ids": ids, "block_starts": starts[None]}])
+    reading = read(other, passage_of(ids[0]), block_starts=starts)
+    assert torch.equal(reading.block_starts, starts)
+    assert torch.equal(reading.local_starts, (starts - 5).clamp(min=0))
+    for name in ("context_fidelity", *SHARES):
+        assert torch.equal(getattr(reading.profile, name), getattr(probed, name))
+
+
+@torch.no_grad()
+def test_what_is_read_is_at_dial_0_whatever_is_set() -> None:
+    ids = text(batch_size=1)[0]
+    free = read(localised("qwen2"), passage_of(ids[0]))
+    dialled = localised("qwen2", locality_dial=1.0, min_fidelity=0.5)
+    dialled.set_locality_dial(0.7)
+    reading = read(dialled, passage_of(ids[0]))
+    assert torch.equal(reading.shares, free.shares)
+    assert torch.equal(reading.block_starts, free.block_starts)
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    ids = text(batch_size=1)[0]
+    passage = passage_of(ids[0])
+    with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel; it must be a localised language model"):
+        read(untouched("gpt2"), passage)
+    model = localised("gpt2")
+    with pytest.raises(ValueError, match="`text` has 132 tokens; the model has positions for 128"):
+        read(model, passage_of(ids[0].repeat(2)))
+    with pytest.raises(ValueError, match="`text` has the token 64; the model knows 0 to 63"):
+        read(model, passage_of(torch.tensor([1, 64])))
+    with pytest.raises(ValueError, match=r"`block_starts` has the shape \(3,\); the text has 66 tokens"):
+        read(model, passage, block_starts=torch.zeros(3, dtype=torch.long))
+    reading = read(model, passage)
+    with pytest.raises(ValueError, match="`layer` is 4; it must be in 0 to 3"):
+        reading.weights(4, 0)
+    for position in (-1, 66):
+        with pytest.raises(ValueError, match=f"`position` is {position}; it must be in 0 to 65"):
+            reading.weights(0, position)
+        with pytest.raises(ValueError, match=f"`position` is {position}; it must be in 0 to 65"):
+            reading.predict(position, 0.5)
+    with pytest.raises(ValueError, match=r"`dial` is 1\.5"):
+        reading.predict(0, 1.5)
+
+
+def test_one_token_has_no_context() -> None:
+    reading = read(localised("llama"), passage_of(torch.tensor([5])))
+    assert_close(reading.weights(0, 0), torch.ones(4, 1))
+    assert reading.profile.context_fidelity.isnan().all()
+    assert_close(reading.shares.sum(-1), torch.ones(LAYERS, 1))
+
+
+# --- predictions
+
+
+@pytest.fixture
+def model(model_for_tokenizer: PreTrainedModel) -> PreTrainedModel:
+    return localize(model_for_tokenizer, locality_schedule="localist", min_block_length=3, max_block_length=12)
+
+
+TEXT = "Sentence number 12 says something. some more of the words here\nnumber 3 says more."
+
+
+@torch.no_grad()
+def test_predictions_are_those_of_the_forward_pass(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    passage = Passage.of(tokenizer, TEXT)
+    reading = read(model, passage)
+    for position in (0, 9, len(passage) - 1):
+        prefix = passage.input_ids[None, : position + 1]
+        free, dialled = (model(prefix, locality_dial=dial).logits[0, -1] for dial in (0.0, 1.0))
+        for dial, logits in ((1.0, dialled), (0.0, free)):
+            prediction = reading.predict(position, dial, max_new_tokens=4)
+            probabilities = logits.softmax(-1)
+            assert_close(torch.tensor(prediction.probabilities), probabilities.topk(5).values, atol=1e-6, rtol=1e-5)
+            assert prediction.tokens == [tokenizer.decode([token]) for token in probabilities.topk(5).indices]
+            bits = divergence_bits(free, logits)
+            assert_close(torch.tensor(prediction.divergence), bits, atol=1e-5, rtol=1e-4)
+            assert (prediction.divergence > 0.01) == (dial > 0 and position > 0)
+            generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=dial, pad_token_id=0)
+            assert prediction.continuation == tokenizer.decode(generated[0])[len(tokenizer.decode(prefix[0])) :]
+            if position + 1 < len(passage):
+                actual = probabilities[passage.input_ids[position + 1]]
+                assert_close(torch.tensor(prediction.actual_probability), actual, atol=1e-6, rtol=1e-5)
+            else:
+                assert prediction.actual_probability is None
+
+
+def test_a_text_may_fill_all_positions(
+    make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    passage = Passage.of(tokenizer, TEXT)
+    model = make_model(vocab_size=len(tokenizer), n_positions=len(passage))
+    reading = read(model, passage)
+    prediction = reading.predict(len(passage) - 1, 1.0)
+    logits = model(passage.input_ids[None], locality_dial=1.0).logits[0, -1]
+    assert prediction.continuation == prediction.tokens[0] == tokenizer.decode([logits.argmax()])
+    assert prediction.actual_probability is None
+    assert len(tokenizer(reading.predict(len(passage) - 3, 0.0).continuation)["input_ids"]) == 3
+
+
+# --- the text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words, two  spaces\n\n\tand tabs",
+        "naïve 😀 café 日本語 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        " <script>alert(1)</script>&amp; ",
+    ],
+)
+def test_the_pieces_are_the_text(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    passage = Passage.of(tokenizer, text)
+    assert "".join(passage.pieces) == text
+    assert len(passage.pieces) == len(passage.input_ids)
+    assert passage.pieces[-1] or not text.isascii()
+
+
+def test_added_special_tokens_have_their_names(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    end = tokenizer.eos_token
+    tokenizer.add_bos_token = True
+    tokenizer.bos_token = end
+    tokenizer.update_post_processor()
+    passage = Passage.of(tokenizer, f"one{end}two")
+    assert passage.pieces[0] == end
+    assert "".join(passage.pieces) == f"{end}one{end}two"
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_a_text_without_a_word_is_refused(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    with pytest.raises(ValueError, match="`text` is empty"):
+        Passage.of(tokenizer, text)
