@@ -22,6 +22,7 @@ examples:
   localist-hf train --config quintic.yaml --learning_rate 5e-5
   localist-hf family quick --output-dir runs/family --jobs 2
   localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
+  localist-hf view runs/quintic --compare runs/distributed --text "Some text. And some more of it."
   localist-hf publish runs/family --namespace my-org --dry-run
   localist-hf export runs/quintic --to gpt2 my-gpt2
 
@@ -33,6 +34,7 @@ _COMMANDS = {
     "base": "train a small base on the text that Python ships",
     "family": "compare locality configurations: a grid of runs from one base",
     "evaluate": "measure and draw where the attention of any causal language model goes",
+    "view": "read a model's attention on a page, with the dial",
     "publish": "publish runs as repositories on the Hub",
     "export": "write a run as a plain GPT-2 folder",
 }

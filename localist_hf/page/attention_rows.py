@@ -38,6 +38,11 @@ class AttentionRows:
         """Notes what a layer's attention is handed for the text."""
         self._layers[module.layer_idx] = _Layer(module, query.detach(), key.detach(), arguments)
 
+    @property
+    def has_learned_sink(self) -> bool:
+        """`bool`: whether the attention knows a sink that is no token."""
+        return any("s_aux" in layer.arguments for layer in self._layers.values())
+
     @torch.no_grad()
     def row(self, layer: int, position: int) -> torch.Tensor:
         """

@@ -1,6 +1,7 @@
 """All that the page shows of one model and one text."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,6 +127,11 @@ class Reading:
         """`int`: heads of a layer."""
         return self.profile.fidelity.shape[1]
 
+    @property
+    def has_learned_sink(self) -> bool:
+        """`bool`: whether part of the attention goes to a sink that is no token."""
+        return self._rows.has_learned_sink
+
     def weights(self, layer: int, position: int) -> torch.Tensor:
         """
         Where one query looks, at dial 0.
@@ -229,7 +235,7 @@ def read(
         block_starts (`torch.LongTensor` of shape `(length,)`, *optional*):
             Blocks in place of the model's own, such as those of another model's reading.
         name (`str`, *optional*):
-            What to call the model; by default, what it was loaded as, or its class.
+            What to call the model; by default its Hub id, or the name of its folder, or of its class.
 
     Returns:
         [`Reading`]
@@ -259,13 +265,16 @@ def read(
             "output_entropy": True,
         }
         outputs = decoder(**inputs, **request, use_cache=False)
+    if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
+        known = core.name_or_path or type(core).__name__
+        name = Path(known).name if Path(known).is_dir() else known
     sums, locality = ProfileSums(), decoder.config.locality
     sums.add(outputs, locality)
     documents = torch.zeros_like(block_starts)[None]
     shares = torch.stack([torch.stack([part[0].mean(0).cpu() for part in outputs[share]]) for share in SHARES], dim=-1)
     return Reading(
         model=model,
-        name=name or core.name_or_path or type(core).__name__,
+        name=name,
         passage=passage,
         block_starts=block_starts,
         local_starts=with_previous_blocks(block_starts[None], documents, locality.num_previous_blocks).local_starts[0],
@@ -273,6 +282,24 @@ def read(
         profile=sums.profile(),
         _rows=attention_rows(decoder, **inputs),
     )
+
+
+def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: str | None = None) -> Reading:
+    """
+    What another model makes of the same tokens, on the blocks of the first one.
+
+    Args:
+        first ([`Reading`]):
+            The first model's.
+        model, passage, name:
+            As for [`read`]; the text as the other model's tokenizer cuts it.
+
+    Raises:
+        ValueError: as [`read`], and for other tokens.
+    """
+    if not torch.equal(passage.input_ids, first.passage.input_ids):
+        raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
+    return read(model, passage, first.block_starts, name)
 
 
 def _check_place(name: str, value: int, number: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from modeling.test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
+from test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 

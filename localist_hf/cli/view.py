@@ -1,0 +1,108 @@
+"""`localist-hf view`: a page on which to read the attention of any causal language model, live or as one file."""
+
+import argparse
+import ipaddress
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..page import Passage, read, read_beside, saved_page
+from .arguments import locality_settings
+from .data import python_reference, split_topics
+from .errors import INPUT_ERRORS, CommandError, ending_with
+from .evaluate import load
+
+
+#: The model that the package comes with.
+_BASE = Path(__file__).parents[1] / "base"
+_DEFAULT_CHARACTERS = 600
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `localist-hf view`."""
+    parser = argparse.ArgumentParser(
+        prog="localist-hf view",
+        description="Read the attention of a causal language model, whether it was trained for locality or not: the "
+        "text and its blocks; of each token where it looks, by layer and head; what comes next at each position of the "
+        "dial. Opens a page on this machine (which needs `pip install 'localist-hf[view]'`), or saves one, without the "
+        "dial, as a file that needs no server.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?",
+        help="model or LoRA adapter: a local folder or a Hub id; by default the small base that the package comes with",
+    )  # fmt: skip
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
+    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
+    parser.add_argument("--compare", metavar="MODEL", help="second model, with the same tokens, beside the first")
+    parser.add_argument(
+        "--locality", metavar="JSON",
+        help="settings of locality in place of the models' own, such as '{\"num_sink_tokens\": 1}'",
+    )  # fmt: skip
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the page to this file, and open none")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="port to listen on; by default the first that is free from 7860 on")
+    parser.add_argument("--share", action="store_true", help="let Gradio make a public link to the page")
+    return parser
+
+
+def default_text() -> str:
+    """Whole lines from the part of the Python language reference that no model of this package is trained on."""
+    return split_topics(python_reference())["held-out"][3][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `localist-hf view` with these arguments."""
+    args = build_parser().parse_args(arguments)
+    name = args.model
+    if name is None:
+        if not (_BASE / "config.json").is_file():
+            raise CommandError("MODEL is missing; give a model's folder or Hub id.")
+        name = str(_BASE)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
+    if args.save is None and find_spec("gradio") is None:
+        raise CommandError("`gradio` is not installed, which the page needs: pip install 'localist-hf[view]'.")
+    text = default_text() if args.text is None else args.text
+    if args.text_file is not None:
+        with ending_with(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
+            text = args.text_file.read_text(encoding="utf-8")
+    with ending_with(2, *INPUT_ERRORS):
+        settings = locality_settings(args.locality)
+        if args.save is not None and not args.save.parent.is_dir():
+            raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
+        loaded = {model: load(model, settings) for model in filter(None, (name, args.compare))}
+
+    if args.save is not None:
+        with ending_with(2, *INPUT_ERRORS):
+            model, tokenizer = loaded[name]
+            readings = [read(model, Passage.of(tokenizer, text))]
+            if args.compare is not None:
+                model, tokenizer = loaded[args.compare]
+                readings.append(read_beside(readings[0], model, Passage.of(tokenizer, text)))
+            saved_page(readings).save(args.save)
+        print(f"Written: {args.save}")
+        return
+
+    def load_by_name(wanted: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        try:
+            return loaded.get(wanted) or load(wanted, settings)
+        except CommandError as error:
+            raise ValueError(str(error)) from error
+
+    from ..page.live_page import live_page  # only those who open one have Gradio
+
+    # Strangers choose among these models only.
+    page = live_page(load_by_name, [name], text, args.compare, is_open=_is_loopback(args.host) and not args.share)
+    with ending_with(2, OSError, what=f"`host` is {args.host!r} and `port` {args.port}: "):
+        page.launch(
+            server_name=args.host, server_port=args.port, share=args.share, ssr_mode=False, footer_links=["gradio"]
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -1,0 +1,599 @@
+// Draws readings: a text, its blocks, and where each of its tokens looks. The same for a saved page, whose numbers are
+// all in it, and for a live one, which asks a server.
+
+/** Bytes that Python's `pack` has packed, as an array of this type. */
+async function unpack(packed, ArrayType) {
+  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new ArrayType(await new Response(stream).arrayBuffer());
+}
+
+/** Number of the weights of all queries before this one. */
+const triangle = (position) => (position * (position + 1)) / 2;
+
+/** Answers from the numbers in a saved page: they know all weights, and nothing of the dial. */
+function savedSource(data) {
+  const unpacked = data.readings.map(async ({ rows }) => ({
+    mean: await unpack(rows.mean, Uint16Array),
+    heads: await unpack(rows.heads, Uint8Array),
+    largest: await unpack(rows.largest, Uint16Array),
+  }));
+  const length = data.tokens.length;
+  return {
+    /** The weights of one query; of the mean over heads where `head` is null. */
+    async weights({ reading, layer, head, position }) {
+      const { mean, heads, largest } = await unpacked[reading];
+      const row = head === null ? layer : layer * data.readings[reading].numHeads + head;
+      const start = row * triangle(length) + triangle(position);
+      const packed = (head === null ? mean : heads).subarray(start, start + position + 1);
+      const unit = head === null ? 1 / 65535 : largest[row * length + position] / 65535 / 255;
+      return Array.from(packed, (value) => value * unit);
+    },
+  };
+}
+
+/** An element with attributes, and with children that are elements or text. Text stays text, whatever it holds. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A token by itself, with signs for what would not be seen. */
+const quoted = (piece) =>
+  piece === "" ? "(part of a character)" : `‘${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}’`;
+
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+
+/** Of a weight as many digits as are sure. */
+const weightText = (weight) => (weight > 0 && weight < 0.0001 ? "< 0.01 %" : percent(weight, 2));
+
+const PARTS = ["self", "sink", "block", "outside"];
+/** Those that a model has. */
+const partsOf = (reading) => PARTS.filter((part) => part !== "sink" || reading.numSinks || reading.hasLearnedSink);
+const PART_CLASSES = { self: "self", sink: "sink", block: "inside", outside: "outside" };
+
+// Cividis, which is made for the colour-blind and grows lighter throughout.
+const CIVIDIS = [[0, 34, 78], [67, 78, 108], [125, 124, 120], [188, 175, 111], [254, 232, 56]];
+
+/** Background and text colour of a share: of black and white the one that stands out more. */
+function heatColours(share) {
+  const place = Math.min(Math.floor(share * 4), 3);
+  const colour = CIVIDIS[place].map((low, i) => Math.round(low + (share * 4 - place) * (CIVIDIS[place + 1][i] - low)));
+  const [red, green, blue] = colour.map((value) => {
+    const channel = value / 255;
+    return channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4;
+  });
+  const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  return [`rgb(${colour.join(" ")})`, (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) ? "#000" : "#fff"];
+}
+
+function introduction(data, hasDial) {
+  const { numSinks, numPreviousBlocks, partition, hasLearnedSink } = data.readings[0];
+  const before = numPreviousBlocks ? ` or ${numPreviousBlocks > 1 ? `the ${numPreviousBlocks} blocks` : "the block"} before it` : "";
+  const cut = {
+    semantic: "The model itself says where: it marks some tokens, mostly ends of sentences and lines, as the end of a thought.",
+    delimiter: "They end at given signs, such as the ends of sentences.",
+    window: "They all have the same length.",
+  }[partition];
+  const sinks = [
+    numSinks ? `the first ${numSinks > 1 ? `${numSinks} tokens` : "token"} of the text, outside the own block` : "",
+    hasLearnedSink ? "a sink of the model's own, which is no token" : "",
+  ].filter(Boolean);
+  const entry = (part, text) => [
+    make("dt", {}, make("span", { class: `swatch ${PART_CLASSES[part]}`, "aria-hidden": "true" }), part),
+    make("dd", {}, text),
+  ];
+  return make(
+    "details",
+    { class: "intro", open: true },
+    make("summary", {}, "How to read this page, in a minute"),
+    make(
+      "div",
+      { class: "columns" },
+      make(
+        "div",
+        {},
+        make("p", {}, "A language model reads text in tokens: words, or pieces of words. To say what comes next it looks back. In every layer each token has 100 % of attention to spend, on itself and on the tokens before it; several heads of a layer do so side by side. Choose a token to see where it looks."),
+        make("p", {}, make("strong", {}, "Blocks. "), `The text is cut into stretches, numbered and shaded in turn. ${cut} A token's own block${before ? ", with what counts beside it," : ""} is marked “local”.`),
+        make("p", {}, make("strong", {}, "Context fidelity. "), "Of the attention that goes to other words, block and outside together, the part that stays in the block. Where it is near 100 %, the few words of the block tell you all that a head was looking at; near 0 %, you would have to read everything before."),
+      ),
+      make(
+        "div",
+        {},
+        make("p", {}, make("strong", {}, "Shares. "), "Where a token's attention goes, in parts of 100 %:"),
+        make(
+          "dl",
+          {},
+          ...entry("self", "the token itself"),
+          ...(sinks.length ? entry("sink", `${sinks.join(", or ")}: where models leave attention that they have no use for`) : []),
+          ...entry("block", `earlier words in the same block${before}`),
+          ...entry("outside", "all other earlier words"),
+        ),
+        hasDial
+          ? make("p", {}, make("strong", {}, "The dial. "), "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its λ says: at dial 1, a layer with λ = 1 sees its block only. Where predictions stay the same, a few bits apart at most, the block was all that they needed.")
+          : make("p", {}, make("strong", {}, "λ "), "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),
+      ),
+    ),
+  );
+}
+
+/**
+ * Draws a page into an element.
+ *
+ * @param {HTMLElement} host Gets a shadow tree, so that its styles and those around it leave each other alone.
+ * @param {string} css The styles.
+ * @param {object} data What Python's `page_data` makes.
+ * @param {object} source `weights({reading, layer, head, position})` and, where there is a dial,
+ *   `predict({reading, position, dial})`; both give a promise, which fails with a sentence for the reader.
+ */
+async function drawPage(host, css, data, source) {
+  const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
+  const { tokens, blockStarts } = data;
+  const shares = await Promise.all(data.readings.map((reading) => unpack(reading.shares, Uint16Array)));
+  const starts = [...new Set(blockStarts)];
+  const blockOf = blockStarts.map((start) => starts.indexOf(start));
+  const state = { position: tokens.length - 1, dial: 1 };
+
+  const shown = make("output", { "aria-live": "polite" });
+  const chosen = make("div", { class: "chosen", role: "group", "aria-label": "Chosen token" });
+  const step = (label, name, by) =>
+    make("button", { type: "button", "aria-label": name, onclick: () => choose(state.position + by) }, label);
+  chosen.append(shown, step("◀", "Previous token", -1), step("▶", "Next token", 1));
+  if (source.predict) chosen.append(dialControl());
+
+  const panels = data.readings.map((reading, index) => drawPanel(reading, index));
+  root.replaceChildren(
+    make("style", {}, css),
+    make(
+      "div",
+      { class: "page", lang: "en" },
+      introduction(data, Boolean(source.predict)),
+      chosen,
+      make("div", { class: `panels ${panels.length > 1 ? "two" : "one"}` }, ...panels.map(({ section }) => section)),
+    ),
+  );
+  choose(state.position);
+
+  function dialControl() {
+    const value = make("output", {}, state.dial.toFixed(1));
+    const slider = make("input", {
+      type: "range", min: 0, max: 1, step: 0.1, value: state.dial, id: "dial",
+      oninput: () => {
+        state.dial = Number(slider.value);
+        value.textContent = state.dial.toFixed(1);
+        panels.forEach((panel) => panel.predictSoon());
+      },
+    });
+    return make("div", { class: "dial" }, make("label", { for: "dial" }, "Dial"), slider, value);
+  }
+
+  function choose(position) {
+    state.position = Math.max(0, Math.min(tokens.length - 1, position));
+    shown.textContent = `Token ${state.position}, ${quoted(tokens[state.position])}, of ${tokens.length} tokens`;
+    panels.forEach((panel) => panel.update());
+  }
+
+  function drawPanel(reading, index) {
+    const numLayers = reading.lambdas.length;
+    const parts = partsOf(reading);
+    const pick = { layer: numLayers - 1, head: null };
+    let weights = [];
+    let asked = 0;
+    let timer = null;
+    let predicted = 0;
+
+    const error = make("p", { class: "error", role: "alert" });
+    const scale = make("p", { class: "note" });
+    const tip = make("div", { class: "tip", hidden: true, "aria-hidden": "true" });
+    const most = make("tbody");
+    const mostCaption = make("caption");
+    const predictions = make("div", { class: "predictions", "aria-live": "polite" });
+
+    const options = (names) => names.map(([value, name]) => make("option", { value }, name));
+    const numbers = (count) => Array.from({ length: count }, (_, number) => [number, String(number)]);
+    const layerSelect = make(
+      "select", { onchange: () => choosePick(Number(layerSelect.value), pick.head) }, ...options(numbers(numLayers)),
+    );
+    const headSelect = make(
+      "select",
+      { onchange: () => choosePick(pick.layer, headSelect.value === "" ? null : Number(headSelect.value)) },
+      ...options([["", "mean of all"], ...numbers(reading.numHeads)]),
+    );
+
+    const tokenOptions = tokens.map((piece, position) => {
+      const option = make("span", { class: "token", role: "option", "data-position": position, tabindex: -1 });
+      if (piece === "") option.append(make("span", { class: "mark" }, "·"));
+      for (const part of piece.split(/(\n|\t)/)) {
+        if (part === "\n") option.append(make("span", { class: "mark" }, "↵"), "\n");
+        else if (part === "\t") option.append(make("span", { class: "mark" }, "⇥"), "\t");
+        else option.append(part);
+      }
+      return option;
+    });
+    const blocks = starts.map((start, number) => {
+      const end = starts[number + 1] ?? tokens.length;
+      return make(
+        "span",
+        {
+          class: "block", role: "group", "data-number": number,
+          "aria-label": `Block ${number}: tokens ${start} to ${end - 1}`,
+        },
+        ...tokenOptions.slice(start, end),
+      );
+    });
+    const text = make(
+      "div",
+      {
+        class: "text", role: "listbox", "aria-label": `Tokens of the text, as ${reading.name} looks at them`,
+        onclick: (event) => chooseAt(event), onkeydown: (event) => onKey(event),
+        onmouseover: (event) => showTip(event.target.closest(".token")), onmouseleave: () => (tip.hidden = true),
+        onfocusin: (event) => showTip(event.target.closest(".token")), onfocusout: () => (tip.hidden = true),
+      },
+      ...blocks,
+    );
+
+    const shareRows = reading.lambdas.map((lambda, layer) => drawShareRow(lambda, layer));
+    const heatCells = reading.headFidelity.map((heads, layer) =>
+      [reading.layerFidelity[layer], ...heads].map((value, column) => drawHeatCell(value, layer, column - 1)),
+    );
+    const heat = drawHeat();
+
+    const section = make(
+      "section",
+      { class: "panel", "aria-label": reading.name },
+      make("h2", {}, reading.name),
+      error,
+      make(
+        "div",
+        { class: "controls" },
+        make("label", {}, "Layer", layerSelect),
+        make("label", {}, "Head", headSelect),
+      ),
+      text,
+      tip,
+      scale,
+      make("p", { class: "note" }, "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. Tokens, blocks, layers and heads are counted from 0."),
+      ...(source.predict ? [drawPredictions()] : []),
+      make(
+        "div",
+        { class: "parts" },
+        make(
+          "div",
+          {},
+          make("h3", {}, "Where its attention goes, layer by layer"),
+          make(
+            "div",
+            { class: "shares scroll" },
+            make(
+              "table",
+              {},
+              make("caption", {}, "Mean over heads, in percent. Choose a layer to see its words above."),
+              make(
+                "thead",
+                {},
+                make(
+                  "tr",
+                  {},
+                  ...["layer", "λ", "", ...parts].map((name) =>
+                    name ? make("th", { scope: "col" }, name) : make("td", { class: "bar" }),
+                  ),
+                ),
+              ),
+              make("tbody", {}, ...shareRows.map(({ row }) => row)),
+            ),
+          ),
+        ),
+        make(
+          "div",
+          {},
+          make("h3", {}, "The words it looks at most"),
+          make(
+            "table",
+            { class: "most" },
+            mostCaption,
+            make(
+              "thead",
+              {},
+              make("tr", {}, ...["word", "token", "where", "weight"].map((name) => make("th", { scope: "col" }, name))),
+            ),
+            most,
+          ),
+          make("h3", {}, "Context fidelity of each layer and head"),
+          heat,
+        ),
+      ),
+    );
+    return { section, update, predictSoon };
+
+    // --- choosing
+
+    function choosePick(layer, head) {
+      pick.layer = layer;
+      pick.head = head;
+      update();
+    }
+
+    function chooseAt(event) {
+      const token = event.target.closest(".token");
+      if (token) {
+        token.focus({ preventScroll: true });
+        choose(Number(token.dataset.position));
+      }
+    }
+
+    function onKey(event) {
+      const block = blockOf[state.position];
+      const places = {
+        ArrowLeft: state.position - 1,
+        ArrowRight: state.position + 1,
+        ArrowUp: starts[block] < state.position ? starts[block] : starts[Math.max(block - 1, 0)],
+        ArrowDown: starts[block + 1] ?? tokens.length - 1,
+        Home: 0,
+        End: tokens.length - 1,
+      };
+      if (event.key in places && !event.ctrlKey && !event.metaKey && !event.altKey) {
+        event.preventDefault();
+        choose(places[event.key]);
+        tokenOptions[state.position].focus({ preventScroll: true });
+      }
+    }
+
+    // --- the words
+
+    async function update() {
+      const request = ++asked;
+      const { position } = state;
+      const { layer, head } = pick;
+      layerSelect.value = layer;
+      headSelect.value = head ?? "";
+      updateShares(position);
+      updateHeat();
+      if (source.predict) predictSoon();
+      try {
+        const answer = await source.weights({ reading: index, layer, head, position });
+        if (request !== asked) return; // something else has been chosen meanwhile
+        error.textContent = "";
+        weights = answer;
+        updateWords(position);
+      } catch (problem) {
+        if (request === asked) error.textContent = problem.message;
+      }
+    }
+
+    /** Which of the four parts a token's attention on another one counts to. */
+    function partOf(key, position) {
+      if (key === position) return "self";
+      if (key < reading.numSinks && key < blockStarts[position]) return "sink";
+      return key >= reading.localStarts[position] ? "block" : "outside";
+    }
+
+    function updateWords(position) {
+      tokenOptions.forEach((option, key) => {
+        const isLater = key > position;
+        option.classList.toggle("later", isLater);
+        option.style.setProperty("--w", isLater ? 0 : Math.sqrt(weights[key]).toFixed(3));
+        option.setAttribute("aria-selected", key === position);
+        option.tabIndex = key === position ? 0 : -1;
+        const where = isLater ? "after the chosen token" : `${weightText(weights[key])}, ${partOf(key, position)}`;
+        option.setAttribute("aria-label", `${quoted(tokens[key])}, token ${key}, ${where}`);
+      });
+      blocks.forEach((block, number) => {
+        const start = starts[number];
+        block.classList.toggle("local", start <= position && start >= reading.localStarts[position]);
+      });
+      tip.hidden = true;
+      const token = tokenOptions[position].offsetTop;
+      if (token < text.scrollTop || token > text.scrollTop + text.clientHeight - 40) {
+        text.scrollTop = token - text.clientHeight / 2;
+      }
+      const of = `layer ${pick.layer}, ${pick.head === null ? "mean of all heads" : `head ${pick.head}`}`;
+      scale.textContent =
+        `Shade and underline: the square root of the attention in ${of}; full at 100 %.` +
+        (reading.hasLearnedSink ? " What is missing of 100 % is on the model's own sink." : "");
+      mostCaption.textContent = `From token ${position}, ${quoted(tokens[position])}, in ${of}.`;
+      const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 6);
+      most.replaceChildren(
+        ...best.map((key) =>
+          make(
+            "tr",
+            {},
+            make("td", { class: "word" }, quoted(tokens[key])),
+            make("td", {}, String(key)),
+            make("td", {}, partOf(key, position)),
+            make("td", {}, weightText(weights[key])),
+          ),
+        ),
+      );
+    }
+
+    function showTip(token) {
+      tip.hidden = token === null;
+      if (!token) return;
+      const key = Number(token.dataset.position);
+      const where = key > state.position
+        ? "after the chosen token"
+        : `${weightText(weights[key] ?? 0)} of the attention, ${partOf(key, state.position)}`;
+      tip.textContent = `${quoted(tokens[key])} · token ${key} · block ${blockOf[key]} · ${where}`;
+      const place = token.getClientRects()[0];
+      const frame = section.getBoundingClientRect();
+      tip.style.top = `${place.bottom - frame.top + 6}px`;
+      tip.style.left = `${Math.max(0, Math.min(place.left - frame.left, frame.width - 264))}px`;
+    }
+
+    // --- shares by layer
+
+    function drawShareRow(lambda, layer) {
+      const button = make(
+        "button",
+        { type: "button", class: "pick", "aria-label": `Layer ${layer}, mean of all heads`, onclick: () => choosePick(layer, null) },
+        String(layer),
+      );
+      const segments = parts.map((part) => make("div", { class: PART_CLASSES[part] }));
+      const cells = parts.map(() => make("td"));
+      const row = make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, button),
+        make("td", {}, String(Number(lambda.toFixed(2)))),
+        make("td", { class: "bar" }, make("div", { class: "stack", "aria-hidden": "true" }, ...segments)),
+        ...cells,
+      );
+      return { row, button, segments, cells };
+    }
+
+    function updateShares(position) {
+      shareRows.forEach(({ row, button, segments, cells }, layer) => {
+        const start = (layer * tokens.length + position) * PARTS.length;
+        parts.forEach((part, place) => {
+          const share = shares[index][start + PARTS.indexOf(part)] / 65535;
+          segments[place].style.width = `${100 * share}%`;
+          cells[place].textContent = (100 * share).toFixed(1);
+        });
+        row.classList.toggle("picked", layer === pick.layer);
+        button.setAttribute("aria-pressed", layer === pick.layer);
+      });
+    }
+
+    // --- layers and heads
+
+    function drawHeatCell(value, layer, column) {
+      const head = column < 0 ? null : column;
+      const name = `Layer ${layer}, ${head === null ? "mean of all heads" : `head ${head}`}`;
+      const said = value === null ? "no attention to other words" : `context fidelity ${percent(value)}`;
+      const button = make(
+        "button",
+        {
+          type: "button", tabindex: -1, "aria-label": `${name}: ${said}`, title: `${name}: ${said}`,
+          onclick: () => choosePick(layer, head),
+        },
+        value === null ? "–" : (100 * value).toFixed(0),
+      );
+      const [background, colour] = value === null ? ["#fff", "#000"] : heatColours(value);
+      button.style.background = background;
+      button.style.color = colour;
+      return button;
+    }
+
+    function drawHeat() {
+      const heads = Array.from({ length: reading.numHeads }, (_, head) => String(head));
+      return make(
+        "div",
+        { class: "heat scroll" },
+        make("p", { class: "note" }, "Over the whole text, in percent. Choose a head to see its words above."),
+        make(
+          "table",
+          { role: "grid", "aria-label": "Context fidelity by layer and head", onkeydown: (event) => onHeatKey(event) },
+          make("thead", {}, make("tr", {}, ...["layer", "all", ...heads].map((name) => make("th", { scope: "col" }, name)))),
+          make(
+            "tbody",
+            {},
+            ...heatCells.map((cells, layer) =>
+              make("tr", {}, make("th", { scope: "row" }, String(layer)), ...cells.map((cell) => make("td", {}, cell))),
+            ),
+          ),
+        ),
+      );
+    }
+
+    function updateHeat() {
+      heatCells.forEach((cells, layer) =>
+        cells.forEach((cell, column) => {
+          const isPicked = layer === pick.layer && column - 1 === (pick.head ?? -1);
+          cell.setAttribute("aria-pressed", isPicked);
+          cell.tabIndex = isPicked ? 0 : -1;
+        }),
+      );
+    }
+
+    function onHeatKey(event) {
+      const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      const [down, right] = moves[event.key];
+      const layer = Math.max(0, Math.min(numLayers - 1, pick.layer + down));
+      const column = Math.max(0, Math.min(reading.numHeads, (pick.head ?? -1) + 1 + right));
+      choosePick(layer, column === 0 ? null : column - 1);
+      heatCells[layer][column].focus();
+    }
+
+    // --- the dial
+
+    function drawPredictions() {
+      return make("div", {}, make("h3", {}, "What comes next, at dial 0 and at the dial"), predictions);
+    }
+
+    /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
+    function predictSoon() {
+      clearTimeout(timer);
+      predictions.setAttribute("aria-busy", "true");
+      timer = setTimeout(predict, 250);
+    }
+
+    async function predict() {
+      const request = ++predicted;
+      const { position, dial } = state;
+      try {
+        const free = await source.predict({ reading: index, position, dial: 0 });
+        const dialled = await source.predict({ reading: index, position, dial });
+        if (request !== predicted) return;
+        error.textContent = "";
+        showPredictions(position, dial, free, dialled);
+      } catch (problem) {
+        if (request === predicted) error.textContent = problem.message;
+      }
+      predictions.removeAttribute("aria-busy");
+    }
+
+    function showPredictions(position, dial, free, dialled) {
+      const isFree = reading.lambdas.every((lambda) => lambda === 0);
+      const bits = dialled.divergence > 0 && dialled.divergence < 0.001 ? "less than 0.001 bits" : `${dialled.divergence.toFixed(3)} bits`;
+      const sentences = [
+        `Between the two: ${bits} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
+      ];
+      if (free.actual !== null) {
+        sentences.push(
+          `The text goes on with ${quoted(tokens[position + 1])}: ${percent(free.actual)} at dial 0, ` +
+            `${percent(dialled.actual)} at dial ${dial.toFixed(1)}.`,
+        );
+      }
+      if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
+      const column = (name, { tokens: words, probabilities, continuation }) =>
+        make(
+          "div",
+          {},
+          make("h4", {}, name),
+          make(
+            "table",
+            {},
+            make("thead", {}, make("tr", {}, ...["next", "probability"].map((title) => make("th", { scope: "col" }, title)))),
+            make(
+              "tbody",
+              {},
+              ...words.map((word, place) =>
+                make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
+              ),
+            ),
+          ),
+          make("p", { class: "note" }, "and so it goes on, the likeliest token each time:"),
+          make("p", { class: "goes-on" }, continuation),
+        );
+      predictions.replaceChildren(
+        column("dial 0", free),
+        column(`dial ${dial.toFixed(1)}`, dialled),
+        make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),
+      );
+    }
+  }
+}
+
+/** Says why there is nothing to draw. */
+function drawProblem(host, css, problem) {
+  const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
+  const sentence = make("p", { class: "error", role: "alert" }, problem);
+  root.replaceChildren(make("style", {}, css), make("div", { class: "page", lang: "en" }, sentence));
+}

@@ -1,0 +1,104 @@
+"""The page as one file that needs no server and no network, and in notebooks."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..version import __version__
+from .page_data import page_data
+from .reading import Passage, Reading, read, read_beside
+
+
+TITLE = "Where a language model looks"
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """
+    A page that is shown where it is a notebook cell's last value.
+
+    Args:
+        html (`str`):
+            The whole file: text, numbers, styles and script.
+    """
+
+    html: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes the page to a file, which any browser opens."""
+        Path(path).write_text(self.html, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        # A frame of its own keeps a notebook's styles and the page's apart.
+        return (
+            f'<iframe srcdoc="{html.escape(self.html)}" title="{TITLE}" '
+            'style="width: 100%; height: 900px; border: 1px solid #c4c7d0"></iframe>'
+        )
+
+
+def view(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, compare: PreTrainedModel | None = None
+) -> Page:
+    """
+    Shows where a model looks in a text: its blocks, and of each token the shares of its attention by layer, and the
+    words that it looks at in each layer and head.
+
+    Args:
+        model (a localised language model, or a [`~peft.PeftModel`] around one):
+            The model, trained for locality or not; it is set to evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        text (`str`):
+            The text. All attention weights are in the page, 2 MB at most for 256 tokens and 6 layers of 12 heads; they
+            grow with the square of its length.
+        compare (a localised language model, *optional*):
+            A second model, with the same tokens, to be shown beside it on the same blocks.
+
+    Returns:
+        [`Page`]: shown in a notebook; `save` writes it to a file.
+
+    Raises:
+        ValueError: for a model that is not localised, and for a text that is empty or longer than the models'
+            positions.
+
+    Example:
+
+    ```python
+    >>> import localist_hf
+
+    >>> model = localist_hf.localize(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M"))
+    >>> localist_hf.view(model, tokenizer, "Some text. And some more of it.").save("page.html")
+    ```
+    """
+    passage = Passage.of(tokenizer, text)
+    readings = [read(model, passage)]
+    if compare is not None:
+        readings.append(read_beside(readings[0], compare, passage))
+    return saved_page(readings)
+
+
+def saved_page(readings: Sequence[Reading]) -> Page:
+    """
+    The page of readings, with all of their attention weights.
+
+    Args:
+        readings (`Sequence[Reading]`):
+            One, or several of the same tokens on the same blocks.
+    """
+    files = resources.files(__package__)
+    data = {"page": page_data(readings, has_rows=True), "css": files.joinpath("page.css").read_text(encoding="utf-8")}
+    parts = {
+        "title": html.escape(TITLE),
+        "version": html.escape(__version__),
+        "script": files.joinpath("page.js").read_text(encoding="utf-8"),
+        # As JSON may write it, and so that no text can end the script that it stands in.
+        "data": re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, allow_nan=False)),
+    }
+    template = files.joinpath("saved_page.html").read_text(encoding="utf-8")
+    return Page(re.sub("@(title|version|script|data)@", lambda found: parts[found[1]], template))
