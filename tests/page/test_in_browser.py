@@ -1,0 +1,361 @@
+"""The pages in a browser: what a reader does, and what the page then shows, against the model's own numbers."""
+
+import copy
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from localist_hf import localize
+from localist_hf.page import Passage, Reading, read, read_beside, saved_page
+
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: on Debian, apt-get install chromium"),
+    pytest.mark.slow,
+]
+
+TEXT = (
+    "Sentence number 12 says something.\n\tsome <b>more</b> of the words here 😀\n"
+    "number 3 says <script>alert(1)</script>."
+)
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: "sync_api.Browser") -> Iterator[Callable[..., "sync_api.Page"]]:
+    """Opens an address; at the end of the test nothing may have gone wrong on the page, or been fetched from afar."""
+    pages, complaints = [], []
+
+    def complain(message: "sync_api.ConsoleMessage") -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    def watch_requests(request: "sync_api.Request") -> None:
+        if not re.match(r"file:|data:|blob:|\w+://127\.0\.0\.1", request.url):
+            complaints.append(f"asked for {request.url}")
+
+    def open_address(address: str, width: int = 1280) -> "sync_api.Page":
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        pages.append(page)
+        page.on("console", complain)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append("an alert"))
+        page.on("request", watch_requests)
+        page.goto(address)
+        page.wait_for_selector(".token[aria-selected=true]")
+        return page
+
+    yield open_address
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def models(model_for_tokenizer: LlamaForCausalLM) -> list[PreTrainedModel]:
+    """Two models of one kind, with other weights."""
+    settings = {"locality_schedule": "localist", "min_block_length": 3, "max_block_length": 12, "num_sink_tokens": 1}
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(copy.deepcopy(model_for_tokenizer.config)).eval()
+    return [localize(model, **settings) for model in (model_for_tokenizer, other)]
+
+
+@pytest.fixture
+def readings(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> list[Reading]:
+    passage = Passage.of(tokenizer, TEXT)
+    first = read(models[0], passage, name="first")
+    return [first, read_beside(first, models[1], passage, name="second")]
+
+
+@pytest.fixture
+def saved(readings: list[Reading], tmp_path: Path) -> str:
+    saved_page(readings).save(tmp_path / "page.html")
+    return (tmp_path / "page.html").as_uri()
+
+
+# --- what stands on the page
+
+
+def settled(page: "sync_api.Page", layer: int, head: int | None, position: int, panel: int = 0) -> None:
+    """Waits until a panel shows what was chosen."""
+    of = f"in layer {layer}, {'mean of all heads' if head is None else f'head {head}'}"
+    caption = page.locator(".panel").nth(panel).locator(".most caption")
+    sync_api.expect(caption).to_contain_text(of)
+    sync_api.expect(caption).to_contain_text(f"From token {position},")
+
+
+def shown_weights(page: "sync_api.Page", panel: int = 0) -> list[float]:
+    """What the tokens up to the chosen one are labelled with."""
+    labels = page.locator(".panel").nth(panel).locator(".token").evaluate_all(
+        "tokens => tokens.map((token) => token.getAttribute('aria-label'))"
+    )  # fmt: skip
+    found = [re.search(r"(< )?([\d.]+) %, (self|sink|block|outside)$", label) for label in labels]
+    assert all(
+        label.endswith("after the chosen token") for label, match in zip(labels, found, strict=True) if not match
+    )
+    return [float(match[2]) / 100 for match in found if match]
+
+
+def check_weights(page: "sync_api.Page", reading: Reading, layer: int, head: int | None, position: int, panel: int = 0):
+    settled(page, layer, head, position, panel)
+    weights = reading.weights(layer, position)
+    row = weights.mean(0) if head is None else weights[head]
+    rounding = 0.00006 + (0 if head is None else 0.002 * row.max().item())
+    assert shown_weights(page, panel) == pytest.approx(row.tolist(), abs=rounding)
+
+
+def check_shares(page: "sync_api.Page", reading: Reading, position: int, panel: int = 0) -> None:
+    rows = page.locator(".panel").nth(panel).locator(".shares tbody tr").all_inner_texts()
+    assert len(rows) == reading.num_layers
+    for row, shares in zip(rows, reading.shares[:, position], strict=True):
+        numbers = [float(number) for number in row.split()[-4:]]
+        assert numbers == pytest.approx((100 * shares).tolist(), abs=0.06)
+
+
+def press_tokens(page: "sync_api.Page", position: int, panel: int = 0) -> None:
+    page.locator(".panel").nth(panel).locator(".token").nth(position).click()
+
+
+# --- the saved page
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_saved_page_shows_the_models_numbers(
+    open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading], width: int
+) -> None:
+    page = open_page(saved, width)
+    last, length = readings[0].num_layers - 1, len(readings[0].passage)
+    for panel, reading in enumerate(readings):
+        check_weights(page, reading, last, None, length - 1, panel)
+        check_shares(page, reading, length - 1, panel)
+        assert page.locator(".text").nth(panel).locator(".block").count() == reading.block_starts.unique().numel()
+    press_tokens(page, 11)  # both models' panels follow
+    for panel, reading in enumerate(readings):
+        check_weights(page, reading, last, None, 11, panel)
+        check_shares(page, reading, 11, panel)
+    # One panel's layer and head, by the lists, and by the overview.
+    panel = page.locator(".panel").nth(1)
+    panel.get_by_role("combobox", name="Layer").select_option("1")
+    panel.get_by_role("combobox", name="Head").select_option("3")
+    check_weights(page, readings[1], 1, 3, 11, 1)
+    check_weights(page, readings[0], last, None, 11, 0)
+    panel.get_by_role("button", name=re.compile("^Layer 0, head 2: context fidelity")).click()
+    check_weights(page, readings[1], 0, 2, 11, 1)
+    cells = panel.locator(".heat td").all_inner_texts()
+    fidelity = readings[1].profile.context_fidelity
+    assert [int(cell) for place, cell in enumerate(cells) if place % 5] == pytest.approx(
+        (100 * fidelity).flatten().tolist(), abs=0.51
+    )
+    panel.get_by_role("button", name="Layer 2, mean of all heads", exact=True).click()
+    check_weights(page, readings[1], 2, None, 11, 1)
+    # Nothing is cut off at the side.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_text_is_whole_and_stays_text(
+    open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading]
+) -> None:
+    page = open_page(saved)
+    text = page.locator(".text").first
+    assert re.sub("[↵⇥·]", "", text.text_content()) == TEXT
+    assert text.locator("b, script").count() == 0
+
+
+def test_the_keyboard_is_enough(open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading]) -> None:
+    page = open_page(saved)
+    starts = readings[0].block_starts.unique().tolist()
+    length, last = len(readings[0].passage), readings[0].num_layers - 1
+    page.locator(".token[aria-selected=true]").first.focus()
+    for key, position in (
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("ArrowRight", 1),
+        ("ArrowDown", starts[1]),
+        ("ArrowDown", starts[2]),
+        ("ArrowRight", starts[2] + 1),
+        ("ArrowUp", starts[2]),
+        ("ArrowUp", starts[1]),
+        ("End", length - 1),
+        ("ArrowRight", length - 1),
+    ):
+        page.keyboard.press(key)
+        settled(page, last, None, position)
+        focused = page.evaluate("document.activeElement.shadowRoot.activeElement.dataset.position")
+        assert int(focused) == position
+    check_weights(page, readings[0], last, None, length - 1)
+    page.get_by_role("button", name="Previous token").press("Enter")
+    settled(page, last, None, length - 2)
+    # From cell to cell of the overview.
+    page.locator(".heat").first.locator("button[aria-pressed=true]").focus()
+    for key, layer, head in (("ArrowUp", 1, None), ("ArrowRight", 1, 0), ("ArrowRight", 1, 1), ("ArrowDown", 2, 1)):
+        page.keyboard.press(key)
+        check_weights(page, readings[0], layer, head, length - 2)
+    # Focus is seen.
+    outline = page.evaluate("getComputedStyle(document.activeElement.shadowRoot.activeElement).outlineWidth")
+    assert outline == "3px"
+
+
+def test_hovering_says_the_number(
+    open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading]
+) -> None:
+    page = open_page(saved)
+    position, layer = len(readings[0].passage) - 1, readings[0].num_layers - 1
+    page.locator(".token").nth(3).hover()
+    weight = readings[0].weights(layer, position).mean(0)[3].item()
+    tip = page.locator(".tip").first
+    sync_api.expect(tip).to_be_visible()
+    assert float(re.search(r"([\d.]+) % of the attention", tip.inner_text())[1]) == pytest.approx(
+        100 * weight, abs=0.006
+    )
+
+
+# Text against what is under it, as WCAG 2 has it, of everything that has a text of its own.
+CONTRASTS = """
+() => {
+  const numbers = (colour) => (colour.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const under = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.unshift(numbers(getComputedStyle(at).backgroundColor));
+    const over = (below, [r, g, b, a = 1]) => below.map((v, i) => v + a * ([r, g, b][i] - v));
+    return layers.reduce(over, [255, 255, 255]);
+  };
+  const root = document.querySelector("#page").shadowRoot;
+  return [...root.querySelectorAll(".page *")]
+    .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()))
+    .map((element) => {
+      const text = luminance(numbers(getComputedStyle(element).color).slice(0, 3));
+      const ground = luminance(under(element));
+      const contrast = (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+      return [contrast, `${element.tagName}.${element.className}: ${element.textContent}`];
+    });
+}
+"""
+
+
+def test_every_text_stands_out_from_its_ground(
+    open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading]
+) -> None:
+    page = open_page(saved)
+    press_tokens(page, 9)
+    settled(page, readings[0].num_layers - 1, None, 9)
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 100
+    assert min(contrasts)[0] >= 4.5, min(contrasts)
+
+
+def test_controls_have_names_and_roles(open_page: Callable[..., "sync_api.Page"], saved: str) -> None:
+    page = open_page(saved)
+    snapshot = page.locator("body").aria_snapshot()
+    assert 'listbox "Tokens of the text, as first looks at them"' in snapshot
+    assert 'combobox "Layer"' in snapshot
+    assert 'grid "Context fidelity by layer and head"' in snapshot
+    assert re.search(r'group "Block 0: tokens 0 to \d+"', snapshot)
+    assert re.search(r'option ".*, token 0, [\d.]+ %, sink"', snapshot)
+    assert not re.search(r"^\s*- (button|combobox|option|slider)\s*$", snapshot, re.MULTILINE)  # without a name
+
+
+# --- the live page
+
+
+@pytest.fixture
+def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from localist_hf.page.live_page import live_page
+
+    by_name = dict(zip(("first", "second"), models, strict=True))
+
+    def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        if name not in by_name:
+            raise ValueError(f"`model` is {name!r}, which cannot be loaded.")
+        return by_name[name], tokenizer
+
+    page = live_page(load, ["first", "second"], TEXT)
+    _, address, _ = page.launch(
+        server_name="127.0.0.1", share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True
+    )
+    yield address
+    page.close()
+
+
+def check_predictions(page: "sync_api.Page", reading: Reading, position: int, dial: float, panel: int = 0) -> None:
+    predictions = page.locator(".panel").nth(panel).locator(".predictions")
+    sync_api.expect(predictions.locator("h4").nth(1)).to_have_text(f"dial {dial:.1f}")
+    sync_api.expect(predictions).not_to_have_attribute("aria-busy", "true")
+    columns = predictions.locator("> div")
+    for column, setting in zip(columns.all(), (0.0, dial), strict=True):
+        expected = reading.predict(position, setting)
+        probabilities = [float(row.split()[-2]) / 100 for row in column.locator("tbody tr").all_inner_texts()]
+        assert probabilities == pytest.approx(expected.probabilities, abs=0.0006)
+        assert column.locator(".goes-on").text_content() == expected.continuation
+    sentence = predictions.locator(".between").inner_text()
+    divergence = float(re.search(r"([\d.]+) bits \(Kull", sentence)[1])
+    assert divergence == pytest.approx(reading.predict(position, dial).divergence, abs=0.0011)
+    assert divergence > 0.01
+
+
+def test_the_live_page(
+    address: str, open_page: Callable[..., "sync_api.Page"], models: list[PreTrainedModel], readings: list[Reading],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:  # fmt: skip
+    page = open_page(address)
+    layer, length = readings[0].num_layers - 1, len(readings[0].passage)
+    check_weights(page, readings[0], layer, None, length - 1)
+    check_predictions(page, readings[0], length - 1, 1.0)
+    press_tokens(page, 14)
+    check_weights(page, readings[0], layer, None, 14)
+    check_shares(page, readings[0], 14)
+    check_predictions(page, readings[0], 14, 1.0)
+    page.get_by_role("button", name=re.compile("^Layer 1, head 2: ")).click()
+    check_weights(page, readings[0], 1, 2, 14)
+    # The dial.
+    page.get_by_label("Dial", exact=True).press("ArrowLeft")
+    page.get_by_label("Dial", exact=True).press("ArrowLeft")
+    check_predictions(page, readings[0], 14, 0.8)
+
+    # A second model beside it.
+    page.get_by_label("Second model beside it").fill("second")
+    page.get_by_label("Second model beside it").press("Enter")
+    page.get_by_role("button", name="Read", exact=True).click()
+    sync_api.expect(page.locator(".panel")).to_have_count(2)
+    press_tokens(page, 14, panel=1)
+    for panel, reading in enumerate(readings):
+        check_weights(page, reading, layer, None, 14, panel)
+        check_shares(page, reading, 14, panel)
+        check_predictions(page, reading, 14, 1.0, panel)
+
+    # What cannot be read is said, and the next text is read.
+    for text, sentence in (("", "`text` is empty"), ("a " * 3000, "tokens; this page takes 2048")):
+        page.get_by_label("Text", exact=True).fill(text)
+        page.get_by_role("button", name="Read", exact=True).click()
+        sync_api.expect(page.locator(".page > .error")).to_contain_text(sentence)
+        assert page.locator(".token").count() == 0
+    page.get_by_label("Text", exact=True).fill("number 3 says more.")
+    page.get_by_label("Model", exact=True).fill("third")
+    page.get_by_label("Model", exact=True).press("Enter")
+    page.get_by_role("button", name="Read", exact=True).click()
+    sync_api.expect(page.locator(".page > .error")).to_contain_text("`model` is 'third', which cannot be loaded.")
+    page.get_by_label("Model", exact=True).fill("second")
+    page.get_by_label("Model", exact=True).press("Enter")
+    page.get_by_role("button", name="Read", exact=True).click()
+    passage = Passage.of(tokenizer, "number 3 says more.")
+    sync_api.expect(page.locator(".panel").first.locator(".token")).to_have_count(len(passage))
+    check_weights(page, read(models[1], passage), layer, None, len(passage) - 1)
