@@ -41,7 +41,7 @@ class AttentionRows:
     @property
     def has_learned_sink(self) -> bool:
         """`bool`: whether the attention knows a sink that is no token."""
-        return any("s_aux" in layer.arguments for layer in self._layers.values())
+        return any(layer.arguments.get("s_aux") is not None for layer in self._layers.values())
 
     @torch.no_grad()
     def row(self, layer: int, position: int) -> torch.Tensor:

@@ -539,12 +539,14 @@ async function drawPage(host, css, data, source) {
       const { position, dial } = state;
       try {
         const free = await source.predict({ reading: index, position, dial: 0 });
+        if (request !== predicted) return; // something else has been chosen meanwhile
         const dialled = await source.predict({ reading: index, position, dial });
         if (request !== predicted) return;
         error.textContent = "";
         showPredictions(position, dial, free, dialled);
       } catch (problem) {
-        if (request === predicted) error.textContent = problem.message;
+        if (request !== predicted) return;
+        error.textContent = problem.message;
       }
       predictions.removeAttribute("aria-busy");
     }

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -52,6 +53,7 @@ def test_shares_are_the_sums_of_these_rows_over_the_blocks_that_are_shown(archit
     assert torch.equal(reading.block_starts, outputs.block_starts[0][0])
     assert reading.block_starts.unique().numel() > 4
     has_learned_sink = architecture == "gpt_oss"
+    assert reading.has_learned_sink == has_learned_sink
     for layer in range(LAYERS):
         for position in range(0, ids.shape[1], 7):
             row = reading.weights(layer, position).double().mean(0)
@@ -156,6 +158,18 @@ def test_predictions_are_those_of_the_forward_pass(model: PreTrainedModel, token
                 assert_close(torch.tensor(prediction.actual_probability), actual, atol=1e-6, rtol=1e-5)
             else:
                 assert prediction.actual_probability is None
+
+
+def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    passage = Passage.of(tokenizer, TEXT)
+    before, free = read(model, passage), model(passage.input_ids[None]).logits[0, -1]
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    reading = read(adapted, passage)
+    assert (reading.weights(2, 9) - before.weights(2, 9)).abs().max() > 1e-3
+    logits = adapted(passage.input_ids[None], locality_dial=0.5).logits[0, -1]
+    prediction = reading.predict(len(passage) - 1, 0.5)
+    assert_close(torch.tensor(prediction.probabilities), logits.softmax(-1).topk(5).values, atol=1e-6, rtol=1e-5)
+    assert (free - logits).abs().max() > 1e-2
 
 
 def test_a_text_may_fill_all_positions(

@@ -77,6 +77,13 @@ def test_models_and_readings_that_are_no_longer_asked_for_make_room(shelf: Shelf
     assert shelf.loaded == ["first", "second", "third", "second"]
 
 
+def test_weights_wait_for_no_prediction(shelf: Shelf) -> None:
+    readings = Readings(shelf.load)
+    key = readings.read(TEXT, "first", None)["key"]
+    with readings._models_lock:  # a prediction is being made
+        assert len(readings.weights(key, 0, 0, None, 9)) == 10
+
+
 def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
     readings = Readings(shelf.load)
     for text, model, compare, message in (

@@ -1,0 +1,114 @@
+"""`localist-hf view`: what it saves, what it serves, and what it refuses."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.cli import view
+from localist_hf.cli.main import main
+from localist_hf.cli.models import load_config, load_model
+from localist_hf.page import Passage, read, read_beside, saved_page
+
+
+TEXT = "Sentence number 12 says something. some more of the words here"
+
+
+@pytest.fixture
+def folders(
+    tmp_path: Path, make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast
+) -> list[str]:
+    """Two models with their tokenizer."""
+    for seed, name in enumerate(("one", "two")):
+        make_model(seed, vocab_size=len(tokenizer)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    return [str(tmp_path / "one"), str(tmp_path / "two")]
+
+
+def data_of(file: Path) -> dict[str, Any]:
+    (data,) = re.findall(r'id="data">(.*?)</script>', file.read_text(encoding="utf-8"), re.DOTALL)
+    return json.loads(data)["page"]
+
+
+def test_the_saved_page_is_that_of_the_models(
+    folders: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, text = tmp_path / "page.html", tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    locality = {"num_sink_tokens": 2}
+    flags = ["--compare", folders[1], "--locality", json.dumps(locality), "--save", str(file)]
+    main(["view", folders[0], "--text-file", str(text), *flags])
+    assert capsys.readouterr().out == f"Written: {file}\n"
+    models = [load_model(folder, load_config(folder, locality)) for folder in folders]
+    passage = Passage.of(tokenizer, TEXT)
+    first = read(models[0], passage)
+    assert file.read_text(encoding="utf-8") == saved_page([first, read_beside(first, models[1], passage)]).html
+    assert [reading["name"] for reading in data_of(file)["readings"]] == ["one", "two"]
+
+    main(["view", folders[0], "--text", TEXT, "--save", str(file)])
+    (reading,) = data_of(file)["readings"]
+    assert reading["numSinks"] == 0
+
+
+def test_without_a_text_there_is_one(folders: list[str], tmp_path: Path) -> None:
+    assert 300 < len(view.default_text()) <= 600
+    main(["view", folders[0], "--save", str(tmp_path / "page.html"), "--text", view.default_text()[:40]])
+    assert "".join(data_of(tmp_path / "page.html")["tokens"]) == view.default_text()[:40]
+
+
+def test_what_cannot_be_used_is_refused(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xff")
+    save = ["--save", str(tmp_path / "page.html")]
+    for arguments, message in (
+        ([str(tmp_path / "none"), *save], "`model` is "),
+        ([folders[0], "--compare", str(tmp_path / "none"), *save], "`model` is "),
+        ([folders[0], "--text", " ", *save], "`text` is empty; it must have at least one word."),
+        ([folders[0], "--text", TEXT * 30, *save], "tokens; the model has positions for 300."),
+        ([folders[0], "--text-file", str(tmp_path / "none"), *save], "`text_file` is "),
+        ([folders[0], "--text-file", str(tmp_path / "latin.txt"), *save], "`text_file` is "),
+        ([folders[0], "--locality", '{"sinks": 1}', *save], "`locality` is "),
+        ([folders[0], "--save", str(tmp_path / "none" / "page.html")], "`save` is "),
+        ([folders[0], "--port", "70000"], "`port` is 70000; it must be in 1 to 65535."),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["view", *arguments])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2, arguments
+        assert message in error
+        assert "Traceback" not in error
+        assert not (tmp_path / "page.html").exists()
+    monkeypatch.setattr(view, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["view", folders[0]])
+    assert (
+        "`gradio` is not installed, which the page needs: pip install 'localist-hf[view]'." in capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "is_open"),
+    [([], True), (["--host", "localhost"], True), (["--host", "0.0.0.0"], False), (["--share"], False)],
+)
+def test_the_page_is_served_on_this_machine_unless_told_otherwise(
+    folders: list[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], is_open: bool
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+    launched = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **settings: launched.append((page, settings)))
+    main(["view", folders[0], "--compare", folders[1], "--text", TEXT, *flags])
+    ((page, settings),) = launched
+    assert settings["server_name"] == (flags[1] if "--host" in flags else "127.0.0.1")
+    assert settings["share"] == ("--share" in flags)
+    dropdowns = [block for block in page.blocks.values() if isinstance(block, gradio.Dropdown)]
+    assert [dropdown.value for dropdown in dropdowns] == folders
+    for dropdown in dropdowns:  # strangers choose among what is there
+        assert dropdown.allow_custom_value == is_open
+        assert {value for _, value in dropdown.choices} - {""} == set(folders)
