@@ -43,6 +43,10 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** The row that names a table's columns. */
+const headings = (...names) =>
+  make("tr", {}, ...names.map((name) => (name ? make("th", { scope: "col" }, name) : make("td"))));
+
 /** A token by itself, with signs for what would not be seen. */
 const quoted = (piece) =>
   piece === "" ? "(part of a character)" : `‘${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}’`;
@@ -72,19 +76,23 @@ function heatColours(share) {
   return [`rgb(${colour.join(" ")})`, (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) ? "#000" : "#fff"];
 }
 
+/** What a reader needs to know who has not read the paper. */
 function introduction(data, hasDial) {
   const { numSinks, numPreviousBlocks, partition, hasLearnedSink } = data.readings[0];
-  const before = numPreviousBlocks ? ` or ${numPreviousBlocks > 1 ? `the ${numPreviousBlocks} blocks` : "the block"} before it` : "";
+  const before = ["", " or the block before it"][numPreviousBlocks] ?? ` or the ${numPreviousBlocks} blocks before it`;
   const cut = {
-    semantic: "The model itself says where: it marks some tokens, mostly ends of sentences and lines, as the end of a thought.",
+    semantic:
+      "The model itself says where: it marks some tokens, mostly ends of sentences and lines, as the end of a thought.",
     delimiter: "They end at given signs, such as the ends of sentences.",
     window: "They all have the same length.",
   }[partition];
+  const firstTokens = numSinks > 1 ? `${numSinks} tokens` : "token";
   const sinks = [
-    numSinks ? `the first ${numSinks > 1 ? `${numSinks} tokens` : "token"} of the text, outside the own block` : "",
-    hasLearnedSink ? "a sink of the model's own, which is no token" : "",
-  ].filter(Boolean);
-  const entry = (part, text) => [
+    ...(numSinks ? [`the first ${firstTokens} of the text, where not in the same block`] : []),
+    ...(hasLearnedSink ? ["a sink of the model's own, which is no token"] : []),
+  ];
+  const paragraph = (title, ...sentences) => make("p", {}, make("strong", {}, title), ` ${sentences.join(" ")}`);
+  const share = (part, text) => [
     make("dt", {}, make("span", { class: `swatch ${PART_CLASSES[part]}`, "aria-hidden": "true" }), part),
     make("dd", {}, text),
   ];
@@ -98,25 +106,47 @@ function introduction(data, hasDial) {
       make(
         "div",
         {},
-        make("p", {}, "A language model reads text in tokens: words, or pieces of words. To say what comes next it looks back. In every layer each token has 100 % of attention to spend, on itself and on the tokens before it; several heads of a layer do so side by side. Choose a token to see where it looks."),
-        make("p", {}, make("strong", {}, "Blocks. "), `The text is cut into stretches, numbered and shaded in turn. ${cut} A token's own block${before ? ", with what counts beside it," : ""} is marked “local”.`),
-        make("p", {}, make("strong", {}, "Context fidelity. "), "Of the attention that goes to other words, block and outside together, the part that stays in the block. Where it is near 100 %, the few words of the block tell you all that a head was looking at; near 0 %, you would have to read everything before."),
+        paragraph(
+          "Attention.",
+          "A language model reads text in tokens: words, or pieces of words. To say what comes next it looks back.",
+          "In every layer each token has 100 % of attention to spend, on itself and on the tokens before it;",
+          "several heads of a layer do so side by side. Choose a token to see where it looks.",
+        ),
+        paragraph(
+          "Blocks.",
+          `The text is cut into stretches, numbered and shaded in turn. ${cut}`,
+          `A token's own block${before && ", with what counts beside it,"} is marked “local”.`,
+        ),
+        paragraph(
+          "Context fidelity.",
+          "Of the attention that goes to other words, block and outside together, the part that stays in the block.",
+          "Where it is near 100 %, the few words of the block tell you all that a head was looking at; near 0 %, you",
+          "would have to read everything before.",
+        ),
       ),
       make(
         "div",
         {},
-        make("p", {}, make("strong", {}, "Shares. "), "Where a token's attention goes, in parts of 100 %:"),
+        paragraph("Shares.", "Where a token's attention goes, in parts of 100 %:"),
         make(
           "dl",
           {},
-          ...entry("self", "the token itself"),
-          ...(sinks.length ? entry("sink", `${sinks.join(", or ")}: where models leave attention that they have no use for`) : []),
-          ...entry("block", `earlier words in the same block${before}`),
-          ...entry("outside", "all other earlier words"),
+          ...share("self", "the token itself"),
+          ...(sinks.length ? share("sink", `${sinks.join(", or ")}: where models leave attention without a use`) : []),
+          ...share("block", `earlier words in the same block${before}`),
+          ...share("outside", "all other earlier words"),
         ),
         hasDial
-          ? make("p", {}, make("strong", {}, "The dial. "), "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its λ says: at dial 1, a layer with λ = 1 sees its block only. Where predictions stay the same, a few bits apart at most, the block was all that they needed.")
-          : make("p", {}, make("strong", {}, "λ "), "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),
+          ? paragraph(
+              "The dial.",
+              "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its",
+              "λ says: at dial 1, a layer with λ = 1 sees its block only. Where the prediction stays the same, within",
+              "hundredths of a bit, it needed no more than the blocks of those layers.",
+            )
+          : paragraph(
+              "λ",
+              "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely.",
+            ),
       ),
     ),
   );
@@ -257,7 +287,12 @@ async function drawPage(host, css, data, source) {
       text,
       tip,
       scale,
-      make("p", { class: "note" }, "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. Tokens, blocks, layers and heads are counted from 0."),
+      make(
+        "p",
+        { class: "note" },
+        "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. " +
+          "Tokens, blocks, layers and heads are counted from 0.",
+      ),
       ...(source.predict ? [drawPredictions()] : []),
       make(
         "div",
@@ -273,17 +308,7 @@ async function drawPage(host, css, data, source) {
               "table",
               {},
               make("caption", {}, "Mean over heads, in percent. Choose a layer to see its words above."),
-              make(
-                "thead",
-                {},
-                make(
-                  "tr",
-                  {},
-                  ...["layer", "λ", "", ...parts].map((name) =>
-                    name ? make("th", { scope: "col" }, name) : make("td", { class: "bar" }),
-                  ),
-                ),
-              ),
+              make("thead", {}, headings("layer", "λ", "", ...parts)),
               make("tbody", {}, ...shareRows.map(({ row }) => row)),
             ),
           ),
@@ -296,11 +321,7 @@ async function drawPage(host, css, data, source) {
             "table",
             { class: "most" },
             mostCaption,
-            make(
-              "thead",
-              {},
-              make("tr", {}, ...["word", "token", "where", "weight"].map((name) => make("th", { scope: "col" }, name))),
-            ),
+            make("thead", {}, headings("word", "token", "where", "weight")),
             most,
           ),
           make("h3", {}, "Context fidelity of each layer and head"),
@@ -393,7 +414,7 @@ async function drawPage(host, css, data, source) {
       }
       const of = `layer ${pick.layer}, ${pick.head === null ? "mean of all heads" : `head ${pick.head}`}`;
       scale.textContent =
-        `Shade and underline: the square root of the attention in ${of}; full at 100 %.` +
+        `Shade and underline: the square root of the attention, in ${of}; full at 100 %.` +
         (reading.hasLearnedSink ? " What is missing of 100 % is on the model's own sink." : "");
       mostCaption.textContent = `From token ${position}, ${quoted(tokens[position])}, in ${of}.`;
       const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 6);
@@ -430,7 +451,10 @@ async function drawPage(host, css, data, source) {
     function drawShareRow(lambda, layer) {
       const button = make(
         "button",
-        { type: "button", class: "pick", "aria-label": `Layer ${layer}, mean of all heads`, onclick: () => choosePick(layer, null) },
+        {
+          type: "button", class: "pick", "aria-label": `Layer ${layer}, mean of all heads`,
+          onclick: () => choosePick(layer, null),
+        },
         String(layer),
       );
       const segments = parts.map((part) => make("div", { class: PART_CLASSES[part] }));
@@ -488,7 +512,7 @@ async function drawPage(host, css, data, source) {
         make(
           "table",
           { role: "grid", "aria-label": "Context fidelity by layer and head", onkeydown: (event) => onHeatKey(event) },
-          make("thead", {}, make("tr", {}, ...["layer", "all", ...heads].map((name) => make("th", { scope: "col" }, name)))),
+          make("thead", {}, headings("layer", "all", ...heads)),
           make(
             "tbody",
             {},
@@ -553,7 +577,8 @@ async function drawPage(host, css, data, source) {
 
     function showPredictions(position, dial, free, dialled) {
       const isFree = reading.lambdas.every((lambda) => lambda === 0);
-      const bits = dialled.divergence > 0 && dialled.divergence < 0.001 ? "less than 0.001 bits" : `${dialled.divergence.toFixed(3)} bits`;
+      const { divergence } = dialled;
+      const bits = divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
       const sentences = [
         `Between the two: ${bits} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
       ];
@@ -564,26 +589,19 @@ async function drawPage(host, css, data, source) {
         );
       }
       if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
-      const column = (name, { tokens: words, probabilities, continuation }) =>
-        make(
+      const column = (name, { tokens: words, probabilities, continuation }) => {
+        const rows = words.map((word, place) =>
+          make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
+        );
+        return make(
           "div",
           {},
           make("h4", {}, name),
-          make(
-            "table",
-            {},
-            make("thead", {}, make("tr", {}, ...["next", "probability"].map((title) => make("th", { scope: "col" }, title)))),
-            make(
-              "tbody",
-              {},
-              ...words.map((word, place) =>
-                make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
-              ),
-            ),
-          ),
+          make("table", {}, make("thead", {}, headings("next", "probability")), make("tbody", {}, ...rows)),
           make("p", { class: "note" }, "and so it goes on, the likeliest token each time:"),
           make("p", { class: "goes-on" }, continuation),
         );
+      };
       predictions.replaceChildren(
         column("dial 0", free),
         column(`dial ${dial.toFixed(1)}`, dialled),
