@@ -414,7 +414,7 @@ async function drawPage(host, css, data, source) {
       }
       const of = `layer ${pick.layer}, ${pick.head === null ? "mean of all heads" : `head ${pick.head}`}`;
       scale.textContent =
-        `Shade and underline: the square root of the attention, in ${of}; full at 100 %.` +
+        `Shade and underline: the square root of the attention at dial 0, in ${of}; full at 100 %.` +
         (reading.hasLearnedSink ? " What is missing of 100 % is on the model's own sink." : "");
       mostCaption.textContent = `From token ${position}, ${quoted(tokens[position])}, in ${of}.`;
       const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 6);

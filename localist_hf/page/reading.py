@@ -42,8 +42,6 @@ class Passage:
         Raises:
             ValueError: for a text without a token.
         """
-        if not text.strip():
-            raise ValueError("`text` is empty; it must have at least one word.")
         if tokenizer.is_fast:
             encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
             pieces, end = [], 0
@@ -54,6 +52,8 @@ class Passage:
         else:
             encoded = tokenizer(text, verbose=False)
             pieces = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in encoded["input_ids"]]
+        if not text.strip() or not pieces:
+            raise ValueError("`text` is empty; it must have at least one word.")
         return cls(torch.tensor(encoded["input_ids"]), pieces, tokenizer)
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ WIDTHS = (1280, 390)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
+    sync_api.expect.set_options(timeout=60_000)  # a busy machine's answer comes late
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -51,6 +52,7 @@ def open_page(browser: "sync_api.Browser") -> Iterator[Callable[..., "sync_api.P
 
     def open_address(address: str, width: int = 1280) -> "sync_api.Page":
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(60_000)
         pages.append(page)
         page.on("console", complain)
         page.on("pageerror", lambda error: complaints.append(str(error)))

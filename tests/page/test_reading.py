@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
 from torch.testing import assert_close
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.evaluation import locality_probe
@@ -212,6 +212,12 @@ def test_added_special_tokens_have_their_names(tokenizer: PreTrainedTokenizerFas
     passage = Passage.of(tokenizer, f"one{end}two")
     assert passage.pieces[0] == end
     assert "".join(passage.pieces) == f"{end}one{end}two"
+
+
+def test_a_tokenizer_that_gives_no_offsets_is_asked_for_each_token() -> None:
+    passage = Passage.of(ByT5Tokenizer(), "two words")
+    assert passage.pieces == [*"two words", "</s>"]
+    assert len(passage.input_ids) == len(passage)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
