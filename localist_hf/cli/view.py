@@ -9,14 +9,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..page import Passage, read, read_beside, saved_page
 from .arguments import locality_settings
-from .data import python_reference, split_topics
+from .base import BASE
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .evaluate import load
+from .folders import write_whole
+from .python_text import python_reference
 
 
-#: The model that the package comes with.
-_BASE = Path(__file__).parents[1] / "base"
-_DEFAULT_CHARACTERS = 600
+#: What is read where no text is given: the beginning of a topic of the Python language reference, of the part that no
+#: model of this package is trained on.
+DEFAULT_TOPIC, _DEFAULT_CHARACTERS = "objects", 700
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,18 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def default_text() -> str:
-    """Whole lines from the part of the Python language reference that no model of this package is trained on."""
-    return split_topics(python_reference())["held-out"][3][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
+    """Whole lines of the Python language reference."""
+    return python_reference()[DEFAULT_TOPIC][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
 
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf view` with these arguments."""
     args = build_parser().parse_args(arguments)
-    name = args.model
-    if name is None:
-        if not (_BASE / "config.json").is_file():
-            raise CommandError("MODEL is missing; give a model's folder or Hub id.")
-        name = str(_BASE)
+    name = str(BASE) if args.model is None else args.model
     if args.port is not None and not 1 <= args.port <= 65535:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.save is None and find_spec("gradio") is None:
@@ -81,7 +79,7 @@ def main(arguments: list[str]) -> None:
             if args.compare is not None:
                 model, tokenizer = loaded[args.compare]
                 readings.append(read_beside(readings[0], model, Passage.of(tokenizer, text)))
-            saved_page(readings).save(args.save)
+            write_whole(args.save, saved_page(readings).html)
         print(f"Written: {args.save}")
         return
 

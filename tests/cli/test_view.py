@@ -13,6 +13,7 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli import view
 from localist_hf.cli.main import main
 from localist_hf.cli.models import load_config, load_model
+from localist_hf.cli.python_text import part_of
 from localist_hf.page import Passage, read, read_beside, saved_page
 
 
@@ -56,7 +57,8 @@ def test_the_saved_page_is_that_of_the_models(
 
 
 def test_without_a_text_there_is_one(folders: list[str], tmp_path: Path) -> None:
-    assert 300 < len(view.default_text()) <= 600
+    assert 300 < len(view.default_text()) <= 700
+    assert part_of(f"reference/{view.DEFAULT_TOPIC}") == "held-out"
     main(["view", folders[0], "--save", str(tmp_path / "page.html"), "--text", view.default_text()[:40]])
     assert "".join(data_of(tmp_path / "page.html")["tokens"]) == view.default_text()[:40]
 

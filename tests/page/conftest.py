@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from localist_hf.cli.family import train_tokenizer
+from localist_hf.cli.base import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from architectures import LAYERS, every_architecture, localised, text, untouched
 from peft import LoraConfig, get_peft_model
-from test_architectures import ARCHITECTURES, LAYERS, localised, text, untouched
 from torch.testing import assert_close
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -15,9 +15,6 @@ from localist_hf.evaluation import locality_probe
 from localist_hf.evaluation.faithfulness import divergence_bits
 from localist_hf.modeling.localist_model import SHARES
 from localist_hf.page import Passage, read
-
-
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def passage_of(ids: torch.Tensor) -> Passage:

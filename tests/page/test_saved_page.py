@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_architectures import localised, text
+from architectures import localised, text
 from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
