@@ -205,7 +205,7 @@ def _sums(outputs: LocalityMeasurements, locality: LocalityFields) -> dict[str, 
     sums = defaultdict(list)
     for layer, (mask, entropy, starts) in enumerate(layers):
         for name in ("fidelity", *SHARES):
-            sums[name].append((outputs[name][layer] * mask[:, None]).sum(2))
+            sums[name].append((getattr(outputs, name)[layer] * mask[:, None]).sum(2))
         sums["visible_keys"].append((visible_keys(starts, locality, layer) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding

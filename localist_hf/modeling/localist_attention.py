@@ -27,6 +27,7 @@ def localist_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     locality: Locality | None = None,
+    observer: Callable[..., None] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
@@ -47,6 +48,9 @@ def localist_attention_forward(
             Factor of the scores, `head_dim ** -0.5` by default.
         locality ([`Locality`], *optional*):
             What to measure, and the dial.
+        observer (`Callable`, *optional*):
+            Is handed all of this, but `locality`, before anything is done with it: for tools that show what no output
+            holds. Given to a model's `forward`, it comes here from every layer.
         kwargs:
             What the architecture hands to its attention: `softcap`, `s_aux`, `sliding_window`.
 
@@ -54,6 +58,8 @@ def localist_attention_forward(
         `tuple(torch.Tensor, torch.Tensor | None)`: the attention output of shape `(batch_size, query_length, num_heads,
         value_head_dim)`; the weights, where the native attention gives them.
     """
+    if observer is not None:
+        observer(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if locality is not None:
         locality.find_blocks(module.layer_idx, value)
     if locality is None or module.layer_idx not in locality.layers:

@@ -165,7 +165,7 @@ class LocalistMixin:
         if locality is not None:
             locality.check_attended(type(self).__name__)
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        return self.output_class(**outputs, **_measurements(locality, tokens.shape[1]))
+        return self.output_class(**outputs, **measurements(locality, tokens.shape[1]))
 
     def _prepare_cache(self, locality: Locality, kwargs: dict[str, Any]) -> None:
         """The cache that the native model would make, ready for what is asked."""
@@ -326,7 +326,7 @@ def _localist_output(native: type[ModelOutput]) -> type[ModelOutput]:
     )
 
 
-def _measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
+def measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
     """The fields that the outputs add to the native ones; a key-value cache's positions are left out."""
     if locality is None or not locality.measured:
         return {}

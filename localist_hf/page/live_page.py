@@ -49,6 +49,9 @@ def live_page(
     def predict(asked: dict[str, Any]) -> dict[str, Any]:
         return answer(lambda: readings.predict(**asked))
 
+    def go_on(asked: dict[str, Any]) -> dict[str, Any]:
+        return answer(lambda: readings.go_on(**asked))
+
     files = resources.files(__package__)
     script = files.joinpath("page.js").read_text(encoding="utf-8")
     css = files.joinpath("page.css").read_text(encoding="utf-8")
@@ -68,7 +71,7 @@ def live_page(
             head=f"<script>{script}</script>",
             js_on_load=_CONNECT,
             css=css,
-            server_functions=[weights, predict],
+            server_functions=[weights, predict, go_on],
         )
         inputs = [text_box, model_box, compare_box]
         gr.on([page.load, button.click], read_text, inputs, drawing, api_name="read", concurrency_limit=1)
@@ -88,7 +91,8 @@ const draw = () => {
   if (problem) drawProblem(host, props.css, problem);
   else if (answer) {
     const { key, page } = answer;
-    drawPage(host, props.css, page, { weights: ask("weights", key), predict: ask("predict", key) });
+    const source = { weights: ask("weights", key), predict: ask("predict", key), goOn: ask("go_on", key) };
+    drawPage(host, props.css, page, source);
   }
 };
 watch("value", draw);

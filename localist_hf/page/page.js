@@ -159,7 +159,8 @@ function introduction(data, hasDial) {
  * @param {string} css The styles.
  * @param {object} data What Python's `page_data` makes.
  * @param {object} source `weights({reading, layer, head, position})` and, where there is a dial,
- *   `predict({reading, position, dial})`; both give a promise, which fails with a sentence for the reader.
+ *   `predict({reading, position, dial})` and `goOn` of the same; all give a promise, which fails with a sentence for
+ *   the reader.
  */
 async function drawPage(host, css, data, source) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
@@ -561,13 +562,22 @@ async function drawPage(host, css, data, source) {
     async function predict() {
       const request = ++predicted;
       const { position, dial } = state;
+      const ask = { reading: index, position };
       try {
-        const free = await source.predict({ reading: index, position, dial: 0 });
-        if (request !== predicted) return; // something else has been chosen meanwhile
-        const dialled = await source.predict({ reading: index, position, dial });
-        if (request !== predicted) return;
+        const answers = [];
+        for (const each of [0, dial]) {
+          answers.push(await source.predict({ ...ask, dial: each }));
+          if (request !== predicted) return; // something else has been chosen meanwhile
+        }
         error.textContent = "";
-        showPredictions(position, dial, free, dialled);
+        showPredictions(position, dial, ...answers);
+        // The text that follows takes longer.
+        const places = predictions.querySelectorAll(".goes-on");
+        for (const [column, each] of [0, dial].entries()) {
+          const continuation = await source.goOn({ ...ask, dial: each });
+          if (request !== predicted) return;
+          places[column].textContent = continuation;
+        }
       } catch (problem) {
         if (request !== predicted) return;
         error.textContent = problem.message;
@@ -589,7 +599,7 @@ async function drawPage(host, css, data, source) {
         );
       }
       if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
-      const column = (name, { tokens: words, probabilities, continuation }) => {
+      const column = (name, { tokens: words, probabilities }) => {
         const rows = words.map((word, place) =>
           make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
         );
@@ -599,7 +609,7 @@ async function drawPage(host, css, data, source) {
           make("h4", {}, name),
           make("table", {}, make("thead", {}, headings("next", "probability")), make("tbody", {}, ...rows)),
           make("p", { class: "note" }, "and so it goes on, the likeliest token each time:"),
-          make("p", { class: "goes-on" }, continuation),
+          make("p", { class: "goes-on" }, "…"),
         );
       };
       predictions.replaceChildren(

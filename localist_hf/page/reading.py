@@ -1,18 +1,20 @@
 """All that the page shows of one model and one text."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.faithfulness import divergence_bits
-from ..evaluation.locality_probe import LocalityProfile, ProfileSums, last_block_starts
+from ..evaluation.locality_probe import LocalityProfile, ProfileSums
 from ..modeling.block_partition import with_previous_blocks
+from ..modeling.local_cache import BlockCacheLayer
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import check_share
-from .attention_rows import AttentionRows, attention_rows
+from .attention_rows import AttentionRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class Passage:
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """
-    What a model takes to be the next word, and how it goes on.
+    What a model takes to be the next word.
 
     Args:
         tokens (`list[str]`), probabilities (`list[float]`):
@@ -72,15 +74,12 @@ class Prediction:
             Of the token that the text has there; `None` at its end.
         divergence (`float`):
             In bits, from the prediction at dial 0 to this one: see [`divergence_bits`].
-        continuation (`str`):
-            The text that greedy generation goes on with.
     """
 
     tokens: list[str]
     probabilities: list[float]
     actual_probability: float | None
     divergence: float
-    continuation: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +112,8 @@ class Reading:
     shares: torch.Tensor
     profile: LocalityProfile
     _rows: AttentionRows
-    #: The last position that was predicted at dial 0, its logits and how the text goes on: whoever moves the dial asks
-    #: for it again and again.
-    _free: dict[int, tuple[torch.Tensor, str]] = field(default_factory=dict)
+    #: The whole text's keys and values at dial 0 and at the last other one: what follows a position starts from them.
+    _caches: dict[float, DynamicCache] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -150,7 +148,7 @@ class Reading:
         _check_place("position", position, len(self.passage))
         return self._rows.row(layer, position)
 
-    def predict(self, position: int, dial: float, max_new_tokens: int = 16, top_k: int = 5) -> Prediction:
+    def predict(self, position: int, dial: float, top_k: int = 5) -> Prediction:
         """
         What comes after a position, under the dial. Blocks are those that the model finds itself, as in every
         generation.
@@ -160,23 +158,16 @@ class Reading:
                 The last token that the model sees, from 0.
             dial (`float`):
                 In [0, 1].
-            max_new_tokens (`int`, *optional*, defaults to 16):
-                Tokens of the continuation, as far as the model has positions for them.
             top_k (`int`, *optional*, defaults to 5):
                 How many of the next tokens to name.
 
         Raises:
             ValueError: for a position that is not there, or a dial outside [0, 1].
         """
-        _check_place("position", position, len(self.passage))
-        check_share("dial", dial)
-        if position not in self._free:
-            self._free.clear()
-            self._free[position] = self._go_on(position, 0.0, max_new_tokens)
-        free, _ = self._free[position]
-        logits, continuation = self._free[position] if dial == 0 else self._go_on(position, dial, max_new_tokens)
+        free, _ = self._generate(position, 0.0, 1)
+        logits = free if dial == 0 else self._generate(position, dial, 1)[0]
         probabilities = logits.softmax(-1)
-        best = probabilities.topk(top_k)
+        best = probabilities.topk(min(top_k, len(probabilities)))
         actual = None
         if position + 1 < len(self.passage):
             actual = probabilities[self.passage.input_ids[position + 1]].item()
@@ -186,18 +177,41 @@ class Reading:
             best.values.tolist(),
             actual,
             max(0.0, divergence_bits(free, logits).item()),
-            continuation,
         )
 
-    def _go_on(self, position: int, dial: float, max_new_tokens: int) -> tuple[torch.Tensor, str]:
-        """The logits of the next token, float32, and the text of those that follow."""
-        prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
+    def go_on(self, position: int, dial: float, max_new_tokens: int = 16) -> str:
+        """
+        The text that greedy generation goes on with after a position, under the dial.
+
+        Args:
+            position (`int`), dial (`float`):
+                As for [`predict`].
+            max_new_tokens (`int`, *optional*, defaults to 16):
+                Tokens of it, as far as the model has positions for them.
+
+        Raises:
+            ValueError: for a position that is not there, or a dial outside [0, 1].
+        """
         limit = num_positions(self.model.config)
         if limit is not None:  # the last token is not read again
             max_new_tokens = min(max_new_tokens, limit - position)
+        _, tokens = self._generate(position, dial, max_new_tokens)
+        # A tokenizer writes a space, or a character in several tokens, only where it knows what stands before.
+        before, whole = (
+            self.passage.tokenizer.decode(part, clean_up_tokenization_spaces=False)
+            for part in (self.passage.input_ids[: position + 1], tokens)
+        )
+        return whole[len(before.rstrip("\ufffd")) :]
+
+    def _generate(self, position: int, dial: float, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of the next token, float32, and the text up to the position with the tokens that follow."""
+        _check_place("position", position, len(self.passage))
+        check_share("dial", dial)
+        prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
         outputs = self.model.generate(
             input_ids=prefix,
             attention_mask=torch.ones_like(prefix),
+            past_key_values=self._cache_before(position, dial),
             locality_dial=dial,
             min_fidelity=0.0,
             max_new_tokens=max_new_tokens,
@@ -211,12 +225,33 @@ class Reading:
             return_dict_in_generate=True,
             pad_token_id=self.model.generation_config.pad_token_id or 0,  # of one text without padding
         )
-        # A tokenizer writes a space, or a character in several tokens, only where it knows what stands before.
-        before, whole = (
-            self.passage.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-            for tokens in (prefix[0], outputs.sequences[0])
-        )
-        return outputs.logits[0][0].float().cpu(), whole[len(before.rstrip("\ufffd")) :]
+        return outputs.logits[0][0].float().cpu(), outputs.sequences[0].cpu()
+
+    @torch.no_grad()
+    def _cache_before(self, position: int, dial: float) -> DynamicCache:
+        """The keys and values of the tokens before a position, under the dial; of none, where they must be made."""
+        config = self.model.config
+        if position == 0 or config.locality.block_partition == "delimiter":  # whose search cannot begin in between
+            return _whole_cache(config)
+        if dial not in self._caches:
+            cache = _whole_cache(config)
+            inputs = {"input_ids": self.passage.input_ids[None].to(self.model.device), "past_key_values": cache}
+            core_model(self.model).base_model(**inputs, use_cache=True, locality_dial=dial, min_fidelity=0.0)
+            for other in self._caches.keys() - {0.0}:
+                del self._caches[other]
+            self._caches[dial] = cache
+        # Its layers are given other tensors, and none is written to.
+        cache = copy.copy(self._caches[dial])
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.crop(position - len(self.passage))
+        return cache
+
+
+def _whole_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache from which tokens can be removed at any dial: its layers keep everything."""
+    cache = DynamicCache(config=config)
+    cache.layers = [BlockCacheLayer() for _ in cache.layers]
+    return cache
 
 
 @torch.no_grad()
@@ -229,7 +264,7 @@ def read(
 
     Args:
         model (a localised language model, or a [`~peft.PeftModel`] around one):
-            The model; it is set to evaluation mode. No other thread may use it meanwhile.
+            The model; it is set to evaluation mode.
         passage ([`Passage`]):
             The text.
         block_starts (`torch.LongTensor` of shape `(length,)`, *optional*):
@@ -253,34 +288,34 @@ def read(
     if (highest := passage.input_ids.max().item()) >= vocabulary_size:
         raise ValueError(f"`text` has the token {highest}; the model knows 0 to {vocabulary_size - 1}.")
     decoder = core.base_model
-    inputs = {"input_ids": passage.input_ids[None].to(decoder.device)}
+    input_ids = passage.input_ids[None].to(decoder.device)
     if block_starts is not None and block_starts.shape != passage.input_ids.shape:
         raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
-    with core.set_locality_dial(0.0):
-        if block_starts is None:
-            block_starts = last_block_starts(decoder, inputs)[0].cpu()
-        request = {
-            "block_starts": block_starts[None].to(decoder.device),
-            "output_fidelity": True,
-            "output_entropy": True,
-        }
-        outputs = decoder(**inputs, **request, use_cache=False)
+    rows, cache, locality = AttentionRows(core.config), _whole_cache(core.config), core.config.locality
+    request = {"past_key_values": cache, "use_cache": True, "locality_dial": 0.0, "min_fidelity": 0.0}
+    if block_starts is None:
+        request["output_fidelity"] = [locality.num_hidden_layers - 1]
+    outputs = decoder(input_ids=input_ids, observer=rows.keep, **request)
+    if block_starts is None:
+        block_starts = outputs.block_starts[0][0].cpu()
+    measured = rows.measure(input_ids, block_starts[None].to(input_ids.device))
     if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
         known = core.name_or_path or type(core).__name__
         name = Path(known).name if Path(known).is_dir() else known
-    sums, locality = ProfileSums(), decoder.config.locality
-    sums.add(outputs, locality)
+    sums = ProfileSums()
+    sums.add(measured, locality)
     documents = torch.zeros_like(block_starts)[None]
-    shares = torch.stack([torch.stack([part[0].mean(0).cpu() for part in outputs[share]]) for share in SHARES], dim=-1)
+    parts = [torch.stack([layer[0].mean(0) for layer in getattr(measured, share)]) for share in SHARES]
     return Reading(
         model=model,
         name=name,
         passage=passage,
         block_starts=block_starts,
         local_starts=with_previous_blocks(block_starts[None], documents, locality.num_previous_blocks).local_starts[0],
-        shares=shares,
+        shares=torch.stack(parts, dim=-1).cpu(),
         profile=sums.profile(),
-        _rows=attention_rows(decoder, **inputs),
+        _rows=rows,
+        _caches={0.0: cache},
     )
 
 

@@ -83,8 +83,12 @@ class Readings:
             "probabilities": found.probabilities,
             "actual": found.actual_probability,
             "divergence": found.divergence,
-            "continuation": found.continuation,
         }
+
+    def go_on(self, key: str, reading: int, position: int, dial: float) -> str:
+        """The text that follows a position under the dial."""
+        with self._models_lock:
+            return self._reading(key, reading).go_on(position, dial)
 
     def _model(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         loaded = self._models.get(name) or self._load(name)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from architectures import LAYERS, every_architecture, localised, text, untouched
+from architectures import ARCHITECTURES, LAYERS, every_architecture, localised, text, untouched
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -141,7 +141,7 @@ def test_predictions_are_those_of_the_forward_pass(model: PreTrainedModel, token
         prefix = passage.input_ids[None, : position + 1]
         free, dialled = (model(prefix, locality_dial=dial).logits[0, -1] for dial in (0.0, 1.0))
         for dial, logits in ((1.0, dialled), (0.0, free)):
-            prediction = reading.predict(position, dial, max_new_tokens=4)
+            prediction = reading.predict(position, dial)
             probabilities = logits.softmax(-1)
             assert_close(torch.tensor(prediction.probabilities), probabilities.topk(5).values, atol=1e-6, rtol=1e-5)
             assert prediction.tokens == [tokenizer.decode([token]) for token in probabilities.topk(5).indices]
@@ -149,12 +149,41 @@ def test_predictions_are_those_of_the_forward_pass(model: PreTrainedModel, token
             assert_close(torch.tensor(prediction.divergence), bits, atol=1e-5, rtol=1e-4)
             assert (prediction.divergence > 0.01) == (dial > 0 and position > 0)
             generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=dial, pad_token_id=0)
-            assert prediction.continuation == tokenizer.decode(generated[0])[len(tokenizer.decode(prefix[0])) :]
+            continuation = tokenizer.decode(generated[0])[len(tokenizer.decode(prefix[0])) :]
+            assert reading.go_on(position, dial, max_new_tokens=4) == continuation
             if position + 1 < len(passage):
                 actual = probabilities[passage.input_ids[position + 1]]
                 assert_close(torch.tensor(prediction.actual_probability), actual, atol=1e-6, rtol=1e-5)
             else:
                 assert prediction.actual_probability is None
+
+
+class Numbers:
+    """In place of a tokenizer: tokens are written as their numbers."""
+
+    def decode(self, tokens: torch.Tensor | list[int], **kwargs: bool) -> str:
+        return " ".join(map(str, torch.as_tensor(tokens).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "partition"),
+    [*((each, "semantic") for each in ARCHITECTURES), ("llama", "window"), ("llama", "delimiter")],
+)
+@torch.no_grad()
+def test_predictions_start_from_what_was_read(architecture: str, partition: str) -> None:
+    settings = {"block_partition": partition, "delimiter_token_ids": [5, 9, 11] if partition == "delimiter" else None}
+    model = localised(architecture, num_previous_blocks=1, **settings)
+    ids = text(batch_size=1)[0]
+    reading = read(model, Passage(ids[0], list(map(str, ids[0].tolist())), Numbers()))
+    for position in (40, 1, 0, 65, 30):
+        prefix = ids[:, : position + 1]
+        for dial in (0.0, 1.0, 0.5):
+            prediction = reading.predict(position, dial)
+            best = model(prefix, locality_dial=dial).logits[0, -1].softmax(-1).topk(5)
+            assert_close(torch.tensor(prediction.probabilities), best.values, atol=1e-5, rtol=0)
+        generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=0.5, pad_token_id=0)
+        continuation = Numbers().decode(generated[0, position + 1 :])
+        assert reading.go_on(position, 0.5, max_new_tokens=4).strip() == continuation
 
 
 def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -177,9 +206,10 @@ def test_a_text_may_fill_all_positions(
     reading = read(model, passage)
     prediction = reading.predict(len(passage) - 1, 1.0)
     logits = model(passage.input_ids[None], locality_dial=1.0).logits[0, -1]
-    assert prediction.continuation == prediction.tokens[0] == tokenizer.decode([logits.argmax()])
+    continuation = reading.go_on(len(passage) - 1, 1.0)
+    assert continuation == prediction.tokens[0] == tokenizer.decode([logits.argmax()])
     assert prediction.actual_probability is None
-    assert len(tokenizer(reading.predict(len(passage) - 3, 0.0).continuation)["input_ids"]) == 3
+    assert len(tokenizer(reading.go_on(len(passage) - 3, 0.0))["input_ids"]) == 3
 
 
 # --- the text

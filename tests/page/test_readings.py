@@ -57,8 +57,8 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
             "probabilities": expected.probabilities,
             "actual": expected.actual_probability,
             "divergence": expected.divergence,
-            "continuation": expected.continuation,
         }
+        assert readings.go_on(key, number, 9, 0.5) == reading.go_on(9, 0.5)
 
 
 def test_models_and_readings_that_are_no_longer_asked_for_make_room(shelf: Shelf) -> None:
