@@ -4,9 +4,13 @@ import argparse
 import ipaddress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..hub import RECORD_FILE
 from ..page import Passage, read, read_beside, saved_page
 from .arguments import locality_settings
 from .base import BASE
@@ -32,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?",
-        help="model or LoRA adapter: a local folder or a Hub id; by default the small base that the package comes with",
+        help="model or LoRA adapter: a local folder or a Hub id; or a folder of runs, such as runs/demo, to choose "
+        "from. By default the small base that the package comes with, under the quintic schedule",
     )  # fmt: skip
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
@@ -54,10 +59,25 @@ def default_text() -> str:
     return python_reference()[DEFAULT_TOPIC][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
 
 
+def models_of(name: str) -> list[str]:
+    """The model of this name, or the runs in a folder that holds no model itself."""
+    folder = Path(name)
+    if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        return [name]
+    return sorted(str(record.parent) for record in folder.glob(f"*/{RECORD_FILE}")) or [name]
+
+
+def load_for_reading(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model where it is fastest: on the GPU where there is one; few processors are at home in half precision."""
+    model, tokenizer = load(name, settings)
+    return model.to(PartialState().device, torch.float32), tokenizer
+
+
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf view` with these arguments."""
     args = build_parser().parse_args(arguments)
-    name = str(BASE) if args.model is None else args.model
+    names = [str(BASE)] if args.model is None else models_of(args.model)
+    name = names[0]
     if args.port is not None and not 1 <= args.port <= 65535:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.save is None and find_spec("gradio") is None:
@@ -68,9 +88,11 @@ def main(arguments: list[str]) -> None:
             text = args.text_file.read_text(encoding="utf-8")
     with ending_with(2, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
+        if args.model is None:  # the base itself was trained without locality: no dial would change anything
+            settings = {"locality_schedule": "quintic"} | settings
         if args.save is not None and not args.save.parent.is_dir():
             raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
-        loaded = {model: load(model, settings) for model in filter(None, (name, args.compare))}
+        loaded = {model: load_for_reading(model, settings) for model in filter(None, (name, args.compare))}
 
     if args.save is not None:
         with ending_with(2, *INPUT_ERRORS):
@@ -85,14 +107,14 @@ def main(arguments: list[str]) -> None:
 
     def load_by_name(wanted: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         try:
-            return loaded.get(wanted) or load(wanted, settings)
+            return loaded.get(wanted) or load_for_reading(wanted, settings)
         except CommandError as error:
             raise ValueError(str(error)) from error
 
     from ..page.live_page import live_page  # only those who open one have Gradio
 
     # Strangers choose among these models only.
-    page = live_page(load_by_name, [name], text, args.compare, is_open=_is_loopback(args.host) and not args.share)
+    page = live_page(load_by_name, names, text, args.compare, is_open=_is_loopback(args.host) and not args.share)
     with ending_with(2, OSError, what=f"`host` is {args.host!r} and `port` {args.port}: "):
         page.launch(
             server_name=args.host, server_port=args.port, share=args.share, ssr_mode=False, footer_links=["gradio"]

@@ -179,14 +179,14 @@ class Reading:
             max(0.0, divergence_bits(free, logits).item()),
         )
 
-    def go_on(self, position: int, dial: float, max_new_tokens: int = 16) -> str:
+    def go_on(self, position: int, dial: float, max_new_tokens: int = 12) -> str:
         """
         The text that greedy generation goes on with after a position, under the dial.
 
         Args:
             position (`int`), dial (`float`):
                 As for [`predict`].
-            max_new_tokens (`int`, *optional*, defaults to 16):
+            max_new_tokens (`int`, *optional*, defaults to 12):
                 Tokens of it, as far as the model has positions for them.
 
         Raises:

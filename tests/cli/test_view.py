@@ -14,6 +14,7 @@ from localist_hf.cli import view
 from localist_hf.cli.main import main
 from localist_hf.cli.models import load_config, load_model
 from localist_hf.cli.python_text import part_of
+from localist_hf.hub import RECORD_FILE
 from localist_hf.page import Passage, read, read_beside, saved_page
 
 
@@ -61,6 +62,37 @@ def test_without_a_text_there_is_one(folders: list[str], tmp_path: Path) -> None
     assert part_of(f"reference/{view.DEFAULT_TOPIC}") == "held-out"
     main(["view", folders[0], "--save", str(tmp_path / "page.html"), "--text", view.default_text()[:40]])
     assert "".join(data_of(tmp_path / "page.html")["tokens"]) == view.default_text()[:40]
+
+
+def test_a_folder_of_runs_is_to_choose_from(tmp_path: Path, folders: list[str]) -> None:
+    assert view.models_of(folders[0]) == [folders[0]]
+    assert view.models_of("org/model") == ["org/model"]
+    assert view.models_of(str(tmp_path)) == [str(tmp_path)]  # nothing in it is a run
+    for folder in folders:
+        (Path(folder) / RECORD_FILE).write_text("{}", encoding="utf-8")
+    assert view.models_of(str(tmp_path)) == folders
+
+
+def test_without_a_model_the_base_is_read_with_a_dial_that_changes_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "page.html"
+    main(["view", "--text", "def main() -> None:", "--save", str(file)])
+    (reading,) = data_of(file)["readings"]
+    assert reading["lambdas"][-1] == 1
+    main(
+        [
+            "view",
+            "--text",
+            "def main() -> None:",
+            "--save",
+            str(file),
+            "--locality",
+            '{"locality_schedule": "localist"}',
+        ]
+    )
+    (reading,) = data_of(file)["readings"]
+    assert set(reading["lambdas"]) == {1}
 
 
 def test_what_cannot_be_used_is_refused(
