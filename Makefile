@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family base study results smollm2 test test-slow test-gpu bench lint clean
+.PHONY: demo family base study results smollm2 test browser test-slow test-gpu bench lint clean
 
 demo: $(READY)
 	$(BIN)/localist-hf family quick --output-dir runs/demo --jobs 2
@@ -37,8 +37,13 @@ smollm2: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(READY)
+test-slow: $(READY) browser
 	$(BIN)/python -m pytest -m slow
+
+# The page's tests need one; without it they are skipped.
+browser:
+	command -v chromium chromium-browser google-chrome || apt-get install --yes chromium || \
+		echo "No Chromium, and none could be installed: the tests in a browser are skipped."
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
