@@ -133,6 +133,21 @@ def press_tokens(page: "sync_api.Page", position: int, panel: int = 0) -> None:
     page.locator(".panel").nth(panel).locator(".token").nth(position).click()
 
 
+# What sticks out at the side of what it stands in, other than what can be scrolled there.
+STICKS_OUT = """
+(host) => [...document.querySelector(host).shadowRoot.querySelectorAll(".page, .page *")]
+  .filter((element) => !element.closest(".scroll, .tip") && element.scrollWidth > element.clientWidth + 1)
+  .filter((element) => getComputedStyle(element).display !== "inline" && element.clientWidth > 0)
+  .map((element) => `${element.tagName}.${element.className}: ${element.scrollWidth} in ${element.clientWidth}`)
+"""
+
+
+def check_fits(page: "sync_api.Page", host: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate(STICKS_OUT, host) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 # --- the saved page
 
 
@@ -165,8 +180,8 @@ def test_a_saved_page_shows_the_models_numbers(
     )
     panel.get_by_role("button", name="Layer 2, mean of all heads", exact=True).click()
     check_weights(page, readings[1], 2, None, 11, 1)
-    # Nothing is cut off at the side.
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for narrower in (width, 320):
+        check_fits(page, "#page", narrower)
 
 
 def test_the_text_is_whole_and_stays_text(
@@ -328,6 +343,8 @@ def test_the_live_page(
     check_predictions(page, readings[0], 14, 1.0)
     page.get_by_role("button", name=re.compile("^Layer 1, head 2: ")).click()
     check_weights(page, readings[0], 1, 2, 14)
+    for width in (390, 1280):
+        check_fits(page, ".drawing", width)
     # The dial.
     page.get_by_label("Dial", exact=True).press("ArrowLeft")
     page.get_by_label("Dial", exact=True).press("ArrowLeft")
