@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--block-model", metavar="MODEL", help="model whose blocks count: a common base, where models are compared"
     )
     parser.add_argument(
-        "--controls", action="store_true", help="also windows, recency and the dial from 0 to 1: 26 passes instead of 3"
+        "--controls", action="store_true", help="also windows, recency and the dial from 0 to 1: 25 passes instead of 3"
     )
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="folder for numbers and pictures; runs/evaluate/NAME by default"

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
+from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures
 from .locality_meter import label_losses
@@ -210,29 +211,30 @@ def on_blocks(
         for length in both:
             counted = counted & is_counted(others[name][2](length))
 
-    figures: dict[str, LocalityFigures] = {}
-    shares: dict[str, torch.Tensor] = {}
-    losses: dict[str, Losses] = {}
-
-    def measured(argument: str, starts: torch.Tensor, local_starts: torch.Tensor) -> tuple[Any, ...]:
-        rows = _block_sums(model, batches, texts, layers, counted, argument, starts)
-        sums = rows.sum(-1)
-        sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
-        sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
-        at_1 = _losses_at_dial_1(model, batches, texts, argument, starts) if at_dial_1 else Losses()
-        return figures_of(sums), rows[-1, :2].T, at_1
-
+    # What is measured: the argument, the starts that it takes, and the local starts that they make.
+    measured = {("own", None): ("block_starts", own, of_own), ("wrong", None): ("block_starts", wrong, of_wrong)}
+    for name, both in lengths.items():
+        argument, starts, local_starts = others[name]
+        measured |= {(name, length): (argument, starts(length), local_starts(length)) for length in both}
+    results = {}
     with setting(locality, num_previous_blocks=num_previous_blocks):
-        for kind, starts, local_starts in (("own", own, of_own), ("wrong", wrong, of_wrong)):
-            figures[kind], shares[kind], losses[kind] = measured("block_starts", starts, local_starts)
-        for kind, both in lengths.items():
-            argument, starts, local_starts = others[kind]
-            low, high = (measured(argument, starts(length), local_starts(length)) for length in both)
-            least, most = (mean_keys(local_starts(length), counted) for length in both)
-            step, wanted = most - least, mean_keys(of_own, counted) - least
-            weight = wanted / step if step else 0.0
-            figures[kind], shares[kind] = _between(low[0], high[0], weight), torch.lerp(low[1], high[1], weight)
-            losses[kind] = low[2].between(high[2], weight)
+        on_starts = [(argument, starts) for argument, starts, _ in measured.values()]
+        rows = _block_sums(model, batches, texts, layers, counted, on_starts)
+        for (key, (argument, starts, local_starts)), row_sums in zip(measured.items(), rows, strict=True):
+            sums = row_sums.sum(-1)
+            sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
+            sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
+            at_1 = _losses_at_dial_1(model, batches, texts, argument, starts) if at_dial_1 else Losses()
+            results[key] = figures_of(sums), row_sums[-1, :2].T, at_1
+
+    figures, shares, losses = ({kind: results[kind, None][part] for kind in ("own", "wrong")} for part in range(3))
+    for name, (low, high) in lengths.items():
+        least, most = (mean_keys(others[name][2](length), counted) for length in (low, high))
+        step, wanted = most - least, mean_keys(of_own, counted) - least
+        weight = wanted / step if step else 0.0
+        one, other = results[name, low], results[name, high]
+        figures[name], shares[name] = _between(one[0], other[0], weight), torch.lerp(one[1], other[1], weight)
+        losses[name] = one[2].between(other[2], weight)
     controls = BlockControls(
         num_previous_blocks=num_previous_blocks,
         num_counted=int(counted.sum()),
@@ -267,20 +269,23 @@ def _block_sums(
     texts: Texts,
     layers: list[int],
     counted: torch.Tensor,
-    argument: str,
-    starts: torch.Tensor,
-) -> torch.Tensor:
-    """`_sums` of all batches over the `counted` positions, on these starts; the number of keys is left at that."""
-    decoder, sums = core_model(model).base_model, []
+    on_starts: Sequence[tuple[str, torch.Tensor]],
+) -> list[torch.Tensor]:
+    """
+    `layer_sums` of all batches over the `counted` positions, on each of these starts, given by the argument that takes
+    them; the number of keys is left at that.
+    """
+    decoder = core_model(model).base_model
+    sums: list[list[torch.Tensor]] = [[] for _ in on_starts]
     for index, (inputs, _) in enumerate(batches):
-        rows = {argument: texts.rows(starts, index).to(decoder.device)}
-        others = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
-        outputs = decoder(
-            **others, **rows, use_cache=False, output_fidelity=layers, locality_dial=0.0, min_fidelity=0.0
-        )
+        inputs = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
+        attended = Attended(model.config)
+        decoder(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0, observer=attended.keep)
         masks = [texts.rows(counted, index, padding=False)] * len(layers)
-        sums.append(layer_sums(outputs, masks, model.config, layers))
-    return torch.cat(sums, -1)
+        for found, (argument, starts) in zip(sums, on_starts, strict=True):
+            rows = {argument: texts.rows(starts, index).to(decoder.device)}
+            found.append(layer_sums(attended.measure(inputs, layers, **rows), masks, model.config, layers))
+    return [torch.cat(found, -1) for found in sums]
 
 
 def layer_sums(

@@ -33,7 +33,8 @@ def measure_controls(
 ) -> ControlResults:
     """
     Measures what no fidelity should be reported without: the same model and text on other blocks and at other dials.
-    One pass over the data for each setting: 32 for a model with no or one previous block.
+    22 passes over the data for a model with no or one previous block: one for each place of the dial and each other
+    setting at dial 1, and one for all blocks at dial 0, for each number of previous blocks.
 
     The model's configuration is changed for some of them and restored: leave the model to this call meanwhile.
 

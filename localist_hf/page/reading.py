@@ -298,7 +298,9 @@ def read(
     outputs = decoder(input_ids=input_ids, observer=rows.keep, **request)
     if block_starts is None:
         block_starts = outputs.block_starts[0][0].cpu()
-    measured = rows.measure(input_ids, block_starts[None].to(input_ids.device))
+    starts = block_starts[None].to(input_ids.device)
+    layers = range(locality.num_hidden_layers)
+    measured = rows.measure({"input_ids": input_ids}, layers, output_entropy=True, block_starts=starts)
     if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
         known = core.name_or_path or type(core).__name__
         name = Path(known).name if Path(known).is_dir() else known
