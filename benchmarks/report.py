@@ -55,7 +55,7 @@ class Result:
 
 def evaluate(row: Row, experiment: Experiment, answer: dict, machine: dict) -> Result:
     """A row's result from what the processes of its experiment answered."""
-    where = _machine_name(machine, experiment.shape.device)
+    where = machine_name(machine, experiment.shape.device)
     for key, text in (("failed", "failed"), ("skipped", "not measured")):
         if key in answer:
             figure = f"{text}: {answer[key]}"
@@ -113,7 +113,7 @@ def _tables(results: list[Result]) -> str:
     return "\n\n".join(tables) + "\n"
 
 
-def _machine_name(machine: dict, device: str) -> str:
+def machine_name(machine: dict, device: str) -> str:
     """The processor, its cores, the versions and the day."""
     processor, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
