@@ -33,7 +33,7 @@ packages = tempfile.mkdtemp()
 shutil.unpack_archive(Path(__file__).with_name("{wheel}"), packages, "zip")
 sys.path.insert(0, packages)
 
-from localist_hf.cli.space import serve_page  # noqa: E402
+from localist_hf.cli.space_page import serve_page  # noqa: E402
 
 
 MODELS = {models}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from localist_hf.cli import space, view
+from localist_hf.cli import space_page, view
 from localist_hf.cli.errors import CommandError
 
 
@@ -35,9 +35,9 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
             raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
         return "a model"
 
-    monkeypatch.setattr(space, "load", load)
+    monkeypatch.setattr(space_page, "load", load)
     revisions = {"org/a": "1" * 40, "org/b": "2" * 40, "org/base": "3" * 40}
-    space.serve_page(["org/a", "org/b"], revisions)
+    space_page.serve_page(["org/a", "org/b"], revisions)
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
     assert served["is_open"] is False
     assert "share" not in served["settings"]
