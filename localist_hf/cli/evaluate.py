@@ -104,6 +104,7 @@ def load(
     base_revision = revisions.get(base) or adapter.revision or "main"
     config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
     model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
+    model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
     return model, load_tokenizer(base, config.vocab_size, base_revision)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CommandError
@@ -25,9 +27,10 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
         if name not in models:
             raise ValueError(f"`model` is {name!r}; this page has {', '.join(models)}.")
         try:
-            return load(name, {}, revisions)
+            model, tokenizer = load(name, {}, revisions)
         except CommandError as error:
             raise ValueError(str(error)) from error
+        return model.to(PartialState().device, torch.float32), tokenizer  # few processors do half precision well
 
     page = live_page(load_pinned, models, default_text(), is_open=False)
     page.launch(ssr_mode=False, footer_links=["gradio"])

@@ -265,8 +265,9 @@ def read(
             "output_entropy": True,
         }
         outputs = decoder(**inputs, **request, use_cache=False)
-    if name is None:
-        name = shown_name(core.name_or_path or type(core).__name__)
+    if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
+        known = core.name_or_path or type(core).__name__
+        name = Path(known).name if Path(known).is_dir() else known
     sums, locality = ProfileSums(), decoder.config.locality
     sums.add(outputs, locality)
     documents = torch.zeros_like(block_starts)[None]
@@ -299,11 +300,6 @@ def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: 
     if not torch.equal(passage.input_ids, first.passage.input_ids):
         raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
     return read(model, passage, first.block_starts, name)
-
-
-def shown_name(known: str) -> str:
-    """A model's name for others, whom the place of a folder on this machine does not concern."""
-    return Path(known).name if Path(known).is_dir() else known
 
 
 def _check_place(name: str, value: int, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .page_data import page_data
-from .reading import Passage, Reading, read, read_beside, shown_name
+from .reading import Passage, Reading, read, read_beside
 
 
 #: Longer texts are refused, whatever the model takes: the queries and keys of every layer are held in memory.
@@ -58,11 +58,10 @@ class Readings:
         with self._models_lock:
             first, tokenizer = self._model(model)
             passage = _passage(tokenizer, text)
-            # By the names that were asked for: an adapter goes by its own, and not by its base's.
-            readings = [read(first, passage, name=shown_name(model))]
+            readings = [read(first, passage)]
             if compare:
                 second, tokenizer = self._model(compare)
-                readings.append(read_beside(readings[0], second, _passage(tokenizer, text), shown_name(compare)))
+                readings.append(read_beside(readings[0], second, _passage(tokenizer, text)))
             key = uuid.uuid4().hex
             with self._readings_lock:
                 _keep(self._readings, key, readings, _KEPT_READINGS)

@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from localist_hf.cli import space_page, view
 from localist_hf.cli.errors import CommandError
@@ -29,11 +30,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_strangers_have_the_published_models_only(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
-    def load(name: str, settings: dict, revisions: Mapping[str, str]) -> str:
+    def load(name: str, settings: dict, revisions: Mapping[str, str]) -> tuple[torch.nn.Module, str]:
         loaded.append((name, settings, revisions))
         if name == "org/b":
             raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
-        return "a model"
+        return torch.nn.Linear(2, 2, dtype=torch.bfloat16), "its tokenizer"
 
     monkeypatch.setattr(space_page, "load", load)
     revisions = {"org/a": "1" * 40, "org/b": "2" * 40, "org/base": "3" * 40}
@@ -41,7 +42,8 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
     assert served["is_open"] is False
     assert "share" not in served["settings"]
-    assert served["load"]("org/a") == "a model"
+    model, tokenizer = served["load"]("org/a")
+    assert (model.weight.dtype, tokenizer) == (torch.float32, "its tokenizer")
     with pytest.raises(ValueError, match="the Hub is away"):  # what the page says, in place of a stack trace
         served["load"]("org/b")
     assert loaded == [("org/a", {}, revisions), ("org/b", {}, revisions)]

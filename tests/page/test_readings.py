@@ -43,8 +43,8 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
     readings = Readings(shelf.load)
     answer = readings.read(TEXT, "first", "second")
     passage = Passage.of(shelf.tokenizer, TEXT)
-    first = read(shelf.models["first"], passage, name="first")
-    second = read_beside(first, shelf.models["second"], passage, name="second")
+    first = read(shelf.models["first"], passage)
+    second = read_beside(first, shelf.models["second"], passage)
     assert answer["page"] == page_data([first, second], has_rows=False)
     key = answer["key"]
     for number, reading in enumerate((first, second)):
