@@ -13,7 +13,7 @@ from ..hub import (
     Publication,
     PublishError,
     RunRecord,
-    base_revisions,
+    find_bases,
     find_model,
     find_space,
     prepare,
@@ -112,7 +112,7 @@ def ask(publication: Publication, api: HfApi) -> dict[str, str]:
         print(f"What exists already is not known, since the Hub could not be asked: {error}\n")
     if (space := publication.space) is not None:
         try:
-            base_revisions(api, space)
+            find_bases(api, space)
             info = find_space(api, space.repo_id)
             found[space.repo_id] = _NEW if info is None else f"exists, {'private' if info.private else 'public'}"
         except PublishError as error:

@@ -381,22 +381,24 @@ def publish(
     found = {repo_id: find_model(api, repo_id) for repo_id in repositories}
     if public := [repo_id for repo_id, info in found.items() if private and info is not None and not info.private]:
         raise PublishError(f"`private` was asked for, and {public[0]} exists and is public; nothing has been uploaded.")
-    hides = private or any(info is not None and info.private for info in found.values())
     if publication.space is not None:
+        bases = find_bases(api, publication.space)
+        known = [*bases.values(), *filter(None, found.values())]
+        hides = private or any(info.private for info in known)
         old_space = find_space(api, publication.space.repo_id, hides)
-        revisions = base_revisions(api, publication.space)
     commits = []
     for repo_id, files in repositories.items():
         info = found[repo_id]
         commits.append(upload(api, repo_id, files, private=private or None, info=info))
         report(f"{api.endpoint}/{repo_id}: {_what_was_done(commits[-1], info)}")
     if publication.space is not None:
+        revisions = {repo_id: info.sha for repo_id, info in bases.items()}
         revisions |= {repo_id: commit.oid for repo_id, commit in zip(repositories, commits, strict=True)}
         repo_id, files = publication.space.repo_id, publication.space.files(revisions)
         commits.append(upload(api, repo_id, files, private=hides or None, info=old_space, repo_type="space"))
         report(f"{api.endpoint}/spaces/{repo_id}: {_what_was_done(commits[-1], old_space)}")
-        if hides:
-            report("Of private models the Space needs a secret HF_TOKEN, with which to read them: see its settings.")
+        if hides or any(info.gated for info in known):
+            report("Private and gated models the Space reads with a token: give it a secret HF_TOKEN in its settings.")
     for path, reason in publication.left_out.items():
         report(f"left out: {path}: {reason}")
     if collection is not None:
@@ -632,21 +634,22 @@ def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | Non
     return info
 
 
-def base_revisions(api: HfApi, space: Space) -> dict[str, str]:
+def find_bases(api: HfApi, space: Space) -> dict[str, ModelInfo]:
     """
-    The newest commit of each base that a Space's adapters stand on and that is not published with them.
+    What the Hub says of each base that a Space's adapters stand on and that is not published with them.
 
     Raises:
         PublishError: for one that the Hub does not show.
     """
-    found = {repo_id: find_model(api, repo_id) for repo_id in space.bases}
-    for repo_id, info in found.items():
-        if info is None:
+    found = {}
+    for repo_id in space.bases:
+        if (info := find_model(api, repo_id)) is None:
             raise PublishError(
                 f"`space` is {space.repo_id!r}; an adapter stands on {repo_id!r}, and the Hub shows this account no "
                 "such model."
             )
-    return {repo_id: info.sha for repo_id, info in found.items()}
+        found[repo_id] = info
+    return found
 
 
 _AGAIN = "It shows its former state or the whole new one; the same call made again does what is left to do."

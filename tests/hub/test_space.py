@@ -241,7 +241,7 @@ def test_private_models_have_a_private_space(hub: HubServer, api: HfApi, runs: P
     said: list[str] = []
     publish(runs, "org", private=True, space=SPACE, api=api, report=said.append)
     assert hub.repo(SPACE, "space").private
-    assert "needs a secret HF_TOKEN" in said[-1]
+    assert "give it a secret HF_TOKEN" in said[-1]
     publish(runs, "org", space="org/other", api=api, report=str)  # the models are private as they were
     assert hub.repo("org/other", "space").private
     publish(runs / "base", "org", name="public", space="org/public", api=api, report=str)
@@ -250,6 +250,9 @@ def test_private_models_have_a_private_space(hub: HubServer, api: HfApi, runs: P
     with pytest.raises(PublishError, match=r"exists and is public, and would show models that are private; nothing"):
         publish(runs, "org", space="org/public", api=api, report=str)
     assert hub.repo("org/public", "space").head == head
+    api.create_repo("alice/base", private=True)
+    publish(runs / "quintic-lora", "org", name="lora", base_model="alice/base", space="org/lora", api=api, report=str)
+    assert hub.repo("org/lora", "space").private  # its base is, too
 
 
 # What cannot be one is refused before anything is uploaded
