@@ -341,8 +341,9 @@ def address(hub: HubServer, api: HfApi, runs: Path, llama_runs: Path, tmp_path: 
             [sys.executable, "-u", "app.py"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        while not (found := re.search(r"running on.*?(http://[\d.:]+)", (tmp_path / "log").read_text())):
-            assert process.poll() is None, (tmp_path / "log").read_text()
+        end = time.monotonic() + 600
+        while not (found := re.search(r"Running on.*?(http://[\d.:]+)", (tmp_path / "log").read_text())):
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.5)
         yield found[1]
     finally:
