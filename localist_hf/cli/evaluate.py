@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
@@ -21,13 +23,20 @@ from ..evaluation import (
     report_table,
     with_interval,
 )
-from ..hub import RunRecord
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from .arguments import locality_settings
 from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, ending_with
 from .folders import held, write_whole
-from .models import checked_sequence_length, find_adapter, load_adapter, load_config, load_model, load_tokenizer
+from .models import (
+    adapter_settings,
+    checked_sequence_length,
+    find_adapter,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from .python_text import python_text, split_text
 
 
@@ -75,16 +84,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A localised model, perhaps with an adapter on it, and its tokenizer."""
-    if (base := find_adapter(name)) is None:
-        config = load_config(name, settings)
-        return load_model(name, config), load_tokenizer(name, config.vocab_size)
-    # The base's configuration does not know what the adapter was trained for; the run's record does.
-    record = RunRecord.find(name)
-    saved = {} if record is None else record.config.get("locality", record.config)
-    config = load_config(base, {field: saved[field] for field in LOCALITY_FIELDS if field in saved} | settings)
-    return load_adapter(load_model(base, config), name), load_tokenizer(base, config.vocab_size)
+def load(
+    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A localised model, perhaps with an adapter on it, and its tokenizer.
+
+    Args:
+        name (`str`), settings (`dict[str, Any]`):
+            See [`load_config`].
+        revisions (`Mapping[str, str]`, *optional*):
+            Commits of repositories, also of adapters' bases; of others the newest is loaded.
+    """
+    revision = revisions.get(name, "main")
+    if (adapter := find_adapter(name, revision)) is None:
+        config = load_config(name, settings, revision)
+        return load_model(name, config, revision=revision), load_tokenizer(name, config.vocab_size, revision)
+    base = adapter.base_model_name_or_path
+    base_revision = revisions.get(base) or adapter.revision or "main"
+    config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
+    model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
+    model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
+    return model, load_tokenizer(base, config.vocab_size, base_revision)
 
 
 def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

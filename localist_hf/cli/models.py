@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode
 from peft import PeftConfig, PeftModel
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -15,14 +16,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..evaluation.check_model import num_positions
-from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
+from ..hub import RunRecord
+from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from .errors import ending_with
 
 
-def load_config(name: str, settings: dict[str, Any]) -> PreTrainedConfig:
+def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> PreTrainedConfig:
     """
     The configuration of a model under some settings of locality, once it is known that the model can be localised; no
     weight is read for that. No code out of a repository is run: it is transformers' class that is loaded, and localised
@@ -34,6 +37,8 @@ def load_config(name: str, settings: dict[str, Any]) -> PreTrainedConfig:
         settings (`dict[str, Any]`):
             Fields of [`LocalityFields`], in place of those that the model was saved with; for GPT-2 any fields of
             [`LocalistGPT2Config`].
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit on the Hub.
 
     Raises:
         CommandError, ValueError: where it cannot be read, or the model cannot be localised so.
@@ -46,14 +51,14 @@ def load_config(name: str, settings: dict[str, Any]) -> PreTrainedConfig:
         raise ValueError(f"`model` is {name!r}, which is a file; it must be a model's folder or Hub id.")
     # What strangers have written may be anything: no list of exceptions is complete.
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose configuration cannot be used so: "):
-        saved, _ = PreTrainedConfig.get_config_dict(name)
+        saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         # A GPT-2 that `localize` has made stays what it is.
         if saved.get("model_type") == LocalistGPT2Config.model_type or (
             saved.get("model_type") == "gpt2" and "locality" not in saved
         ):
-            config = LocalistGPT2Config.from_pretrained(name, **settings)
+            config = LocalistGPT2Config.from_pretrained(name, revision=revision, **settings)
         else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 raise ValueError(f"its `model_type` is {config.model_type!r}, which is no causal language model.")
             with torch.device("meta"):
@@ -63,10 +68,10 @@ def load_config(name: str, settings: dict[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(name: str, vocabulary_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model with this many tokens."""
+def load_tokenizer(name: str, vocabulary_size: int, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model with this many tokens; `revision` as for [`load_config`]."""
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         # Where there are no files, transformers makes one without a vocabulary.
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ValueError("there is none, or its vocabulary is empty.")
@@ -79,7 +84,9 @@ def load_tokenizer(name: str, vocabulary_size: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_model(
+    name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "auto", revision: str = "main"
+) -> PreTrainedModel:
     """
     A localised model with all of its weights; transformers would fill in random numbers for those that are missing.
 
@@ -90,6 +97,8 @@ def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "
             From [`load_config`].
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
             Of the weights; by default what they were saved in.
+        revision (`str`, *optional*, defaults to `"main"`):
+            As for [`load_config`].
 
     Raises:
         CommandError, ValueError: for weights that cannot be read, are missing or do not fit the configuration.
@@ -99,6 +108,7 @@ def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "
     with ending_with(2, Exception, what=what):
         model, info = (LocalistGPT2LMHeadModel if is_gpt2 else AutoModelForCausalLM).from_pretrained(
             name,
+            revision=revision,
             config=config,
             dtype=dtype,
             output_loading_info=True,
@@ -118,23 +128,37 @@ def load_model(name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "
     return model if is_gpt2 else localize(model)
 
 
-def find_adapter(name: str) -> str | None:
-    """The base of the adapter in a folder or Hub repository; `None` where that holds no adapter."""
+def find_adapter(name: str, revision: str = "main") -> PeftConfig | None:
+    """The adapter's configuration in a folder or Hub repository, which names its base; `None` where that holds none."""
     if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
         return None
     with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
-        if find_adapter_config_file(name) is None:
+        if find_adapter_config_file(name, revision=revision) is None:
             return None
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        if not base:
+        config = PeftConfig.from_pretrained(name, revision=revision)
+        if not config.base_model_name_or_path:
             raise ValueError("its adapter_config.json does not name the base.")
-        return base
+        return config
 
 
-def load_adapter(model: PreTrainedModel, name: str) -> PeftModel:
+def adapter_settings(name: str, revision: str = "main") -> dict[str, Any]:
+    """The settings of locality that an adapter was trained for, of which its base's configuration does not know."""
+    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+        if (record := RunRecord.find(name)) is not None:
+            config = record.config
+        # Beside an adapter that was published lies the configuration of the model that it makes of its base.
+        elif has_file(name, "config.json", revision=revision, local_files_only=is_offline_mode()):
+            config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        else:
+            return {}
+    saved = config.get("locality") or config
+    return {field: saved[field] for field in LOCALITY_FIELDS if field in saved}
+
+
+def load_adapter(model: PreTrainedModel, name: str, revision: str = "main") -> PeftModel:
     """The base with an adapter on it."""
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose adapter cannot be loaded: "):
-        return PeftModel.from_pretrained(model, name)
+        return PeftModel.from_pretrained(model, name, revision=revision)
 
 
 def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:

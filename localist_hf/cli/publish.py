@@ -1,13 +1,28 @@
 """`localist-hf publish`: runs to repositories on the Hub."""
 
 import argparse
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo
 
-from ..hub import CARD_FILE, RECORD_FILE, Publication, PublishError, RunRecord, find_model, prepare, publish
+from ..hub import (
+    CARD_FILE,
+    RECORD_FILE,
+    Publication,
+    PublishError,
+    RunRecord,
+    find_bases,
+    find_model,
+    find_space,
+    prepare,
+    publish,
+)
 from .errors import INPUT_ERRORS, ending_with
+
+
+_NEW = "new (the Hub shows no such repository)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"
     )
     parser.add_argument(
+        "--space", metavar="ID",
+        help="make NAMESPACE/NAME a Space with the page of `localist-hf view`, on which anybody reads with these "
+        "models, at the commits that this call leaves them at; the cards link to it (give it each time)",
+    )  # fmt: skip
+    parser.add_argument(
         "--base-model", metavar="ID", help="Hub id of the base, where the run started from a folder of this machine"
     )
     parser.add_argument(
@@ -42,28 +62,41 @@ def main(arguments: list[str]) -> None:
     args = build_parser().parse_args(arguments)
     with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError):
         if args.dry_run:
-            show(prepare(args.run, args.namespace, args.base_model, args.name), HfApi())
+            show(prepare(args.run, args.namespace, args.base_model, args.name, args.space), HfApi())
         else:
-            publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name)
+            publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name, args.space)
 
 
 def show(publication: Publication, api: HfApi) -> None:
     """Prints what would be published, and what is there already where the Hub can be asked."""
     found = ask(publication, api)
     for repo_id, files in publication.repositories.items():
-        sizes = {
-            name: len(content) if isinstance(content, bytes) else content.stat().st_size
-            for name, content in files.items()
-        }
-        print(f"{api.endpoint}/{repo_id}\n  {found[repo_id]}\n")
-        for name, size in sorted(sizes.items()):
-            print(f"  {size:>12,}  {name}")
-        print(f"  {sum(sizes.values()):>12,}  bytes in {len(sizes)} files\n")
-        print("\n".join(f"  | {line}".rstrip() for line in files[CARD_FILE].decode().splitlines()))
-        print()
+        show_repository(f"{api.endpoint}/{repo_id}", found[repo_id], files, [CARD_FILE])
+    if (space := publication.space) is not None:
+        # The commits are not there yet.
+        files = space.files(dict.fromkeys([*space.models, *space.bases], "0" * 40))
+        texts = [name for name in files if name != space.wheel.name]
+        show_repository(f"{api.endpoint}/spaces/{space.repo_id}", found[space.repo_id], files, texts)
     for path, reason in publication.left_out.items():
         print(f"left out: {path}: {reason}")
-    print(f"Dry run: nothing was uploaded; it would go to {len(publication.repositories)} repositories.")
+    where = f"{len(publication.repositories)} repositories{'' if space is None else ' and a Space'}"
+    print(f"Dry run: nothing was uploaded; it would go to {where}.")
+
+
+def show_repository(address: str, found: str, files: Mapping[str, Path | bytes], texts: Sequence[str]) -> None:
+    """Prints what a repository would hold, and some of its files whole."""
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size for name, content in files.items()
+    }
+    print(f"{address}\n  {found}\n")
+    for name, size in sorted(sizes.items()):
+        print(f"  {size:>12,}  {name}")
+    print(f"  {sum(sizes.values()):>12,}  bytes in {len(sizes)} files\n")
+    for name in texts:
+        if len(texts) > 1:
+            print(f"  {name}")
+        print("\n".join(f"  | {line}".rstrip() for line in files[name].decode().splitlines()))
+        print()
 
 
 def ask(publication: Publication, api: HfApi) -> dict[str, str]:
@@ -77,13 +110,20 @@ def ask(publication: Publication, api: HfApi) -> dict[str, str]:
             found[repo_id] = describe(find_model(api, repo_id), files)
     except PublishError as error:
         print(f"What exists already is not known, since the Hub could not be asked: {error}\n")
-    return {repo_id: found.get(repo_id, "not known whether it exists") for repo_id in publication.repositories}
+    if (space := publication.space) is not None:
+        try:
+            find_bases(api, space)
+            info = find_space(api, space.repo_id)
+            found[space.repo_id] = _NEW if info is None else f"exists, {'private' if info.private else 'public'}"
+        except PublishError as error:
+            found[space.repo_id] = f"not possible, or not known: {error}"
+    return defaultdict(lambda: "not known whether it exists", found)
 
 
 def describe(info: ModelInfo | None, files: Mapping[str, Path | bytes]) -> str:
     """A repository as it is found, and what its weights are to those that would be published."""
     if info is None:
-        return "new (the Hub shows no such repository)"
+        return _NEW
     stored = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
     weights = RunRecord.load(files[RECORD_FILE].parent).weights
     same = all(stored.get(name) == digest for name, digest in weights.items())

@@ -57,7 +57,9 @@ _METRICS = {
 }
 
 
-def card_files(folder: str | Path, repo_id: str | None = None, base_model: str | None = None) -> dict[str, bytes]:
+def card_files(
+    folder: str | Path, repo_id: str | None = None, base_model: str | None = None, space: str | None = None
+) -> dict[str, bytes]:
     """
     The card of a run with its picture, and its evaluation results where the data set has a Hub id.
 
@@ -68,6 +70,8 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
             The repository that the card is for. Defaults to [`RunRecord.repository_id`].
         base_model (`str`, *optional*):
             Hub id of the model that the run started from, where the record does not know it.
+        space (`str`, *optional*):
+            Hub id of the Space on which the model can be read.
 
     Returns:
         `dict[str, bytes]`: path in the repository to content.
@@ -79,7 +83,7 @@ def card_files(folder: str | Path, repo_id: str | None = None, base_model: str |
     record = records[0]
     repo_id = repo_id or record.repository_id()
     files = {
-        CARD_FILE: str(model_card(records, repo_id, base_model)).encode(),
+        CARD_FILE: str(model_card(records, repo_id, base_model, space)).encode(),
         PICTURE_FILE: _picture(records),
     }
     if record.data["dataset_id"]:
@@ -102,7 +106,9 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     return Path(folder) / CARD_FILE
 
 
-def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | None = None) -> ModelCard:
+def model_card(
+    records: Sequence[RunRecord], repo_id: str, base_model: str | None = None, space: str | None = None
+) -> ModelCard:
     """
     The card of a run.
 
@@ -113,6 +119,8 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
             The repository that the card is for; siblings are linked in the same namespace.
         base_model (`str`, *optional*):
             Hub id of the model that the run started from, where the record does not know it.
+        space (`str`, *optional*):
+            Hub id of the Space on which the model can be read.
     """
     record = records[0]
     namespace = repo_id.rpartition("/")[0] or PLACEHOLDER_NAMESPACE
@@ -131,7 +139,7 @@ def model_card(records: Sequence[RunRecord], repo_id: str, base_model: str | Non
     template = environment.from_string(
         resources.files(__package__).joinpath("model_card_template.md").read_text("utf-8")
     )
-    text = template.render(_context(records, repo_id, namespace, base_model))
+    text = template.render(_context(records, repo_id, namespace, base_model) | {"space": space})
     return ModelCard(f"---\n{_metadata(record, repo_id, base_model).to_yaml()}\n---\n\n{text}")
 
 

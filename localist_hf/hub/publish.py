@@ -17,6 +17,7 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelInfo,
+    SpaceInfo,
     get_token,
 )
 from huggingface_hub.errors import (
@@ -35,6 +36,7 @@ from ..modeling.modeling_localist import auto_map
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
 from .run_record import RunRecord
+from .space import SPACE_TAG, Space, make_space
 
 
 logger = logging.get_logger(__name__)
@@ -58,6 +60,7 @@ _STALE = (
     r"adapter_config\.json",
     r"(training_args|pytorch_model.*)\.bin",
     re.escape(EVAL_RESULTS_FILE),
+    r"localist_hf-.*\.whl",
 )
 _TEXT_SUFFIXES = {".json", ".md", ".yaml", ".txt", ".py", ".jinja"}
 
@@ -82,15 +85,18 @@ class Publication:
             The folders that are not published, and why.
         base_model (`str`, *optional*):
             The Hub id that was named as the base.
+        space ([`Space`], *optional*):
+            The Space that shows them.
     """
 
     repositories: dict[str, dict[str, Path | bytes]]
     left_out: dict[Path, str]
     base_model: str | None
+    space: Space | None
 
 
 def repository_files(
-    folder: str | Path, repo_id: str | None = None, base_model: str | None = None
+    folder: str | Path, repo_id: str | None = None, base_model: str | None = None, space: str | None = None
 ) -> dict[str, Path | bytes]:
     """
     Everything that a run's repository holds, and nothing else of its folder: weights, configuration, code, tokenizer,
@@ -104,6 +110,8 @@ def repository_files(
         base_model (`str`, *optional*):
             Hub id of the model that the run started from, where the record does not know it. Needed by an adapter,
             which loads its base from there.
+        space (`str`, *optional*):
+            Hub id of the Space on which the model can be read, which the card links to.
 
     Returns:
         `dict[str, Path | bytes]`: path in the repository to a file, or to its content where it differs from the file.
@@ -118,7 +126,7 @@ def repository_files(
     record.check_weights(folder)
     repo_id = repo_id or record.repository_id()
     if base_model is not None:
-        check_model_id("base_model", base_model)
+        check_repository_id("base_model", base_model)
         if record.from_scratch or record.base_model not in (None, base_model):
             raise ValueError(
                 f"`base_model` is {base_model!r}; the run in {str(folder)!r} started from "
@@ -142,7 +150,7 @@ def repository_files(
     files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
-    files |= card_files(folder, repo_id, base_model)
+    files |= card_files(folder, repo_id, base_model, space)
     _check_private(files, folder)
     return files
 
@@ -233,9 +241,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_model_id(name: str, value: str) -> None:
+def check_repository_id(name: str, value: str, kind: str = "model") -> None:
     """
-    Checks that an argument is a model's id on the Hub.
+    Checks that an argument is the id of a model, or of another `kind` of repository, on the Hub.
 
     Raises:
         ValueError: if it is not of the form `namespace/name`.
@@ -246,7 +254,7 @@ def check_model_id(name: str, value: str) -> None:
     except ValueError as error:
         reason = str(error)
     if reason:
-        raise ValueError(f"`{name}` is {value!r}; it must be the id of a model on the Hub, NAMESPACE/NAME ({reason}).")
+        raise ValueError(f"`{name}` is {value!r}; it must be the id of a {kind} on the Hub, NAMESPACE/NAME ({reason}).")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -318,6 +326,7 @@ def publish(
     collection: str | None = None,
     base_model: str | None = None,
     name: str | None = None,
+    space: str | None = None,
     api: HfApi | None = None,
     report: Callable[[str], None] = print,
 ) -> list[CommitInfo]:
@@ -340,6 +349,9 @@ def publish(
             See [`repository_files`]; for the runs in the folder that started from a local one.
         name (`str`, *optional*):
             Of a single run: the name in place of the run's own, so `namespace/localist-<model type>-<name>`.
+        space (`str`, *optional*):
+            Hub id of a Space, made where there is none, on which anybody reads with these models at the commits that
+            this call leaves them at. Their cards link to it. It is private where a model is.
         api ([`~huggingface_hub.HfApi`], *optional*):
             The client, which finds credentials by itself.
         report (`Callable`, *optional*):
@@ -351,7 +363,7 @@ def publish(
             the same call made again does what is left to do.
     """
     api = api or HfApi()
-    publication = prepare(folder, namespace, base_model, name)
+    publication = prepare(folder, namespace, base_model, name, space)
     repositories = publication.repositories
     with _explained(f"the account of {api.endpoint}"):
         account = api.whoami()
@@ -360,17 +372,33 @@ def publish(
         raise PublishError(
             f"`namespace` is {namespace!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
         )
+    if space is not None and space.partition("/")[0] not in allowed:
+        raise PublishError(
+            f"`space` is {space!r}; the token's account may publish under {', '.join(map(repr, allowed))}."
+        )
     if base_model is not None and find_model(api, base_model) is None:
         raise PublishError(f"`base_model` is {base_model!r}; the Hub shows this account no such model.")
     found = {repo_id: find_model(api, repo_id) for repo_id in repositories}
     if public := [repo_id for repo_id, info in found.items() if private and info is not None and not info.private]:
         raise PublishError(f"`private` was asked for, and {public[0]} exists and is public; nothing has been uploaded.")
+    if publication.space is not None:
+        bases = find_bases(api, publication.space)
+        known = [*bases.values(), *filter(None, found.values())]
+        hides = private or any(info.private for info in known)
+        old_space = find_space(api, publication.space.repo_id, hides)
     commits = []
     for repo_id, files in repositories.items():
         info = found[repo_id]
         commits.append(upload(api, repo_id, files, private=private or None, info=info))
-        is_unchanged = info is not None and commits[-1].oid == info.sha
-        report(f"{api.endpoint}/{repo_id}: {'unchanged' if is_unchanged else f'commit {commits[-1].oid[:12]}'}")
+        report(f"{api.endpoint}/{repo_id}: {_what_was_done(commits[-1], info)}")
+    if publication.space is not None:
+        revisions = {repo_id: info.sha for repo_id, info in bases.items()}
+        revisions |= {repo_id: commit.oid for repo_id, commit in zip(repositories, commits, strict=True)}
+        repo_id, files = publication.space.repo_id, publication.space.files(revisions)
+        commits.append(upload(api, repo_id, files, private=hides or None, info=old_space, repo_type="space"))
+        report(f"{api.endpoint}/spaces/{repo_id}: {_what_was_done(commits[-1], old_space)}")
+        if hides or any(info.gated for info in known):
+            report("Private and gated models the Space reads with a token: give it a secret HF_TOKEN in its settings.")
     for path, reason in publication.left_out.items():
         report(f"left out: {path}: {reason}")
     if collection is not None:
@@ -378,14 +406,30 @@ def publish(
             slug = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True).slug
             for repo_id in repositories:
                 api.add_collection_item(slug, repo_id, item_type="model", exists_ok=True)
-        report(f"{api.endpoint}/collections/{slug}: {len(repositories)} models")
+            if space is not None:
+                api.add_collection_item(slug, space, item_type="space", exists_ok=True)
+        report(
+            f"{api.endpoint}/collections/{slug}: {len(repositories)} models{'' if space is None else ' and the Space'}"
+        )
     return commits
 
 
-def prepare(folder: str | Path, namespace: str, base_model: str | None = None, name: str | None = None) -> Publication:
+def _what_was_done(commit: CommitInfo, info: ModelInfo | SpaceInfo | None) -> str:
+    return "unchanged" if info is not None and commit.oid == info.sha else f"commit {commit.oid[:12]}"
+
+
+def prepare(
+    folder: str | Path,
+    namespace: str,
+    base_model: str | None = None,
+    name: str | None = None,
+    space: str | None = None,
+) -> Publication:
     """What [`publish`] makes of a folder, all checked. Nothing is uploaded and nobody is asked."""
     if base_model is not None:
-        check_model_id("base_model", base_model)
+        check_repository_id("base_model", base_model)
+    if space is not None:
+        check_repository_id("space", space, "Space")
     runs, left_out = find_runs(folder)
     if name is not None and len(runs) > 1:
         raise ValueError(f"`name` is {name!r}, for one run; {str(folder)!r} holds {len(runs)}.")
@@ -401,9 +445,14 @@ def prepare(folder: str | Path, namespace: str, base_model: str | None = None, n
     bases = {path: _base_of(record, runs, names, base_model) for path, record in runs.items()}
     if base_model is not None and base_model not in bases.values():
         raise ValueError(f"`base_model` is {base_model!r}; no run in {str(folder)!r} started from a local folder.")
-    return Publication(
-        {names[path]: repository_files(path, names[path], bases[path]) for path in runs}, left_out, base_model
-    )
+    repositories = {names[path]: repository_files(path, names[path], bases[path], space) for path in runs}
+    shown = None
+    if space is not None:
+        # What the page is about comes first: the models that were trained for locality.
+        models = sorted(runs, key=lambda path: not any(runs[path].lambdas))
+        stood_on = {bases[path] or record.base_model for path, record in runs.items() if record.adapter}
+        shown = make_space(space, [names[path] for path in models], sorted(stood_on - set(names.values())))
+    return Publication(repositories, left_out, base_model, shown)
 
 
 def _base_of(
@@ -421,7 +470,8 @@ def upload(
     repo_id: str,
     files: Mapping[str, Path | bytes],
     private: bool | None = None,
-    info: ModelInfo | None = None,
+    info: ModelInfo | SpaceInfo | None = None,
+    repo_type: str = "model",
     commit_message: str = "Publish with localist-hf",
     revision: str | None = None,
     **options: Any,
@@ -440,8 +490,10 @@ def upload(
             See [`repository_files`].
         private (`bool`, *optional*):
             Whether a new repository is private; by default what the namespace prescribes.
-        info ([`~huggingface_hub.ModelInfo`], *optional*):
+        info ([`~huggingface_hub.ModelInfo`] or [`~huggingface_hub.SpaceInfo`], *optional*):
             What the repository was found to be; the upload is refused if it has changed since.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            Or `"space"`: a new one is of Gradio.
         commit_message (`str`, *optional*), revision (`str`, *optional*), options:
             As in [`~huggingface_hub.HfApi.create_commit`].
 
@@ -451,10 +503,11 @@ def upload(
     with _explained(repo_id):
         if info is None:
             try:
-                info = api.model_info(repo_id, revision=revision)
+                info = api.repo_info(repo_id, revision=revision, repo_type=repo_type)
             except RepositoryNotFoundError:
-                api.create_repo(repo_id, private=private)
-                info = api.model_info(repo_id, revision=revision)
+                sdk = "gradio" if repo_type == "space" else None
+                api.create_repo(repo_id, private=private, repo_type=repo_type, space_sdk=sdk)
+                info = api.repo_info(repo_id, revision=revision, repo_type=repo_type)
         stale = [
             sibling.rfilename
             for sibling in info.siblings or ()
@@ -465,6 +518,7 @@ def upload(
         return api.create_commit(
             repo_id,
             operations,
+            repo_type=repo_type,
             commit_message=commit_message,
             revision=revision,
             parent_commit=info.sha,
@@ -542,6 +596,60 @@ def find_model(api: HfApi, repo_id: str) -> ModelInfo | None:
             return api.model_info(repo_id, files_metadata=True)
         except RepositoryNotFoundError:
             return None
+
+
+def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | None:
+    """
+    What the Hub has of a Space that is to be written; `None` where it has none.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The client.
+        repo_id (`str`):
+            The Space.
+        hides (`bool`, *optional*, defaults to `False`):
+            Whether it shows models that are private.
+
+    Raises:
+        PublishError: where it holds another app, or is public and shows what is private, or cannot be asked for.
+    """
+    with _explained(repo_id, again=""):
+        try:
+            info = api.space_info(repo_id)
+        except RepositoryNotFoundError:
+            return None
+    # A new Space has a card, and nothing to replace.
+    is_ours = info.card_data is not None and SPACE_TAG in (info.card_data.tags or ())
+    if not is_ours and {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes", CARD_FILE}:
+        raise PublishError(
+            f"`space` is {repo_id!r}, which exists and is no Space that this command has made; give another name."
+        )
+    if info.sdk != "gradio":
+        raise PublishError(f"`space` is {repo_id!r}, which exists with the SDK {info.sdk!r}; the page needs 'gradio'.")
+    if hides and not info.private:
+        raise PublishError(
+            f"`space` is {repo_id!r}, which exists and is public, and would show models that are private; nothing has "
+            "been uploaded."
+        )
+    return info
+
+
+def find_bases(api: HfApi, space: Space) -> dict[str, ModelInfo]:
+    """
+    What the Hub says of each base that a Space's adapters stand on and that is not published with them.
+
+    Raises:
+        PublishError: for one that the Hub does not show.
+    """
+    found = {}
+    for repo_id in space.bases:
+        if (info := find_model(api, repo_id)) is None:
+            raise PublishError(
+                f"`space` is {space.repo_id!r}; an adapter stands on {repo_id!r}, and the Hub shows this account no "
+                "such model."
+            )
+        found[repo_id] = info
+    return found
 
 
 _AGAIN = "It shows its former state or the whole new one; the same call made again does what is left to do."

@@ -1,0 +1,36 @@
+"""What the app.py of a Space shows; `localist-hf publish --space` makes one."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import CommandError
+from .evaluate import load
+from .view import default_text
+
+
+def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
+    """
+    Serves the page on which strangers read with some models and no others, where Gradio's environment variables say.
+
+    Args:
+        models (`Sequence[str]`):
+            Hub ids; the first one is shown first.
+        revisions (`Mapping[str, str]`):
+            The commit of each, and of each base that an adapter stands on.
+    """
+    from ..page.live_page import live_page  # only those who open one have Gradio
+
+    def load_pinned(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        if name not in models:
+            raise ValueError(f"`model` is {name!r}; this page has {', '.join(models)}.")
+        try:
+            model, tokenizer = load(name, {}, revisions)
+        except CommandError as error:
+            raise ValueError(str(error)) from error
+        return model.to(PartialState().device, torch.float32), tokenizer  # few processors do half precision well
+
+    page = live_page(load_pinned, models, default_text(), is_open=False)
+    page.launch(ssr_mode=False, footer_links=["gradio"])

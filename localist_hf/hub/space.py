@@ -1,0 +1,150 @@
+"""A Hub Space on which anybody reads the attention of the models that were published with it."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from huggingface_hub import SpaceCard, SpaceCardData
+
+from ..page.saved_page import TITLE
+from .own_wheel import Wheel, own_wheel
+
+
+#: What the page is tried with; of the extra `view`.
+GRADIO_VERSION = "6.31.0"
+#: What tells a Space of ours from everybody else's, which is never replaced.
+SPACE_TAG = "localist-hf"
+
+_APP = '''\
+"""Where these language models look, read in a browser: the page of localist-hf. `localist-hf publish` writes this."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+# Spaces install requirements.txt before the other files are there, so the library's wheel cannot stand in it. A wheel
+# of Python alone is installed by unpacking it.
+packages = tempfile.mkdtemp()
+shutil.unpack_archive(Path(__file__).with_name("{wheel}"), packages, "zip")
+sys.path.insert(0, packages)
+
+from localist_hf.cli.space_page import serve_page  # noqa: E402
+
+
+MODELS = {models}
+# The commits that were published with this page, and those of what adapters stand on.
+REVISIONS = {revisions}
+
+serve_page(MODELS, REVISIONS)
+'''
+
+_REQUIREMENTS = """\
+# Made by `localist-hf publish`: the versions that the models were published with. Gradio is pinned by `sdk_version` in
+# README.md. What these stand on is left to pip, since Spaces install packages of their own beside them.
+# The free tier has no GPU: builds of torch for the CPU, 200 MB in place of gigabytes of CUDA.
+--extra-index-url https://download.pytorch.org/whl/cpu
+"""
+
+_CARD = """\
+# {title}
+
+Where the language models below look as they read: the blocks of a text; of each token the shares of its attention, by
+layer and head; and what comes next as the dial turns attention outside the blocks down. Type a text, choose a model or
+two, and click a token.
+
+{models}
+
+Each is read at the commit that was published with this page, by the library whose wheel lies beside it, localist-hf.
+The method is that of [arXiv:2511.18375](https://arxiv.org/abs/2511.18375). `localist-hf publish --space` makes the
+page, and replaces it.
+"""
+
+
+@dataclass(frozen=True)
+class Space:
+    """
+    A Space, all but the commits that its models will have.
+
+    Args:
+        repo_id (`str`):
+            Its id on the Hub.
+        models (`list[str]`):
+            The models to choose from, by their Hub ids; the first one is shown first.
+        bases (`list[str]`):
+            Hub ids of what adapters among them stand on, as far as it is not among them.
+        requirements (`bytes`):
+            The content of requirements.txt.
+        wheel ([`Wheel`]):
+            This library's.
+    """
+
+    repo_id: str
+    models: list[str]
+    bases: list[str]
+    requirements: bytes
+    wheel: Wheel
+
+    def files(self, revisions: Mapping[str, str]) -> dict[str, bytes]:
+        """
+        What the repository holds.
+
+        Args:
+            revisions (`Mapping[str, str]`):
+                The commit of each of `models` and `bases`.
+        """
+        pinned = {repo_id: revisions[repo_id] for repo_id in [*self.models, *self.bases]}
+        data = SpaceCardData(
+            title=TITLE,
+            sdk="gradio",
+            sdk_version=GRADIO_VERSION,
+            python_version=f"{sys.version_info.major}.{sys.version_info.minor}",
+            app_file="app.py",
+            suggested_hardware="cpu-basic",  # the free one
+            license="apache-2.0",
+            models=list(pinned),
+            tags=[SPACE_TAG, "localist", "interpretability", "attention", "arxiv:2511.18375"],
+        )
+        lines = [f"- [{name}](https://huggingface.co/{name}/tree/{pinned[name]})" for name in self.models]
+        card = SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{_CARD.format(title=TITLE, models=chr(10).join(lines))}")
+        app = _APP.format(wheel=self.wheel.name, models=_literal(self.models), revisions=_literal(pinned))
+        return {
+            "README.md": str(card).encode(),
+            "app.py": app.encode(),
+            "requirements.txt": self.requirements,
+            self.wheel.name: self.wheel.content,
+        }
+
+
+def make_space(repo_id: str, models: Sequence[str], bases: Sequence[str]) -> Space:
+    """
+    Makes a Space for models that are about to be published; nobody is asked.
+
+    Raises:
+        ValueError: where this library's wheel cannot be made, or a version cannot be had elsewhere.
+    """
+    wheel = own_wheel()
+    return Space(repo_id, list(models), list(bases), _requirements(wheel), wheel)
+
+
+def _requirements(wheel: Wheel) -> bytes:
+    """The versions of this machine, which go together, of all that the library needs."""
+    lines = []
+    for name in wheel.requires:
+        public = version(name).partition("+")[0]  # what follows is the build for this machine
+        if re.search(r"\.dev", public):
+            raise ValueError(
+                f"`{name}` is {public} here, which no package index has, so that a Space could not be built with it: "
+                "install a release."
+            )
+        lines.append(f"{name}=={public}{'+cpu' if name == 'torch' else ''}\n")
+    return (_REQUIREMENTS + "".join(lines)).encode()
+
+
+def _literal(value: list[str] | dict[str, str]) -> str:
+    """Hub ids and hashes as Python, a line each."""
+    return json.dumps(value, indent=4).replace('"\n', '",\n')

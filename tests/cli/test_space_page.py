@@ -1,0 +1,53 @@
+"""What a Space's app.py serves: some models, at their commits, and no others."""
+
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from localist_hf.cli import space_page, view
+from localist_hf.cli.errors import CommandError
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the page was made of, and launched with; Gradio need not be there."""
+    made: dict[str, Any] = {}
+
+    def live_page(load: Callable, models: list[str], text: str, is_open: bool) -> SimpleNamespace:
+        made.update(load=load, models=models, text=text, is_open=is_open)
+        return SimpleNamespace(launch=lambda **settings: made.update(settings=settings))
+
+    module = ModuleType("localist_hf.page.live_page")
+    module.live_page = live_page
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return made
+
+
+def test_strangers_have_the_published_models_only(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(name: str, settings: dict, revisions: Mapping[str, str]) -> tuple[torch.nn.Module, str]:
+        loaded.append((name, settings, revisions))
+        if name == "org/b":
+            raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
+        return torch.nn.Linear(2, 2, dtype=torch.bfloat16), "its tokenizer"
+
+    monkeypatch.setattr(space_page, "load", load)
+    revisions = {"org/a": "1" * 40, "org/b": "2" * 40, "org/base": "3" * 40}
+    space_page.serve_page(["org/a", "org/b"], revisions)
+    assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
+    assert served["is_open"] is False
+    assert "share" not in served["settings"]
+    model, tokenizer = served["load"]("org/a")
+    assert (model.weight.dtype, tokenizer) == (torch.float32, "its tokenizer")
+    with pytest.raises(ValueError, match="the Hub is away"):  # what the page says, in place of a stack trace
+        served["load"]("org/b")
+    assert loaded == [("org/a", {}, revisions), ("org/b", {}, revisions)]
+    for stranger in ("org/base", "gpt2", "/etc", ""):
+        with pytest.raises(ValueError, match=f"`model` is '{stranger}'; this page has org/a, org/b"):
+            served["load"](stranger)
+    assert len(loaded) == 2
