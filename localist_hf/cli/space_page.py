@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CommandError
-from .evaluate import load
-from .view import default_text
+from .view import default_text, load_for_reading
 
 
 def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
@@ -27,10 +24,9 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
         if name not in models:
             raise ValueError(f"`model` is {name!r}; this page has {', '.join(models)}.")
         try:
-            model, tokenizer = load(name, {}, revisions)
+            return load_for_reading(name, {}, revisions)
         except CommandError as error:
             raise ValueError(str(error)) from error
-        return model.to(PartialState().device, torch.float32), tokenizer  # few processors do half precision well
 
     page = live_page(load_pinned, models, default_text(), is_open=False)
     page.launch(ssr_mode=False, footer_links=["gradio"])

@@ -2,8 +2,10 @@
 
 import argparse
 import ipaddress
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,9 +69,11 @@ def models_of(name: str) -> list[str]:
     return sorted(str(record.parent) for record in folder.glob(f"*/{RECORD_FILE}")) or [name]
 
 
-def load_for_reading(name: str, settings: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model where it is fastest: on the GPU where there is one; few processors are at home in half precision."""
-    model, tokenizer = load(name, settings)
+def load_for_reading(
+    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As [`load`], to where it is fastest: the GPU where there is one; few processors are at home in half precision."""
+    model, tokenizer = load(name, settings, revisions)
     return model.to(PartialState().device, torch.float32), tokenizer
 
 

@@ -36,7 +36,7 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
             raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
         return torch.nn.Linear(2, 2, dtype=torch.bfloat16), "its tokenizer"
 
-    monkeypatch.setattr(space_page, "load", load)
+    monkeypatch.setattr(view, "load", load)
     revisions = {"org/a": "1" * 40, "org/b": "2" * 40, "org/base": "3" * 40}
     space_page.serve_page(["org/a", "org/b"], revisions)
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, SpaceCard
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
@@ -207,8 +207,9 @@ def test_everything_is_loaded_at_its_commit(hub: HubServer, api: HfApi, runs: Pa
         model, tokenizer = load(name, {}, app["REVISIONS"])
         folder = folder_of(name, runs)
         record = RunRecord.load(folder)
-        native = AutoModelForCausalLM if record.is_native else LocalistGPT2LMHeadModel
-        expected = native.from_pretrained(runs / record.base_run if record.adapter else folder)
+        native = AutoModelForCausalLM if "llama" in name else LocalistGPT2LMHeadModel
+        base = PeftConfig.from_pretrained(folder).base_model_name_or_path if record.adapter else folder
+        expected = native.from_pretrained(base)
         if record.adapter:
             expected = PeftModel.from_pretrained(expected, folder)
         with torch.no_grad():
