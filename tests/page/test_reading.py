@@ -175,15 +175,15 @@ def test_predictions_start_from_what_was_read(architecture: str, partition: str)
     model = localised(architecture, num_previous_blocks=1, **settings)
     ids = text(batch_size=1)[0]
     reading = read(model, Passage(ids[0], list(map(str, ids[0].tolist())), Numbers()))
-    for position in (40, 1, 0, 65, 30):
+    for position in (40, 0, 65):
         prefix = ids[:, : position + 1]
-        for dial in (0.0, 1.0, 0.5):
+        for dial in (0.0, 0.5):
             prediction = reading.predict(position, dial)
             best = model(prefix, locality_dial=dial).logits[0, -1].softmax(-1).topk(5)
             assert_close(torch.tensor(prediction.probabilities), best.values, atol=1e-5, rtol=0)
-        generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=0.5, pad_token_id=0)
+        generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=1.0, pad_token_id=0)
         continuation = Numbers().decode(generated[0, position + 1 :])
-        assert reading.go_on(position, 0.5, max_new_tokens=4).strip() == continuation
+        assert reading.go_on(position, 1.0, max_new_tokens=4).strip() == continuation
 
 
 def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
