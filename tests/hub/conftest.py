@@ -170,6 +170,15 @@ def api(hub: HubServer, plain_client: None) -> HfApi:
 
 
 @pytest.fixture
+def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was first made with
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
 def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client's five retries, which take 1 + 2 + 4 + 8 + 8 seconds, follow at once."""
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))

@@ -235,14 +235,6 @@ def test_a_run_that_goes_on_from_trusted_code_is_one_like_any_other(
 # A model's own method
 
 
-@pytest.fixture
-def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-
-
 @pytest.mark.usefixtures("environment")
 def test_a_localised_model_pushes_what_publish_publishes(hub: HubServer, api: HfApi, llama_runs: Path) -> None:
     folder = llama_runs / "llama-quintic"

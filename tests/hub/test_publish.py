@@ -426,14 +426,6 @@ def test_a_lost_answer_is_no_second_commit(hub: HubServer, api: HfApi, runs: Pat
 # A model's own method
 
 
-@pytest.fixture
-def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-
-
 @pytest.mark.usefixtures("environment")
 def test_a_model_pushes_what_publish_publishes(hub: HubServer, api: HfApi, runs: Path) -> None:
     publish(runs / "quintic", "org", api=api, report=str)

@@ -50,9 +50,8 @@ def runs(family: Path, tmp_path: Path, wheel: Wheel, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def client(hub: HubServer, api: HfApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What `HF_ENDPOINT` and `HF_HOME` say to a process that starts with them."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+def client(environment: None, hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `HF_ENDPOINT` and `HF_HOME` say to a process that starts with them, to all libraries."""
     template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.endpoint)

@@ -50,14 +50,6 @@ def runs(family: Path, llama_runs: Path, tmp_path_factory: pytest.TempPathFactor
     return shutil.copytree(llama_runs, runs, dirs_exist_ok=True)
 
 
-@pytest.fixture
-def client(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-
-
 def run(hub: HubServer, home: Path, *arguments: str, ours: bool = False, **env: str) -> subprocess.CompletedProcess:
     """A Python process that knows the test Hub through its environment, and this package only if it is `ours`."""
     environment = hub.env(home, TOKEN) | {"OMP_NUM_THREADS": "1"} | env
@@ -246,7 +238,7 @@ def test_the_code_on_the_cards_runs_and_prints_what_they_say(hub: HubServer, pub
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("environment")
 def test_a_pinned_revision_stays_what_it_was(hub: HubServer, published: str, runs: Path, tmp_path: Path) -> None:
     first = hub.repo("org/localist-gpt2-linear").head
     before = local_logits(runs / "linear")
@@ -392,7 +384,7 @@ def test_a_dry_run_shows_everything_without_a_network(hub: HubServer, runs: Path
     assert len(hub.requests) == requests
 
 
-@pytest.mark.usefixtures("client")
+@pytest.mark.usefixtures("environment")
 def test_the_command_ends_with_a_message_not_a_traceback(runs: Path, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["publish", str(runs / "quintic"), "--namespace", "nobody"])
