@@ -21,6 +21,7 @@ from localist_hf.cli.base import train_tokenizer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_fine_tune(tmp_path: Path) -> None:
     text = "".join(f"Sentence number {number} says something. " for number in range(300))
     (tmp_path / "book.txt").write_text(text)

@@ -485,6 +485,7 @@ except Exception as error:
     assert hub.repo("org/model").commits[-1].title == "Card"
 
 
+@pytest.mark.slow
 def test_transformers_in_a_subprocess(hub: HubServer, tmp_path: Path) -> None:
     code = """
 import torch

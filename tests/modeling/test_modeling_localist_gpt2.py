@@ -631,7 +631,7 @@ def test_two_forward_passes_keep_their_measurements_apart(make_model, make_text)
     check_gradients(model, other, 0.0)
 
 
-@pytest.mark.parametrize("layout", ["plain", "left"])
+@pytest.mark.parametrize("layout", [pytest.param("plain", marks=pytest.mark.slow), "left"])
 def test_a_compiled_model_gives_the_same_outputs_and_gradients(make_model, make_text, layout: str):
     model, other = make_model(n_layer=2), make_model(n_layer=2)
     inputs = batch(layout, make_text(2, 40))

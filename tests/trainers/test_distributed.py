@@ -78,6 +78,7 @@ def test_two_processes_give_the_gradients_of_one(results: list[dict], strategy: 
         assert_close(two[strategy][name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["evaluation", "evaluation of a stream"])
 def test_two_processes_measure_what_one_does(results: list[dict], kind: str) -> None:
     measured = re.compile("eval_(loss|perplexity|fidelity|entropy)")
