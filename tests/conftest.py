@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
@@ -73,6 +73,13 @@ def make_model(make_config: Callable[..., LocalistGPT2Config]) -> Callable[..., 
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    from localist_hf.cli.base import train_tokenizer
+
+    return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..evaluation import (
     ControlResults,
@@ -28,15 +26,7 @@ from .arguments import locality_settings
 from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, ending_with
 from .folders import held, write_whole
-from .models import (
-    adapter_settings,
-    checked_sequence_length,
-    find_adapter,
-    load_adapter,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from .models import checked_sequence_length, load
 from .python_text import python_text, split_text
 
 
@@ -82,30 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--output-dir", type=Path, metavar="DIR", help="folder for numbers and pictures; runs/evaluate/NAME by default"
     )
     return parser
-
-
-def load(
-    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    A localised model, perhaps with an adapter on it, and its tokenizer.
-
-    Args:
-        name (`str`), settings (`dict[str, Any]`):
-            See [`load_config`].
-        revisions (`Mapping[str, str]`, *optional*):
-            Commits of repositories, also of adapters' bases; of others the newest is loaded.
-    """
-    revision = revisions.get(name, "main")
-    if (adapter := find_adapter(name, revision)) is None:
-        config = load_config(name, settings, revision)
-        return load_model(name, config, revision=revision), load_tokenizer(name, config.vocab_size, revision)
-    base = adapter.base_model_name_or_path
-    base_revision = revisions.get(base) or adapter.revision or "main"
-    config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
-    model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
-    model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
-    return model, load_tokenizer(base, config.vocab_size, base_revision)
 
 
 def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

@@ -1,7 +1,9 @@
 """The models that commands work on: GPT-2 as LocalistGPT2, and any other causal language model localised."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -159,6 +161,30 @@ def load_adapter(model: PreTrainedModel, name: str, revision: str = "main") -> P
     """The base with an adapter on it."""
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose adapter cannot be loaded: "):
         return PeftModel.from_pretrained(model, name, revision=revision)
+
+
+def load(
+    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A localised model, perhaps with an adapter on it, and its tokenizer.
+
+    Args:
+        name (`str`), settings (`dict[str, Any]`):
+            See [`load_config`].
+        revisions (`Mapping[str, str]`, *optional*):
+            Commits of repositories, also of adapters' bases; of others the newest is loaded.
+    """
+    revision = revisions.get(name, "main")
+    if (adapter := find_adapter(name, revision)) is None:
+        config = load_config(name, settings, revision)
+        return load_model(name, config, revision=revision), load_tokenizer(name, config.vocab_size, revision)
+    base = adapter.base_model_name_or_path
+    base_revision = revisions.get(base) or adapter.revision or "main"
+    config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
+    model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
+    model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
+    return model, load_tokenizer(base, config.vocab_size, base_revision)
 
 
 def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import CommandError
 from .view import default_text, load_for_reading
 
 
@@ -23,10 +22,7 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
     def load_pinned(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if name not in models:
             raise ValueError(f"`model` is {name!r}; this page has {', '.join(models)}.")
-        try:
-            return load_for_reading(name, {}, revisions)
-        except CommandError as error:
-            raise ValueError(str(error)) from error
+        return load_for_reading(name, {}, revisions)
 
     page = live_page(load_pinned, models, default_text(), is_open=False)
     page.launch(ssr_mode=False, footer_links=["gradio"])

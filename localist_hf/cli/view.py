@@ -13,12 +13,12 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub import RECORD_FILE
-from ..page import Passage, read, read_beside, saved_page
+from ..page import read_all, saved_page
 from .arguments import locality_settings
 from .base import BASE
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .evaluate import load
 from .folders import write_whole
+from .models import load
 from .python_text import python_reference
 
 
@@ -72,8 +72,16 @@ def models_of(name: str) -> list[str]:
 def load_for_reading(
     name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As [`load`], to where it is fastest: the GPU where there is one; few processors are at home in half precision."""
-    model, tokenizer = load(name, settings, revisions)
+    """
+    As [`load`], to where it is fastest: the GPU where there is one; few processors are at home in half precision.
+
+    Raises:
+        ValueError: for a model that cannot be loaded, in a sentence for the reader of the page.
+    """
+    try:
+        model, tokenizer = load(name, settings, revisions)
+    except CommandError as error:
+        raise ValueError(str(error)) from error
     return model.to(PartialState().device, torch.float32), tokenizer
 
 
@@ -81,7 +89,7 @@ def main(arguments: list[str]) -> None:
     """Runs `localist-hf view` with these arguments."""
     args = build_parser().parse_args(arguments)
     names = [str(BASE)] if args.model is None else models_of(args.model)
-    name = names[0]
+    wanted = [names[0]] if args.compare is None else [names[0], args.compare]
     if args.port is not None and not 1 <= args.port <= 65535:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.save is None and find_spec("gradio") is None:
@@ -96,24 +104,17 @@ def main(arguments: list[str]) -> None:
             settings = {"locality_schedule": "quintic"} | settings
         if args.save is not None and not args.save.parent.is_dir():
             raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
-        loaded = {model: load_for_reading(model, settings) for model in filter(None, (name, args.compare))}
+        loaded = {model: load_for_reading(model, settings) for model in wanted}
 
     if args.save is not None:
         with ending_with(2, *INPUT_ERRORS):
-            model, tokenizer = loaded[name]
-            readings = [read(model, Passage.of(tokenizer, text))]
-            if args.compare is not None:
-                model, tokenizer = loaded[args.compare]
-                readings.append(read_beside(readings[0], model, Passage.of(tokenizer, text)))
+            readings = read_all([loaded[model] for model in wanted], text)
             write_whole(args.save, saved_page(readings).html)
         print(f"Written: {args.save}")
         return
 
-    def load_by_name(wanted: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        try:
-            return loaded.get(wanted) or load_for_reading(wanted, settings)
-        except CommandError as error:
-            raise ValueError(str(error)) from error
+    def load_by_name(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return loaded.get(name) or load_for_reading(name, settings)
 
     from ..page.live_page import live_page  # only those who open one have Gradio
 

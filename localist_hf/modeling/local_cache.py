@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .block_partition import BlockState
 
@@ -166,3 +167,10 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
         super()._map_rows(select)
         if self.sinks is not None:
             self.sinks = tuple(map(select, self.sinks))
+
+
+def whole_cache(config: PreTrainedConfig) -> DynamicCache:
+    """A cache from which tokens can be removed again at any dial: no layer keeps its blocks or its window only."""
+    cache = DynamicCache(config=config)
+    cache.layers = [BlockCacheLayer() for _ in cache.layers]
+    return cache

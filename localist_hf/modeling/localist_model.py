@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .local_cache import BlockCacheLayer
+from .local_cache import whole_cache
 from .locality import LOCALIST_ATTENTION, REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
 from .locality_dial import LocalityDial, Setting, check_share, current_setting
 
@@ -249,9 +249,7 @@ class LocalistGenerationMixin(LocalistMixin):
             )
             if (is_assisted or defaults.is_assistant) and kwargs.get("past_key_values") is None:
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
-                cache = DynamicCache(config=self.config)
-                cache.layers = [BlockCacheLayer() for _ in cache.layers]
-                kwargs["past_key_values"] = cache
+                kwargs["past_key_values"] = whole_cache(self.config)
             if not is_assisted:
                 # Where the dial stands in a call, a compiled one need not look for it. An assistant would be handed it.
                 kwargs |= {"locality_dial": dial, "min_fidelity": floor}

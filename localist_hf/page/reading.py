@@ -1,17 +1,18 @@
 """All that the page shows of one model and one text."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.faithfulness import divergence_bits
 from ..evaluation.locality_probe import LocalityProfile, ProfileSums
 from ..modeling.block_partition import with_previous_blocks
-from ..modeling.local_cache import BlockCacheLayer
+from ..modeling.local_cache import whole_cache
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import check_share
 from .attention_rows import AttentionRows
@@ -232,9 +233,9 @@ class Reading:
         """The keys and values of the tokens before a position, under the dial; of none, where they must be made."""
         config = self.model.config
         if position == 0 or config.locality.block_partition == "delimiter":  # whose search cannot begin in between
-            return _whole_cache(config)
+            return whole_cache(config)
         if dial not in self._caches:
-            cache = _whole_cache(config)
+            cache = whole_cache(config)
             inputs = {"input_ids": self.passage.input_ids[None].to(self.model.device), "past_key_values": cache}
             core_model(self.model).base_model(**inputs, use_cache=True, locality_dial=dial, min_fidelity=0.0)
             for other in self._caches.keys() - {0.0}:
@@ -245,13 +246,6 @@ class Reading:
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.crop(position - len(self.passage))
         return cache
-
-
-def _whole_cache(config: PreTrainedConfig) -> DynamicCache:
-    """A cache from which tokens can be removed at any dial: its layers keep everything."""
-    cache = DynamicCache(config=config)
-    cache.layers = [BlockCacheLayer() for _ in cache.layers]
-    return cache
 
 
 @torch.no_grad()
@@ -291,7 +285,7 @@ def read(
     input_ids = passage.input_ids[None].to(decoder.device)
     if block_starts is not None and block_starts.shape != passage.input_ids.shape:
         raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
-    rows, cache, locality = AttentionRows(core.config), _whole_cache(core.config), core.config.locality
+    rows, cache, locality = AttentionRows(core.config), whole_cache(core.config), core.config.locality
     request = {"past_key_values": cache, "use_cache": True, "locality_dial": 0.0, "min_fidelity": 0.0}
     if block_starts is None:
         request["output_fidelity"] = [locality.num_hidden_layers - 1]
@@ -337,6 +331,26 @@ def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: 
     if not torch.equal(passage.input_ids, first.passage.input_ids):
         raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
     return read(model, passage, first.block_starts, name)
+
+
+def read_all(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], text: str) -> list[Reading]:
+    """
+    One text as several models read it, on the blocks of the first one.
+
+    Args:
+        models (`Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]]`):
+            The models with their tokenizers.
+        text (`str`):
+            The text.
+
+    Raises:
+        ValueError: as [`Passage.of`], [`read`] and [`read_beside`].
+    """
+    readings: list[Reading] = []
+    for model, tokenizer in models:
+        passage = Passage.of(tokenizer, text)
+        readings.append(read_beside(readings[0], model, passage) if readings else read(model, passage))
+    return readings
 
 
 def _check_place(name: str, value: int, number: int) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..version import __version__
 from .page_data import page_data
-from .reading import Passage, Reading, read, read_beside
+from .reading import Reading, read_all
 
 
 TITLE = "Where a language model looks"
@@ -76,11 +76,8 @@ def view(
     >>> localist_hf.view(model, tokenizer, "Some text. And some more of it.").save("page.html")
     ```
     """
-    passage = Passage.of(tokenizer, text)
-    readings = [read(model, passage)]
-    if compare is not None:
-        readings.append(read_beside(readings[0], compare, passage))
-    return saved_page(readings)
+    models = [model] if compare is None else [model, compare]
+    return saved_page(read_all([(each, tokenizer) for each in models], text))
 
 
 def saved_page(readings: Sequence[Reading]) -> Page:

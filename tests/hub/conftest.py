@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
-from localist_hf.cli.base import train_tokenizer
 from localist_hf.configuration import PAPER_VARIANTS, variant_config
 from localist_hf.hub import write_card
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
@@ -29,11 +28,6 @@ from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 TOKEN, OTHER_TOKEN = "hf_test_token", "hf_other_test_token"
 CARD = {"dataset": "book of sentences", "evaluation_split": "held-out", "language": "en", "license": "apache-2.0"}
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
 
 
 @pytest.fixture(scope="session")

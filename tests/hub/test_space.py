@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.evaluate import load
+from localist_hf.cli.models import load
 from localist_hf.cli.publish import show
 from localist_hf.evaluation.check_model import core_model
 from localist_hf.hub import PublishError, RunRecord, prepare, publish

@@ -1,15 +1,8 @@
-"""A tokenizer, and a tiny model for its tokens."""
+"""A tiny model for the tokens of the tests' tokenizer."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from localist_hf.cli.base import train_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
 
 
 @pytest.fixture
