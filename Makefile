@@ -16,15 +16,18 @@ family: $(READY)
 base: $(READY)
 	$(BIN)/localist-hf base --output-dir localist_hf/base
 
-# Hours: every run that docs/results.md is about. WIKITEXT is the folder of WikiText-2's valid.txt and test.txt, and
-# SMOLLM2 that of the model, as `make smollm2` leaves it.
+# Hours: every run that docs/results.md is about. WIKITEXT is the folder of WikiText-2's valid.txt and test.txt, SMOLLM2
+# that of the model, as `make smollm2` leaves it, and the book comes out of Debian's packages (study/book_text.py).
 WIKITEXT ?= ../shared/data/wikitext-2-raw
 SMOLLM2 ?= runs/smollm2/model
 study: $(READY)
 	$(BIN)/localist-hf family study/small.yaml --output-dir runs/study/small --jobs 2
 	$(BIN)/localist-hf family study/smollm2.yaml --output-dir runs/study/smollm2 --model $(SMOLLM2) \
 		--train-text $(WIKITEXT)/valid.txt --held-out-text $(WIKITEXT)/test.txt
-	for grid in small smollm2; do $(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl; done
+	$(BIN)/python study/book_text.py runs/study/text
+	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
+		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
+	for grid in small smollm2 book; do $(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.
 results: $(READY)

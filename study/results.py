@@ -535,7 +535,7 @@ INTRODUCTION = """\
 
 <!-- Made by `python study/results.py` (`make results`) from `study/records`; do not edit. -->
 
-What progressive localisation costs and gives, on two models whose attention matters, with the controls that would
+What progressive localisation costs and gives, on models whose attention matters, with the controls that would
 expose a cheap number. Every number stands in `study/records`, and is written here by `make results`; `make study`
 trains and measures everything anew (hours on two cores).
 
@@ -571,13 +571,18 @@ def render(models: Sequence[Model]) -> str:
 
 
 def answer(models: Sequence[Model]) -> str:
-    """What the README says."""
-    parts = []
-    for model in models:
-        study = model.study
-        seeds = f"seeds {', '.join(map(str, study.seeds))}"
-        parts.append(f"**{model.title}** ({seeds}):\n\n{primary_table(study)}")
-    return "\n\n".join(parts)
+    """What the README says: the primary comparisons, a column for each model."""
+    columns = [primaries(model.study) for model in models]
+    corrected = [holm([each.found.p_value for each in column]) for column in columns]
+    heads = [f"{model.title} ({len(model.study.seeds)} seeds)" for model in models]
+    rows = [["comparison", "figure", *heads]]
+    for index, each in enumerate(columns[0]):
+        found = [
+            f"{with_ends(column[index].found.estimate)}, {verdict(column[index], p_values[index])}"
+            for column, p_values in zip(columns, corrected, strict=True)
+        ]
+        rows.append([each.question, each.unit, *found])
+    return markdown_table(rows)
 
 
 def load_models() -> list[Model]:
@@ -589,7 +594,18 @@ def load_models() -> list[Model]:
             "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
             "[its card](../localist_hf/base/README.md).",
         ),
-        ("smollm2", "SmolLM2-135M-Instruct", "Only the upper half of the layers has an adapter."),
+        (
+            "smollm2",
+            "SmolLM2-135M-Instruct",
+            "Only the upper half of the layers has an adapter. The text is WikiText-2's, its validation split to train "
+            "on and its test split to measure on.",
+        ),
+        (
+            "book",
+            "The base of this package, on a book",
+            "The book is the King James Bible, six of its 66 books held out whole (`study/book_text.py`). The base has "
+            "read Python and its reference: to it such text is new.",
+        ),
     ):
         path = RECORDS / f"{name}.jsonl"
         if path.is_file():
