@@ -22,12 +22,14 @@ WIKITEXT ?= ../shared/data/wikitext-2-raw
 SMOLLM2 ?= runs/smollm2/model
 study: $(READY)
 	$(BIN)/localist-hf family study/small.yaml --output-dir runs/study/small --jobs 2
-	$(BIN)/localist-hf family study/smollm2.yaml --output-dir runs/study/smollm2 --model $(SMOLLM2) \
-		--train-text $(WIKITEXT)/valid.txt --held-out-text $(WIKITEXT)/test.txt
+	for grid in smollm2 smollm2_long; do $(BIN)/localist-hf family study/$$grid.yaml \
+		--output-dir runs/study/$$grid --model $(SMOLLM2) --train-text $(WIKITEXT)/valid.txt \
+		--held-out-text $(WIKITEXT)/test.txt --jobs 2 || exit 1; done
 	$(BIN)/python study/book_text.py runs/study/text
 	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
 		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
-	for grid in small smollm2 book; do $(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl; done
+	for grid in small smollm2 smollm2_long book; do \
+		$(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl || exit 1; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.
 results: $(READY)

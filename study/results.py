@@ -39,12 +39,13 @@ KINDS = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "
 
 
 class Model(NamedTuple):
-    """One of the models that the questions are asked of."""
+    """One of the models that the questions are asked of; `longer` are trainings of it that the aims are set for."""
 
     name: str
     title: str
     study: Study
     about: str
+    longer: Study | None = None
 
 
 class Primary(NamedTuple):
@@ -363,6 +364,61 @@ def _generated(runs: Sequence[Run], dial: str) -> list[str]:
     ]
 
 
+# --- what we aim at
+
+
+def aims(study: Study) -> str:
+    """How near a model comes to what we aim at, each aim with the configurations that are asked."""
+    rows = [["aim", "configuration", "measured", ""]]
+
+    def row(aim: str, name: str, value: str, is_met: bool) -> None:
+        rows.append([aim, name, value, "met" if is_met else "missed"])
+
+    others = mean_of(study.runs[BASELINE], "context_share")
+    for name in ("quintic", "quintic-delimiter"):
+        runs = study.runs[name]
+        own = fmean(psi(run, "own") for run in runs)
+        row("psi of the last layer, own blocks: at least 0.85", name, f"{own:.3f}", own >= 0.85)
+        gap = own_minus_wrong(study, name).estimate
+        row("own above another text's blocks: at least 0.1", name, with_ends(gap), gap.mean >= 0.1)
+        share = mean_of(runs, "context_share")
+        relative = share / others
+        row(
+            "attention to other words: at least 0.8 of distributed's",
+            name,
+            f"{relative:.2f} ({share:.3f} against {others:.3f})",
+            relative >= 0.8,
+        )
+    name = "quintic-previous1"
+    runs = study.runs[name]
+    price, kept = cost(study, name).estimate, retention(study, name).estimate
+    keys = fmean(own_setting(run)["own"]["visible_keys"] for run in runs)
+    row("perplexity: at most 1.02 times distributed's", name, with_ends(price), price.mean <= 1.02)
+    row("retention: at most 1.01", name, with_ends(kept), kept.mean <= 1.01)
+    row("visible keys: at most 48", name, f"{keys:.1f}", keys <= 48)
+    return markdown_table(rows)
+
+
+def mean_of(runs: Sequence[Run], figure: str) -> float:
+    """The mean over seeds of a figure of the last layer."""
+    return fmean(run["last_layer"][figure] for run in runs)
+
+
+def longer_training(study: Study) -> list[str]:
+    """The section on trainings that the aims are set for."""
+    names = [BASELINE, "quintic", "quintic-delimiter", "quintic-previous1"]
+    steps, seeds = study.any_run()["training"]["steps"], ", ".join(map(str, study.seeds))
+    return [
+        f"### After {steps} steps",
+        f"The same data and settings, {steps} steps; seed {seeds} alone, so that intervals are over documents only. "
+        "*quintic-delimiter* has the ends of sentences and lines as the ends of its blocks.",
+        "What we aim at, set beforehand:",
+        aims(study),
+        where_attention_goes(study, names),
+        partitions(study, names[1:]),
+    ]
+
+
 # --- the page
 
 
@@ -567,6 +623,8 @@ def render(models: Sequence[Model]) -> str:
             "### The questions",
             *questions(model),
         ]
+        if model.longer is not None:
+            parts += longer_training(model.longer)
     return "\n\n".join(parts) + "\n"
 
 
@@ -609,7 +667,8 @@ def load_models() -> list[Model]:
     ):
         path = RECORDS / f"{name}.jsonl"
         if path.is_file():
-            models.append(Model(name, title, Study(path), text))
+            longer = RECORDS / f"{name}_long.jsonl"
+            models.append(Model(name, title, Study(path), text, Study(longer) if longer.is_file() else None))
     return models
 
 

@@ -34,9 +34,9 @@ def test_every_page_is_made_of_the_committed_records(results: ModuleType) -> Non
 
 
 def test_the_records_are_of_the_grids_that_stand_beside_them(results: ModuleType) -> None:
-    for model in results.load_models():
-        names = {run.name for run in load_grid(ROOT / "study" / f"{model.name}.yaml")}
-        assert model.study.runs.keys() == names
+    for path in sorted(results.RECORDS.glob("*.jsonl")):
+        grid = load_grid(ROOT / "study" / f"{path.stem}.yaml")
+        assert results.Study(path).runs.keys() == {run.name for run in grid}
 
 
 def line(name: str, seed: int, losses: list[float], at_1: list[float]) -> dict:
@@ -92,3 +92,19 @@ def test_a_verdict_needs_the_interval_and_the_corrected_p_value(results: ModuleT
     assert results.verdict(claim._replace(is_expected=lambda value: value > 1), 0.04) == "not as claimed"
     around = comparison(interval(mean=0.9, low=0.85, high=1.05), 1.0, 0.01)
     assert results.verdict(claim._replace(found=around), 0.04) == "no difference shown"
+
+
+def test_aims_are_met_or_missed_by_their_numbers(results: ModuleType) -> None:
+    study = results.Study(results.RECORDS / "small.jsonl")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in results.aims(study).splitlines()[2:]]
+    found = {(name, aim.partition(":")[0]): (measured, verdict) for aim, name, measured, verdict in rows}
+    gap = "own above another text's blocks"
+    for name in ("quintic", "quintic-delimiter"):
+        measured, verdict = found[name, gap]
+        assert measured == results.with_ends(results.own_minus_wrong(study, name).estimate)
+        assert verdict == ("met" if float(measured.split()[0]) >= 0.1 else "missed")
+    price = results.cost(study, "quintic-previous1").estimate.mean
+    assert found["quintic-previous1", "perplexity"] == (
+        results.with_ends(results.cost(study, "quintic-previous1").estimate),
+        "met" if price <= 1.02 else "missed",
+    )
