@@ -30,6 +30,8 @@ _WORDS = {
     "target_fidelity": "target",
     "num_previous_blocks": "previous",
     "num_sink_tokens": "sinks",
+    "locality_weight": "weight",
+    "locality_dial": "dial",
 }
 _LOCALITY_FIELDS = {each.name: each.default for each in fields(LocalityFields)}
 

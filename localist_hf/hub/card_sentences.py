@@ -103,7 +103,10 @@ def _training_objective(record: RunRecord) -> str:
         return "Its attention is free in every layer" + ("." if record.from_scratch else ", to be compared with.")
     if not training["steps"]:
         return f"It was not trained for it; the schedule ({lambdas}) is that of the dial."
+    held = " and ".join(f"`{name}` at {value:g}" for name, value in dial_defaults(record).items())
     if training["locality_weight"] == 0:
+        if held:
+            return f"{who} held its attention with {held} ({lambdas}), and asked for nothing beyond that."
         return f"{who} left its attention free; the schedule ({lambdas}) is that of the dial."
     if training["locality_objective"] == "context":
         other = f"other words ({no_other_words(record)})" if sinks_phrase(record) else "other words"
@@ -114,7 +117,13 @@ def _training_objective(record: RunRecord) -> str:
         what = f"a token's attention to go to {block_phrase(record, 'the block of the text that it stands in')}{sinks}"
         what += ", itself included"
     degree = "in each layer to the degree of its lambda" if len(record.lambdas) > 1 else "in its only layer"
-    return f"{who} asked for at least {100 * training['target_fidelity']:g}% of {what}, {degree} ({lambdas})."
+    under = f", with {held} all the while" if held else ""
+    return f"{who} asked for at least {100 * training['target_fidelity']:g}% of {what}, {degree} ({lambdas}){under}."
+
+
+def dial_defaults(record: RunRecord) -> dict[str, float]:
+    """Where the dial and the guarantee stand in the model's configuration, of those that are not 0."""
+    return {name: record.locality[name] for name in ("locality_dial", "min_fidelity") if record.locality[name]}
 
 
 def _attention(record: RunRecord, metrics: Sequence[Mapping[str, float]], layer: int) -> str:

@@ -31,11 +31,12 @@ def test_products_are_crossed_and_what_they_share_is_trained_once() -> None:
             {"variant": "quintic", "target_fidelity": [0.5, 0.9], "num_sink_tokens": [0, 1]},
             {"variant": "quintic", "block_partition": ["semantic", "window", "delimiter"]},
             {"variant": ["window", "linear"], "locality_objective": "fidelity"},
+            {"variant": "cubic", "locality_weight": 0, "locality_dial": 1},
         ],
     )
     of_a_seed = [
         "distributed", "quintic", "quintic-target0.5-sinks0", "quintic-target0.5", "quintic-sinks0", "window",
-        "quintic-delimiter", "window-fidelity", "linear-fidelity",
+        "quintic-delimiter", "window-fidelity", "linear-fidelity", "cubic-weight0-dial1",
     ]  # fmt: skip
     assert names(grid) == [*of_a_seed, *(f"{name}-seed3" for name in of_a_seed)]
     runs = {run.folder_name: run for run in grid}

@@ -163,6 +163,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         ["Training left its attention free; the schedule (lambda = 0, 0.0041, 0.13, 1) is that of the dial."],
         ["Training asked"],
     ),
+    "weight 0 at dial 1": (
+        {"locality_dial": 1.0},
+        {"locality_weight": 0.0},
+        [
+            "Training held its attention with `locality_dial` at 1 (lambda = 0, 0.0041, 0.13, 1), and asked for "
+            "nothing beyond that."
+        ],
+        ["Training asked", "left its attention free"],
+    ),
+    "the loss at dial 0.5": (
+        {"locality_dial": 0.5},
+        {},
+        ["(lambda = 0, 0.0041, 0.13, 1), with `locality_dial` at 0.5 all the while."],
+        [],
+    ),
     "not trained": (
         {},
         {"steps": 0},
