@@ -4,6 +4,7 @@ Makes `docs/results.md`, its pictures and the answer in the README from the comm
     python study/results.py          # or: make results
 """
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +69,13 @@ def ratio(run: Run, name: str) -> float:
 
 def previous(run: Run) -> int:
     """How many blocks before a token's own are local in a run."""
-    return int(run["name"].partition("-previous")[2] or 0)
+    found = re.search(r"-previous(\d+)", run["name"])
+    return int(found[1]) if found else 0
+
+
+def is_held(name: str) -> bool:
+    """Whether a configuration was trained at dial 1, where nothing outside the blocks is seen."""
+    return name.endswith("-dial1")
 
 
 def own_setting(run: Run) -> dict[str, Any]:
@@ -129,6 +136,12 @@ def retention(study: Study, name: str, other: str | None = None, kinds: tuple[st
         return perplexity_ratio(at_1, at_0, labels(runs))
     others = study.runs[other]
     return perplexity_ratio(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
+
+
+def cost_at_1(study: Study, name: str, baseline: str = BASELINE, dial: str = "dial 0") -> Comparison:
+    """Perplexity at dial 1 as a multiple of another run's at a dial."""
+    runs, others = study.runs[name], study.runs[baseline]
+    return perplexity_ratio(losses(runs, "dial 1"), losses(others, dial), labels(runs))
 
 
 def own_minus_wrong(study: Study, name: str, number: int = 0) -> Comparison:
@@ -316,6 +329,17 @@ def where_attention_goes(study: Study, names: Sequence[str]) -> str:
     return markdown_table(rows)
 
 
+def held_attention(study: Study, names: Sequence[str]) -> str:
+    """Question 9: exact locality, by the loss and by training at dial 1."""
+    rows = [["configuration", "dial 0 / distributed", "dial 1 / distributed", "visible keys", "psi at dial 0"]]
+    for name in names:
+        runs = study.runs[name]
+        keys = mean_cell(runs, lambda run: own_setting(run)["own"]["visible_keys"], 1)
+        costs = with_ends(cost(study, name).estimate), with_ends(cost_at_1(study, name).estimate)
+        rows.append([name, *costs, keys, mean_cell(runs, lambda run: psi(run, "own"))])
+    return markdown_table(rows)
+
+
 def dial_1(study: Study) -> str:
     """Question 6: retention and faithfulness, trained and untrained."""
     rows = [["configuration", "retention", "self only", "KL (bits)", "untrained: retention", "untrained: KL (bits)"]]
@@ -394,6 +418,8 @@ def aims(study: Study) -> str:
 
     others = mean_of(study.runs[BASELINE], "context_share")
     for name in ("quintic", "quintic-delimiter"):
+        if name not in study.runs:
+            continue
         runs = study.runs[name]
         own = fmean(psi_on_base_blocks(run) if is_semantic(name) else psi(run, "own") for run in runs)
         row(
@@ -412,13 +438,15 @@ def aims(study: Study) -> str:
             f"{relative:.2f} ({share:.3f} against {others:.3f})",
             relative >= 0.8,
         )
-    name = "quintic-previous1"
-    runs = study.runs[name]
-    price, kept = cost(study, name).estimate, retention(study, name).estimate
-    keys = fmean(own_setting(run)["own"]["visible_keys"] for run in runs)
-    row("perplexity: at most 1.02 times distributed's", name, with_ends(price), price.mean <= 1.02)
-    row("retention: at most 1.01", name, with_ends(kept), kept.mean <= 1.01)
-    row("visible keys: at most 48", name, f"{keys:.1f}", keys <= 48)
+    for name in ("quintic-previous1", "quintic-previous1-weight0-dial1"):
+        if name not in study.runs:
+            continue
+        runs = study.runs[name]
+        price, kept = cost(study, name).estimate, retention(study, name).estimate
+        keys = fmean(own_setting(run)["own"]["visible_keys"] for run in runs)
+        row("perplexity: at most 1.02 times distributed's", name, with_ends(price), price.mean <= 1.02)
+        row("retention: at most 1.01", name, with_ends(kept), kept.mean <= 1.01)
+        row("visible keys: at most 48", name, f"{keys:.1f}", keys <= 48)
     return markdown_table(rows)
 
 
@@ -429,16 +457,20 @@ def mean_of(runs: Sequence[Run], figure: str) -> float:
 
 def longer_training(study: Study) -> list[str]:
     """The section on trainings that the aims are set for."""
-    names = [BASELINE, "quintic", "quintic-delimiter", "quintic-previous1"]
+    names = sorted(study.runs, key=_order)
+    free = [name for name in names if not is_held(name)]
+    held = [name for name in names if is_held(name)]
     steps, seeds = study.any_run()["training"]["steps"], ", ".join(map(str, study.seeds))
     return [
         f"### After {steps} steps",
         f"The same data and settings, {steps} steps; seed {seeds} alone, so that intervals are over documents only. "
-        "*quintic-delimiter* has the ends of sentences and lines as the ends of its blocks.",
+        "*quintic-delimiter* has the ends of sentences and lines as the ends of its blocks; *weight0-dial1* is trained "
+        "at dial 1, without the locality loss.",
         "What we aim at, set beforehand:",
         aims(study),
-        where_attention_goes(study, names),
+        where_attention_goes(study, free),
         partitions(study, names[1:]),
+        held_attention(study, [*free[1:], *held]),
     ]
 
 
@@ -509,7 +541,25 @@ def questions(model: Model) -> list[str]:
         generation(study, names),
         generation_verdict(study),
     )
+    pairs = [(name, f"{name}-weight0-dial1") for name in ("quintic", "quintic-previous1", "window")]
+    pairs = [pair for pair in pairs if has >= {*pair}]
+    if pairs:
+        part(
+            "9. Exact locality: by the loss, or by training at dial 1?",
+            "At dial 1 the last layer sees its blocks and nothing else: psi is 1, whatever was trained. "
+            "*weight0-dial1* is trained so, without the locality loss, the same steps.",
+            held_attention(study, [name for pair in pairs for name in pair]),
+            held_verdict(study, pairs),
+        )
     return parts
+
+
+def held_verdict(study: Study, pairs: Sequence[tuple[str, str]]) -> str:
+    texts = []
+    for by_loss, held in pairs:
+        found = cost_at_1(study, held, by_loss, "dial 1")
+        texts.append(f"{by_loss} {with_ends(found.estimate)}")
+    return f"Perplexity at dial 1, trained there / trained with the loss: {'; '.join(texts)}."
 
 
 def _against(found: Comparison, neutral: float, below: str, above: str, neither: str) -> str:
@@ -723,7 +773,7 @@ def draw(model: Model) -> None:
     metrics = {
         name: [
             {
-                "perplexity": run["controls"]["perplexity"],
+                "perplexity": run["controls"]["dials"][-1 if is_held(name) else 0]["perplexity"],
                 "fidelity_layer_0": run["last_layer"]["fidelity"],
                 "context_fidelity_layer_0": run["last_layer"]["context_fidelity"],
             }
