@@ -715,7 +715,25 @@ def answer(models: Sequence[Model]) -> str:
             for column, p_values in zip(columns, corrected, strict=True)
         ]
         rows.append([each.question, each.unit, *found])
-    return markdown_table(rows)
+    return "\n\n".join([markdown_table(rows), *(in_short(model) for model in models)])
+
+
+def in_short(model: Model) -> str:
+    """What the loss gives and costs on one model, and what training at dial 1 does."""
+    study, held = model.study, "quintic-weight0-dial1"
+    free, by_loss = (fmean(psi(run, "own") for run in study.runs[name]) for name in (BASELINE, "quintic"))
+    text = (
+        f"**{model.title}**: trained with the loss under the quintic schedule, the last layer keeps {by_loss:.0%} of "
+        f"its attention to other words inside their block, where free training leaves {free:.0%}, at "
+        f"{with_ends(cost(study, 'quintic').estimate)} times the perplexity; held there wholly, at dial 1, "
+        f"{with_ends(cost_at_1(study, 'quintic').estimate)} times."
+    )
+    if held in study.runs:
+        text += (
+            " Trained at dial 1 instead, without the loss, it is held wholly at "
+            f"{with_ends(cost_at_1(study, held).estimate)} times."
+        )
+    return text
 
 
 def load_models() -> list[Model]:

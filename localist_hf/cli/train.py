@@ -16,6 +16,7 @@ from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..hub import RECORD_FILE, PublishError
+from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
 from .arguments import RunArguments, parse, save_settings
@@ -215,6 +216,8 @@ def main(arguments: list[str]) -> None:
         metrics = run_training(trainer, **card_of(run))
     if args.process_index > 0:
         return
-    print(f"\n{run.variant or 'own schedule'}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
-    print(layer_table(metrics, trainer.model.config.locality.locality_lambdas))
+    locality = trainer.model.config.locality
+    under = "".join(f", {name} {value:g}" for name in DIAL_FIELDS if (value := getattr(locality, name)))
+    print(f"\n{run.variant or 'own schedule'}{under}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
+    print(layer_table(metrics, locality.locality_lambdas))
     print(f"\nSaved to {args.output_dir}")

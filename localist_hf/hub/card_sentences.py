@@ -103,7 +103,7 @@ def _training_objective(record: RunRecord) -> str:
         return "Its attention is free in every layer" + ("." if record.from_scratch else ", to be compared with.")
     if not training["steps"]:
         return f"It was not trained for it; the schedule ({lambdas}) is that of the dial."
-    held = " and ".join(f"`{name}` at {value:g}" for name, value in dial_defaults(record).items())
+    held = " and ".join(f"`{name}` at {value:g}" for name, value in record.dial.items())
     if training["locality_weight"] == 0:
         if held:
             return f"{who} held its attention with {held} ({lambdas}), and asked for nothing beyond that."
@@ -119,11 +119,6 @@ def _training_objective(record: RunRecord) -> str:
     degree = "in each layer to the degree of its lambda" if len(record.lambdas) > 1 else "in its only layer"
     under = f", with {held} all the while" if held else ""
     return f"{who} asked for at least {100 * training['target_fidelity']:g}% of {what}, {degree} ({lambdas}){under}."
-
-
-def dial_defaults(record: RunRecord) -> dict[str, float]:
-    """Where the dial and the guarantee stand in the model's configuration, of those that are not 0."""
-    return {name: record.locality[name] for name in ("locality_dial", "min_fidelity") if record.locality[name]}
 
 
 def _attention(record: RunRecord, metrics: Sequence[Mapping[str, float]], layer: int) -> str:

@@ -17,6 +17,7 @@ from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from ..modeling.locality_dial import DIAL_FIELDS
 
 
 logger = logging.get_logger(__name__)
@@ -127,7 +128,7 @@ def _load_model(name: str, revision: str | None = None, adapter: str | None = No
         )
     if info["missing_keys"]:  # transformers has filled them with random numbers
         raise ValueError(f"{described}, which lacks the weights {', '.join(sorted(info['missing_keys']))}.")
-    for field in ("locality_dial", "min_fidelity"):
+    for field in DIAL_FIELDS:
         if getattr(model.config, field):
             logger.warning(
                 f"`{field}` of {name} is {getattr(model.config, field)}; plain GPT-2 has no dial, so the export "

@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..configuration import VARIANTS, variant_name
 from ..evaluation import ControlResults, GenerationFigures
 from ..modeling.localist_model import SHARES
+from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from .example import attention_example, stored_config
@@ -205,6 +206,11 @@ class RunRecord:
     def architecture(self) -> str:
         """`str`: name of the model's class, which is the native one's of a localised model."""
         return MODEL_FOR_CAUSAL_LM_MAPPING[type(self.model_config)].__name__
+
+    @property
+    def dial(self) -> dict[str, float]:
+        """`dict[str, float]`: the dial and the guarantee that the model has unless a call says otherwise, but for 0."""
+        return {name: value for name in DIAL_FIELDS if (value := self.locality[name])}
 
     @property
     def lambdas(self) -> list[float]:

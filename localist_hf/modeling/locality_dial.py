@@ -10,6 +10,10 @@ import torch
 from transformers import PreTrainedConfig
 
 
+#: The fields of the configuration that hold them.
+DIAL_FIELDS = ("locality_dial", "min_fidelity")
+
+
 class Setting(NamedTuple):
     """The dial and the guarantee of the models that share a configuration."""
 

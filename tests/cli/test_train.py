@@ -119,13 +119,20 @@ def test_yaml_values_are_read_as_on_the_command_line(tmp_path: Path, yaml: str, 
     assert getattr(args, name) == value
 
 
-def test_a_schedule_in_locality_stands_in_place_of_a_variant(flags, tmp_path: Path) -> None:
+def test_a_schedule_in_locality_stands_in_place_of_a_variant_and_a_dial_beside_it(
+    flags, tmp_path: Path, capsys
+) -> None:
     run, args, _ = parse(["--locality", '{"locality_schedule": "linear"}'])
     assert (run.variant, args.output_dir) == ("linear", "runs/linear")
-    train(*flags, "--locality", '{"locality_schedule": [0, 0, 0.5, 1]}')
+    locality = '{"locality_schedule": [0, 0, 0.5, 1], "locality_dial": 1}'
+    train(*flags, "--locality", locality, "--locality_weight", "0")
     record = RunRecord.load(tmp_path / "run")
     assert record.variant is None
     assert record.lambdas == [0, 0, 0.5, 1]
+    assert record.dial == {"locality_dial": 1}
+    # Trained and measured with nothing outside of the blocks in sight.
+    assert record.metrics["outside_share_layer_3"] == 0
+    assert "own schedule, locality_dial 1: perplexity" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
