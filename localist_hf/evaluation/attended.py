@@ -27,7 +27,8 @@ class AttentionInputs(NamedTuple):
 class Attended:
     """
     The queries, keys and values of every layer in one forward pass at dial 0, in which the attention does not depend on
-    blocks: it can then be measured on any. That pass is given `keep` as its `observer`.
+    blocks: it can then be measured on any. That pass is given `keep` as its `observer`. Where it is differentiated,
+    what is measured is too.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
@@ -48,10 +49,10 @@ class Attended:
         **arguments: Any,
     ) -> None:
         """Takes note of what a layer's attention is handed."""
-        tensors = query.detach(), key.detach(), value.detach()
-        self._layers[module.layer_idx] = AttentionInputs(module, *tensors, attention_mask, arguments)
+        # Weights are measured as they are, before any dropout.
+        arguments |= {"dropout": 0.0}
+        self._layers[module.layer_idx] = AttentionInputs(module, query, key, value, attention_mask, arguments)
 
-    @torch.no_grad()
     def measure(
         self,
         inputs: dict[str, torch.Tensor],

@@ -108,7 +108,7 @@ def _training_objective(record: RunRecord) -> str:
         if held:
             return f"{who} held its attention with {held} ({lambdas}), and asked for nothing beyond that."
         return f"{who} left its attention free; the schedule ({lambdas}) is that of the dial."
-    if training["locality_objective"] == "context":
+    if training["locality_objective"] != "fidelity":
         other = f"other words ({no_other_words(record)})" if sinks_phrase(record) else "other words"
         what = f"the attention that a token pays to {other} to go to "
         what += block_phrase(record, "the block of the text that the token stands in")
@@ -116,6 +116,8 @@ def _training_objective(record: RunRecord) -> str:
         sinks = f" or {sinks_phrase(record)}" if sinks_phrase(record) else ""
         what = f"a token's attention to go to {block_phrase(record, 'the block of the text that it stands in')}{sinks}"
         what += ", itself included"
+    if training["locality_objective"] == "contrast":
+        what += ", and for less of it where these blocks are moved along the text"
     degree = "in each layer to the degree of its lambda" if len(record.lambdas) > 1 else "in its only layer"
     under = f", with {held} all the while" if held else ""
     return f"{who} asked for at least {100 * training['target_fidelity']:g}% of {what}, {degree} ({lambdas}){under}."
@@ -303,7 +305,11 @@ def hyperparameters(training: Mapping[str, Any]) -> str:
 
 
 def locality_loss(training: Mapping[str, Any]) -> str:
-    objective = {"context": "context fidelity (psi)", "fidelity": "fidelity (phi)"}[training["locality_objective"]]
+    objective = {
+        "context": "context fidelity (psi)",
+        "contrast": "context fidelity (psi) and its distance from that on moved blocks",
+        "fidelity": "fidelity (phi)",
+    }[training["locality_objective"]]
     return (
         f"on {objective}, target {training['target_fidelity']:g}, weight {training['locality_weight']:g}, exponent "
         f"{training['locality_exponent']}, {_warmup(training['locality_warmup_steps'])}"

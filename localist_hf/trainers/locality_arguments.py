@@ -9,7 +9,7 @@ from typing import Any
 
 
 #: What the locality loss may ask for.
-LOCALITY_OBJECTIVES = ("context", "fidelity")
+LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast")
 # Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
 _LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?)")
 
@@ -23,8 +23,10 @@ class LocalityArguments:
     Args:
         locality_objective (`str`, *optional*, defaults to `"context"`):
             What the loss asks of a localised layer. `"context"`: of the attention that a query pays to other words, a
-            share in its block (psi), which cannot be had by looking at itself or at a sink. `"fidelity"`: of all its
-            attention, a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
+            share in its block (psi), which cannot be had by looking at itself or at a sink. `"contrast"`: the same, and
+            that psi falls by half where the text's blocks are moved along it, which cannot be had by looking near
+            either; it takes a second pass of the attention of the localised layers. `"fidelity"`: of all its attention,
+            a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
         target_fidelity (`float`, *optional*, defaults to 0.9):
             The share that is asked for, in (0, 1].
         locality_weight (`float`, *optional*, defaults to 5.0):
@@ -55,7 +57,8 @@ class LocalityArguments:
         default="context",
         metadata={
             "help": "The locality loss asks for a share in the block 'context': of the attention to other words; "
-            "'fidelity': of all attention, the word itself and sinks included."
+            "'contrast': the same, and less in blocks that are moved along the text; 'fidelity': of all attention, the "
+            "word itself and sinks included."
         },
     )
     target_fidelity: float = field(
@@ -71,7 +74,7 @@ class LocalityArguments:
 
     def __post_init__(self):
         if self.locality_objective not in LOCALITY_OBJECTIVES:
-            allowed = " or ".join(map(repr, LOCALITY_OBJECTIVES))
+            allowed = f"{', '.join(map(repr, LOCALITY_OBJECTIVES[:-1]))} or {LOCALITY_OBJECTIVES[-1]!r}"
             raise ValueError(f"`locality_objective` is {self.locality_objective!r}; it must be {allowed}.")
         if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
             raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")

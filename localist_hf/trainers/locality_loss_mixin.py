@@ -1,6 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow.compute
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from ..evaluation import LocalityMeter
+from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
 from ..hub import RunHistory
@@ -20,13 +21,24 @@ from ..modeling.locality import context_fidelity
 from .locality_arguments import LocalityArguments
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
+from .moved_blocks import moved_blocks
+
+
+#: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
+#: shortfall, under `locality_objective="contrast"`.
+CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
+# What tells texts apart, of a batch.
+_TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class LocalityLossMixin:
     """
     Adds the scheduled locality loss to the loss of a [`~transformers.Trainer`] of any kind, before which it stands
     among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
-    from the model's configuration and `loss_l` from [`locality_loss`].
+    from the model's configuration and `loss_l` from [`locality_loss`]. Under `locality_objective="contrast"` a layer's
+    loss is that of psi and `CONTRAST_WEIGHT` times that of `psi - psi_moved` with the target `CONTRAST`, where
+    `psi_moved` is psi on the same text's [`moved_blocks`], over the positions that count on both (this project's own
+    definition).
 
     Every token that the model reads counts, prompts too, whatever the trainer's own loss is taken of; padding does not.
     A sequence is a row of the batch; in rows in which `position_ids` mark packed documents, a document. Preference
@@ -75,6 +87,11 @@ class LocalityLossMixin:
             raise ValueError(
                 f"`label_smoothing_factor` is {arguments.label_smoothing_factor}; {type(self).__name__} allows 0 only, "
                 "because it reports the perplexity of the labels as they are."
+            )
+        if arguments.locality_objective == "contrast" and arguments.n_gpu > 1:
+            raise ValueError(
+                f"`locality_objective` is 'contrast', which one process cannot compute on {arguments.n_gpu} GPUs; "
+                "start one process for each, with `torchrun`, or choose 'context'."
             )
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, nn.Module):  # and not a name, by which TRL's trainers load one
@@ -155,12 +172,17 @@ class LocalityLossMixin:
         if not self._lambdas or self.args.locality_weight == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        measured = MeasuredModel(model, output_fidelity=tuple(self._lambdas))
+        attended = Attended(self.model.config) if self.args.locality_objective == "contrast" else None
+        request = {} if attended is None else {"observer": attended.keep}
+        measured = MeasuredModel(model, output_fidelity=tuple(self._lambdas), **request)
+        text = {name: inputs[name] for name in _TEXT_ARGUMENTS if inputs.get(name) is not None}
         result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
         own_loss = (result[0] if return_outputs else result).mean()  # `nn.DataParallel` gives one for each device
         is_part = self._is_part(num_items_in_batch)
         num_sequences = self._num_sequences if is_part else _count_sequences(inputs)
-        locality = self._locality_loss(measured.measurements, _documents(inputs), num_sequences).to(own_loss.device)
+        moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text)
+        locality = self._locality_loss(measured.measurements, moved, _documents(inputs), num_sequences)
+        locality = locality.to(own_loss.device)
         steps = 1 if is_part else self.current_gradient_accumulation_steps
         self._add_to_log(own_loss, locality, measured.measurements, steps)
         loss = own_loss + self.args.locality_weight * self._warmup() * locality
@@ -176,26 +198,47 @@ class LocalityLossMixin:
         is_normalized = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return is_normalized or self.compute_loss_func is not None
 
-    def _objective(self, measured: LocalityMeasurements) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """What the loss asks for, and the positions that count, of each localised layer."""
-        if self.args.locality_objective == "fidelity":
-            return measured.fidelity, measured.fidelity_mask
+    def _on_moved_blocks(
+        self, measured: LocalityMeasurements, attended: Attended, text: dict[str, torch.Tensor]
+    ) -> LocalityMeasurements:
+        """What the same attention measures on the text's blocks moved along it, somewhere else in every batch."""
+        starts = measured.block_starts[-1]
+        documents = document_starts(*starts.shape, text.get("attention_mask"), text.get("position_ids"), starts.device)
+        moved = moved_blocks(starts, documents, torch.rand(()).item())
+        return attended.measure(text, tuple(self._lambdas), block_starts=moved)
+
+    def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
+        """psi of every query, of each localised layer."""
         is_half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
         eps = 1e-2 if is_half else 1e-3  # METHOD.md
         pairs = zip(measured.block_share, measured.outside_share, strict=True)
-        return [context_fidelity(block, outside, eps) for block, outside in pairs], measured.context_mask
+        return [context_fidelity(block, outside, eps) for block, outside in pairs]
 
     def _locality_loss(
-        self, measured: LocalityMeasurements, documents: torch.Tensor | None, num_sequences: int | torch.Tensor
+        self,
+        measured: LocalityMeasurements,
+        moved: LocalityMeasurements | None,
+        documents: torch.Tensor | None,
+        num_sequences: int | torch.Tensor,
     ) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
-        num_layers = self.model.config.locality.num_hidden_layers
-        settings = self.args.target_fidelity, self.args.locality_exponent, documents
-        total = 0.0
-        for weight, fidelity, mask in zip(self._lambdas.values(), *self._objective(measured), strict=True):
-            losses = locality_loss(fidelity, mask, *settings)
+        is_fidelity = self.args.locality_objective == "fidelity"
+        objective = measured.fidelity if is_fidelity else self._context(measured)
+        masks = measured.fidelity_mask if is_fidelity else measured.context_mask
+        settings = self.args.locality_exponent, documents
+        losses = [
+            locality_loss(fidelity, mask, self.args.target_fidelity, *settings)
+            for fidelity, mask in zip(objective, masks, strict=True)
+        ]
+        if moved is not None:
+            others = zip(objective, masks, self._context(moved), moved.fidelity_mask, strict=True)
+            for layer, (psi, mask, psi_moved, mask_moved) in enumerate(others):
+                contrast = locality_loss(psi - psi_moved, mask & mask_moved, CONTRAST, *settings)
+                losses[layer] = losses[layer] + CONTRAST_WEIGHT * contrast
+        total, num_layers = 0.0, self.model.config.locality.num_hidden_layers
+        for weight, of_layer in zip(self._lambdas.values(), losses, strict=True):
             # Layers may lie on different devices.
-            total = total + (weight / num_layers * losses.sum()).to(self.args.device)
+            total = total + (weight / num_layers * of_layer.sum()).to(self.args.device)
         return total / num_sequences
 
     def _warmup(self) -> float:

@@ -163,6 +163,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         ["Training left its attention free; the schedule (lambda = 0, 0.0041, 0.13, 1) is that of the dial."],
         ["Training asked"],
     ),
+    "contrast": (
+        {},
+        {"locality_objective": "contrast"},
+        [
+            "Training asked for at least 90% of the attention that a token pays to other words to go to the block of "
+            "the text that the token stands in, and for less of it where these blocks are moved along the text, in each",
+            "on context fidelity (psi) and its distance from that on moved blocks, target 0.9",
+        ],
+        [],
+    ),
     "weight 0 at dial 1": (
         {"locality_dial": 1.0},
         {"locality_weight": 0.0},

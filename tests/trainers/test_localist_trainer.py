@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
 from localist_hf.evaluation.check_model import num_positions
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, LocalityLossMixin, locality_loss
+from localist_hf.trainers.moved_blocks import moved_blocks
 
 
 LENGTH = 48
@@ -124,10 +126,21 @@ def pad(features: list[dict]) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids.masked_fill(mask == 0, -100)}
 
 
-def test_accumulation_steps_give_the_gradients_of_one_batch(make_trainer) -> None:
+@pytest.fixture(params=["context", "contrast"])
+def objective_on_fixed_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An objective; where it compares blocks with moved ones, these are moved alike in all batches."""
+    monkeypatch.setattr(
+        "localist_hf.trainers.locality_loss_mixin.moved_blocks",
+        lambda starts, documents, _: moved_blocks(starts, documents, 0.4),
+    )
+    return request.param
+
+
+def test_accumulation_steps_give_the_gradients_of_one_batch(make_trainer, objective_on_fixed_blocks: str) -> None:
     """Rows of different lengths, one of them without counted positions, so that a mean of means would differ."""
     dataset = random_dataset(8).add_column("keep", [20, 5, LENGTH, 30, LENGTH, LENGTH, 9, 40])
     settings = {"dataset": dataset, "collator": pad, "max_steps": 1, "max_grad_norm": 0, "remove_unused_columns": False}
+    settings["locality_objective"] = objective_on_fixed_blocks
     whole = first_gradients(make_trainer(per_device_train_batch_size=8, **settings))
     parts = first_gradients(make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings))
     assert_same(parts, whole)
@@ -149,8 +162,9 @@ def test_without_token_averaging_the_term_is_still_a_mean(make_trainer, average_
     assert_same(parts, whole)
 
 
-def test_gradient_checkpointing_changes_nothing(make_trainer) -> None:
-    settings = {"max_steps": 1, "max_grad_norm": 0}
+@pytest.mark.parametrize("objective", ["context", "contrast"])
+def test_gradient_checkpointing_changes_nothing(make_trainer, objective: str) -> None:
+    settings = {"max_steps": 1, "max_grad_norm": 0, "locality_objective": objective}
     plain = first_gradients(make_trainer(**settings))
     checkpointed = first_gradients(make_trainer(gradient_checkpointing=True, **settings))
     assert_same(checkpointed, plain)
@@ -166,6 +180,61 @@ def test_zero_weight_is_plain_fine_tuning(make_trainer, make_model) -> None:
     for name, tensor in trained("linear", 0.0).items():
         assert torch.equal(tensor, plain[name]), name
     assert any(not torch.equal(tensor, plain[name]) for name, tensor in trained("linear", 3.0).items())
+
+
+def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> None:
+    """psi, and its distance from psi on the same blocks moved along the text."""
+    settings = {"locality_objective": "contrast", "target_fidelity": 0.7, "locality_exponent": 2}
+    trainer = make_trainer(max_steps=1, rows=2, max_grad_norm=0, **settings)
+    shares = []
+
+    def keep(starts: torch.Tensor, documents: torch.Tensor, share: float) -> torch.Tensor:
+        shares.append(share)
+        return moved_blocks(starts, documents, share)
+
+    with patch("localist_hf.trainers.locality_loss_mixin.moved_blocks", keep):
+        found = first_gradients(trainer)
+    model = make_model(locality_schedule="linear")
+    input_ids = torch.tensor(random_dataset(2)["input_ids"])
+    outputs = model(input_ids, labels=input_ids, output_fidelity=True)
+    starts = moved_blocks(outputs.block_starts[-1], torch.zeros_like(input_ids), *shares)
+    assert not torch.equal(starts, outputs.block_starts[-1])
+    moved = model(input_ids, block_starts=starts, output_fidelity=True)
+    lambdas = model.config.locality_lambdas
+    terms = zip(lambdas, *objectives(outputs), objectives(moved)[0], moved.fidelity_mask, strict=True)
+    locality = sum(
+        weight
+        * (locality_loss(psi, mask, 0.7, 2) + 2.0 * locality_loss(psi - other, mask & both, 0.5, 2)).mean()
+        / len(lambdas)
+        for weight, psi, mask, other, both in terms
+    )
+    (outputs.loss + 3.0 * locality).backward()
+    assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+def test_contrast_tells_own_blocks_from_moved_ones(make_trainer, make_model) -> None:
+    """Where looking near is enough for psi, it is not for the contrast."""
+    input_ids = torch.tensor(random_dataset(8)["input_ids"])
+    input_ids[torch.rand(input_ids.shape) < 0.15] = 2  # which ends a block
+    dataset = Dataset.from_dict({"input_ids": input_ids.tolist()})
+
+    def gap(objective: str) -> float:
+        model = make_model(locality_schedule=[0.0, 0.0, 0.0, 1.0], block_partition="delimiter")
+        settings = {"max_steps": 40, "learning_rate": 3e-3, "locality_weight": 20.0, "target_fidelity": 0.8}
+        make_trainer(model, dataset=dataset, locality_objective=objective, **settings).train()
+        with torch.no_grad():
+            outputs = model.eval()(input_ids, output_fidelity=[3])
+            starts = moved_blocks(outputs.block_starts[0], torch.zeros_like(input_ids), 0.4)
+            moved = model(input_ids, block_starts=starts, output_fidelity=[3])
+        both = outputs.fidelity_mask[0] & moved.fidelity_mask[0]
+        psi = [
+            (each.block_share[0].mean(1) * both).sum()
+            / ((each.block_share[0] + each.outside_share[0]).mean(1) * both).sum()
+            for each in (outputs, moved)
+        ]
+        return (psi[0] - psi[1]).item()
+
+    assert gap("contrast") > gap("context") + 0.02
 
 
 @pytest.mark.parametrize("objective", ["context", "fidelity"])
@@ -450,10 +519,10 @@ def test_packed_texts_have_positions_of_their_own(make_trainer, make_model) -> N
     assert trainer.state.global_step == 1
 
 
-def test_packing_changes_no_gradient(make_trainer, make_model) -> None:
+def test_packing_changes_no_gradient(make_trainer, make_model, objective_on_fixed_blocks: str) -> None:
     """Every document is a sequence, be it alone in a padded row or one of several in a row, however rows are cut up."""
     texts = ragged_dataset()["input_ids"]
-    settings = {"max_steps": 1, "max_grad_norm": 0}
+    settings = {"max_steps": 1, "max_grad_norm": 0, "locality_objective": objective_on_fixed_blocks}
     alone = first_gradients(make_trainer(per_device_train_batch_size=6, dataset=ragged_dataset(), **settings))
     # The last row is filled up with documents of one token, which have no label and nothing to localise.
     rows = [[texts[0], texts[1]], [texts[2], texts[5], texts[4]], [texts[3], *[[7]] * 16]]

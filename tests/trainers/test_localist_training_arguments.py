@@ -12,7 +12,7 @@ from localist_hf.trainers import LocalistTrainingArguments
         ("target_fidelity", 1.5, r"\(0, 1\]"),
         ("target_fidelity", float("nan"), r"\(0, 1\]"),
         ("target_fidelity", "0.9", r"\(0, 1\]"),
-        ("locality_objective", "psi", "'context' or 'fidelity'"),
+        ("locality_objective", "psi", "'context', 'fidelity' or 'contrast'"),
         ("locality_weight", -1.0, "negative"),
         ("locality_weight", float("nan"), "finite"),
         ("locality_weight", float("inf"), "finite"),
