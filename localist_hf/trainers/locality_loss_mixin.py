@@ -203,6 +203,11 @@ class LocalityLossMixin:
     ) -> LocalityMeasurements:
         """What the same attention measures on the text's blocks moved along it, somewhere else in every batch."""
         starts = measured.block_starts[-1]
+        if starts.shape != text["input_ids"].shape:
+            raise ValueError(
+                f"`locality_objective` is 'contrast', which a learned prompt ({starts.shape[1]} tokens where the text "
+                f"has {text['input_ids'].shape[1]}) does not allow; choose 'context'."
+            )
         documents = document_starts(*starts.shape, text.get("attention_mask"), text.get("position_ids"), starts.device)
         moved = moved_blocks(starts, documents, torch.rand(()).item())
         return attended.measure(text, tuple(self._lambdas), block_starts=moved)

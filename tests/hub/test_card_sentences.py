@@ -167,8 +167,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         {},
         {"locality_objective": "contrast"},
         [
-            "Training asked for at least 90% of the attention that a token pays to other words to go to the block of "
-            "the text that the token stands in, and for less of it where these blocks are moved along the text, in each",
+            "to go to the block of the text that the token stands in, and for less of it where these blocks are moved "
+            "along the text, in each layer to the degree of its lambda",
             "on context fidelity (psi) and its distance from that on moved blocks, target 0.9",
         ],
         [],

@@ -117,6 +117,8 @@ def test_locality_reaches_the_adapter(make_trainer, settings: dict) -> None:
 
 def test_a_learned_prompt_trains_and_its_tokens_are_no_labels(make_trainer) -> None:
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match="`locality_objective` is 'contrast', which a learned prompt"):
+        make_trainer(prompt, save_strategy="no", locality_objective="contrast").train()
     trainer = make_trainer(prompt, save_strategy="no")
     trainer.train()
     assert trainer.state.log_history[0]["locality_loss"] > 0

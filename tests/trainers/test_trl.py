@@ -287,14 +287,20 @@ def test_dpo_measures_the_policy_only(make_trainer, make_model, preferences) -> 
         assert metrics[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-4)
 
 
-@pytest.mark.parametrize("trainer_class", [LocalSFTTrainer, LocalDPOTrainer])
-def test_trains_under_trls_defaults(make_trainer, make_model, texts, preferences, trainer_class: type) -> None:
+@pytest.mark.parametrize(
+    ("trainer_class", "objective"),
+    [(LocalSFTTrainer, "context"), (LocalDPOTrainer, "context"), (LocalSFTTrainer, "contrast")],
+)
+def test_trains_under_trls_defaults(
+    make_trainer, make_model, texts, preferences, trainer_class: type, objective: str
+) -> None:
     """Half precision and checkpoints of activations."""
     rows = {"text": list(map(words, texts))} if trainer_class is LocalSFTTrainer else preferences
     settings = {"bf16": None, "gradient_checkpointing": True, "ref_model": None}
     if trainer_class is LocalDPOTrainer:
         settings["ref_model"] = make_model(seed=1)
-    trainer = make_trainer(trainer_class, rows, max_steps=8, learning_rate=3e-3, locality_weight=20.0, **settings)
+    settings |= {"max_steps": 8, "learning_rate": 3e-3, "locality_weight": 20.0, "locality_objective": objective}
+    trainer = make_trainer(trainer_class, rows, **settings)
     assert trainer.args.bf16
     trainer.train()
     series = [entry["context_fidelity_layer_3"] for entry in trainer.state.log_history if "loss" in entry]
