@@ -40,13 +40,17 @@ KINDS = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "
 
 
 class Model(NamedTuple):
-    """One of the models that the questions are asked of; `longer` are trainings of it that the aims are set for."""
+    """
+    One of the models that the questions are asked of; there may be things that we aim at with it, and longer trainings
+    that come nearer.
+    """
 
     name: str
     title: str
     study: Study
     about: str
-    longer: Study | None = None
+    has_aims: bool
+    longer: Study | None
 
 
 class Primary(NamedTuple):
@@ -144,9 +148,10 @@ def cost_at_1(study: Study, name: str, baseline: str = BASELINE, dial: str = "di
     return perplexity_ratio(losses(runs, "dial 1"), losses(others, dial), labels(runs))
 
 
-def own_minus_wrong(study: Study, name: str, number: int = 0) -> Comparison:
+def own_minus(study: Study, name: str, kind: str, number: int = 0) -> Comparison:
+    """psi of the last layer on own blocks, less that on blocks of another kind."""
     runs = study.runs[name]
-    return share_difference(shares(runs, f"own {number}"), shares(runs, f"wrong {number}"))
+    return share_difference(shares(runs, f"own {number}"), shares(runs, f"{kind} {number}"))
 
 
 def primaries(study: Study) -> list[Primary]:
@@ -162,7 +167,7 @@ def primaries(study: Study) -> list[Primary]:
         Primary(
             "own against another text's blocks (quintic, no block before)",
             "psi of the last layer, difference",
-            own_minus_wrong(study, "quintic"),
+            own_minus(study, "quintic", "wrong"),
             lambda value: value > 0,
             0.0,
         ),
@@ -177,6 +182,8 @@ def primaries(study: Study) -> list[Primary]:
                 1.0,
             )
         )
+    if "reverse_quintic" not in study.runs:
+        return found
     found += [
         Primary(
             "quintic against its reverse",
@@ -428,7 +435,7 @@ def aims(study: Study) -> str:
             f"{own:.3f}",
             own >= 0.85,
         )
-        gap = own_minus_wrong(study, name).estimate
+        gap = own_minus(study, name, "wrong").estimate
         row("own above another text's blocks: at least 0.1", name, with_ends(gap), gap.mean >= 0.1)
         share = mean_of(runs, "context_share")
         relative = share / others
@@ -466,7 +473,6 @@ def longer_training(study: Study) -> list[str]:
         f"The same data and settings, {steps} steps; seed {seeds} alone, so that intervals are over documents only. "
         "*quintic-delimiter* has the ends of sentences and lines as the ends of its blocks; *weight0-dial1* is trained "
         "at dial 1, without the locality loss.",
-        "What we aim at, set beforehand:",
         aims(study),
         where_attention_goes(study, free),
         partitions(study, names[1:]),
@@ -489,7 +495,8 @@ def questions(model: Model) -> list[str]:
 
     if {*PAPER_VARIANTS} <= has:
         part("1. Is perplexity ordered as the paper says?", schedules(study), order(study))
-    names = [name for name in ("quintic", "quintic-previous1", "window", "quintic-delimiter") if name in has]
+    names = ("quintic", "quintic-contrast", "quintic-previous1", "window", "quintic-delimiter")
+    names = [name for name in names if name in has]
     part(
         "2. Semantic blocks against wrong blocks, windows, the last tokens, delimiters",
         "Psi of the last layer at dial 0, and perplexity at dial 1 as a multiple of that at dial 0, on these blocks. "
@@ -499,7 +506,7 @@ def questions(model: Model) -> list[str]:
         partitions(study, names),
         blocks_verdict(study, names),
     )
-    names = [name for name in (BASELINE, "quintic", "quintic-fidelity") if name in has]
+    names = [name for name in (BASELINE, "quintic", "quintic-fidelity", "quintic-contrast") if name in has]
     if "quintic-fidelity" in names:
         part(
             "3. Psi against phi: where does the attention of the last layer go?",
@@ -568,11 +575,12 @@ def _against(found: Comparison, neutral: float, below: str, above: str, neither:
 
 
 def blocks_verdict(study: Study, names: Sequence[str]) -> str:
-    gaps = []
-    for name in names:
-        found = own_minus_wrong(study, name, previous(study.runs[name][0]))
-        gaps.append(f"{name} {with_ends(found.estimate)}")
-    text = f"Own minus another text's blocks, psi: {'; '.join(gaps)}."
+    text = "Psi on own blocks less that"
+    for kind in ("wrong", "windows"):
+        found = [own_minus(study, name, kind, previous(study.runs[name][0])).estimate for name in names]
+        gaps = [f"{name} {with_ends(gap)}" for name, gap in zip(names, found, strict=True)]
+        text += f"{';' if kind != 'wrong' else ''} on {KINDS[kind]}: {', '.join(gaps)}"
+    text += "."
     for kind in ("wrong", "windows", "recency"):
         found = retention(study, "quintic", kinds=("own", kind))
         says = _against(
@@ -601,6 +609,23 @@ def objective_verdict(study: Study) -> str:
     return (
         f"Asked for phi, the last layer pays {parked[1]:.2f} of its attention to the token itself and to sinks, {more} "
         f"than asked for psi ({parked[0]:.2f}); psi has {says} perplexity ({with_ends(found.estimate)})."
+        f"{contrast_verdict(study)}"
+    )
+
+
+def contrast_verdict(study: Study) -> str:
+    if "quintic-contrast" not in study.runs:
+        return ""
+    price = cost(study, "quintic-contrast", "quintic")
+    says = _against(price, 1, "less", "more", "no other")
+    gaps = [
+        f"{own_minus(study, 'quintic-contrast', kind).estimate.mean:.3f} above {KINDS[kind]} "
+        f"(psi: {own_minus(study, 'quintic', kind).estimate.mean:.3f})"
+        for kind in ("wrong", "windows")
+    ]
+    return (
+        f" Asked to tell its own blocks from moved ones (*contrast*), it is {' and '.join(gaps)}, at {says} perplexity "
+        f"than asked for psi ({with_ends(price.estimate)})."
     )
 
 
@@ -698,6 +723,8 @@ def render(models: Sequence[Model]) -> str:
             "### The questions",
             *questions(model),
         ]
+        if model.has_aims:
+            parts += ["### What we aim at", "Set beforehand.", aims(model.study)]
         if model.longer is not None:
             parts += longer_training(model.longer)
     return "\n\n".join(parts) + "\n"
@@ -709,9 +736,11 @@ def answer(models: Sequence[Model]) -> str:
     corrected = [holm([each.found.p_value for each in column]) for column in columns]
     heads = [f"{model.title} ({len(model.study.seeds)} seeds)" for model in models]
     rows = [["comparison", "figure", *heads]]
-    for index, each in enumerate(columns[0]):
+    for index, each in enumerate(max(columns, key=len)):
         found = [
             f"{with_ends(column[index].found.estimate)}, {verdict(column[index], p_values[index])}"
+            if index < len(column)
+            else "not asked"
             for column, p_values in zip(columns, corrected, strict=True)
         ]
         rows.append([each.question, each.unit, *found])
@@ -748,8 +777,9 @@ def load_models() -> list[Model]:
         (
             "smollm2",
             "SmolLM2-135M-Instruct",
-            "Only the upper half of the layers has an adapter. The text is WikiText-2's, its validation split to train "
-            "on and its test split to measure on.",
+            "Only the upper half of the layers has an adapter, so that nothing can be asked of a reverse schedule: it "
+            "would leave the early layers as they are. The text is WikiText-2's, its validation split to train on and "
+            "its test split to measure on.",
         ),
         (
             "book",
@@ -761,7 +791,8 @@ def load_models() -> list[Model]:
         path = RECORDS / f"{name}.jsonl"
         if path.is_file():
             longer = RECORDS / f"{name}_long.jsonl"
-            models.append(Model(name, title, Study(path), text, Study(longer) if longer.is_file() else None))
+            longer = Study(longer) if longer.is_file() else None
+            models.append(Model(name, title, Study(path), text, has_aims=name == "smollm2", longer=longer))
     return models
 
 

@@ -71,12 +71,14 @@ def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(results: Modul
     at_1 = [(24 + seed + 70) / 40 for seed in range(3)]
     assert kept.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(quintic)))
     assert kept.p_value == pytest.approx(float(stats.ttest_rel(at_1, quintic).pvalue), nan_ok=True)
+    held = results.cost_at_1(study, "quintic")
+    assert held.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(distributed)))
     against = results.retention(study, "quintic", "distributed")
     assert against.estimate.mean == pytest.approx(kept.estimate.mean)
 
 
 def test_psi_is_the_ratio_of_the_sums_over_documents(results: ModuleType, study) -> None:
-    found = results.own_minus_wrong(study, "quintic")
+    found = results.own_minus(study, "quintic", "wrong")
     own = sum((3 + 2) for _ in range(3)) / sum((3 + 1 + 2 + 2 + seed) for seed in range(3))
     assert found.estimate.mean == pytest.approx(own - 3 / 8)
     of_seeds = [5 / (8 + seed) for seed in range(3)]
@@ -101,7 +103,7 @@ def test_aims_are_met_or_missed_by_their_numbers(results: ModuleType) -> None:
     gap = "own above another text's blocks"
     for name in ("quintic", "quintic-delimiter"):
         measured, verdict = found[name, gap]
-        assert measured == results.with_ends(results.own_minus_wrong(study, name).estimate)
+        assert measured == results.with_ends(results.own_minus(study, name, "wrong").estimate)
         assert verdict == ("met" if float(measured.split()[0]) >= 0.1 else "missed")
     price = results.cost(study, "quintic-previous1").estimate.mean
     assert found["quintic-previous1", "perplexity"] == (
