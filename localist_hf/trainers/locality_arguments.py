@@ -56,9 +56,8 @@ class LocalityArguments:
     locality_objective: str = field(
         default="context",
         metadata={
-            "help": "The locality loss asks for a share in the block 'context': of the attention to other words; "
-            "'contrast': the same, and less in blocks that are moved along the text; 'fidelity': of all attention, the "
-            "word itself and sinks included."
+            "help": "The loss asks for a share in the block 'context': of attention to other words; 'contrast': and "
+            "less in moved blocks; 'fidelity': of all attention."
         },
     )
     target_fidelity: float = field(
