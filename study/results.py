@@ -142,10 +142,12 @@ def retention(study: Study, name: str, other: str | None = None, kinds: tuple[st
     return perplexity_ratio(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
 
 
-def cost_at_1(study: Study, name: str, baseline: str = BASELINE, dial: str = "dial 0") -> Comparison:
-    """Perplexity at dial 1 as a multiple of another run's at a dial."""
+def cost_at_1(
+    study: Study, name: str, baseline: str = BASELINE, dial: str = "dial 0", setting: str = "dial 1"
+) -> Comparison:
+    """Perplexity at dial 1, or in another setting, as a multiple of another run's at a dial."""
     runs, others = study.runs[name], study.runs[baseline]
-    return perplexity_ratio(losses(runs, "dial 1"), losses(others, dial), labels(runs))
+    return perplexity_ratio(losses(runs, setting), losses(others, dial), labels(runs))
 
 
 def own_minus(study: Study, name: str, kind: str, number: int = 0) -> Comparison:
@@ -338,11 +340,13 @@ def where_attention_goes(study: Study, names: Sequence[str]) -> str:
 
 def held_attention(study: Study, names: Sequence[str]) -> str:
     """Question 9: exact locality, by the loss and by training at dial 1."""
-    rows = [["configuration", "dial 0 / distributed", "dial 1 / distributed", "visible keys", "psi at dial 0"]]
+    rows = [["configuration", "dial 0 / distributed", "dial 1 / distributed", "self only / distributed"]]
+    rows[0] += ["visible keys", "psi at dial 0"]
     for name in names:
         runs = study.runs[name]
         keys = mean_cell(runs, lambda run: own_setting(run)["own"]["visible_keys"], 1)
-        costs = with_ends(cost(study, name).estimate), with_ends(cost_at_1(study, name).estimate)
+        settings = ("dial 0", "dial 1", "self only")
+        costs = [with_ends(cost_at_1(study, name, setting=setting).estimate) for setting in settings]
         rows.append([name, *costs, keys, mean_cell(runs, lambda run: psi(run, "own"))])
     return markdown_table(rows)
 
@@ -554,7 +558,9 @@ def questions(model: Model) -> list[str]:
         part(
             "9. Exact locality: by the loss, or by training at dial 1?",
             "At dial 1 the last layer sees its blocks and nothing else: psi is 1, whatever was trained. "
-            "*weight0-dial1* is trained so, without the locality loss, the same steps.",
+            "*weight0-dial1* is trained so, without the locality loss, the same steps. *Self only* is the control: "
+            "dial 1 with blocks of one token. What it costs beyond dial 1 is what the attention inside the blocks is "
+            "worth; where that is little, a model has learned to do without its late attention.",
             held_attention(study, [name for pair in pairs for name in pair]),
             held_verdict(study, pairs),
         )
@@ -749,7 +755,7 @@ def answer(models: Sequence[Model]) -> str:
 
 def in_short(model: Model) -> str:
     """What the loss gives and costs on one model, and what training at dial 1 does."""
-    study, held = model.study, "quintic-weight0-dial1"
+    study = model.study
     free, by_loss = (fmean(psi(run, "own") for run in study.runs[name]) for name in (BASELINE, "quintic"))
     text = (
         f"**{model.title}**: trained with the loss under the quintic schedule, the last layer keeps {by_loss:.0%} of "
@@ -757,11 +763,13 @@ def in_short(model: Model) -> str:
         f"{with_ends(cost(study, 'quintic').estimate)} times the perplexity; held there wholly, at dial 1, "
         f"{with_ends(cost_at_1(study, 'quintic').estimate)} times."
     )
-    if held in study.runs:
-        text += (
-            " Trained at dial 1 instead, without the loss, it is held wholly at "
-            f"{with_ends(cost_at_1(study, held).estimate)} times."
-        )
+    for name, local in (("quintic", ""), ("quintic-previous1", ", to its block and the one before,")):
+        if (held := f"{name}-weight0-dial1") in study.runs:
+            text += (
+                f" Trained at dial 1 instead, without the loss, it is held wholly{local} at "
+                f"{with_ends(cost_at_1(study, held).estimate)} times (with blocks of one token, the control: "
+                f"{with_ends(cost_at_1(study, held, setting='self only').estimate)})."
+            )
     return text
 
 
