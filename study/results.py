@@ -61,6 +61,7 @@ class Primary(NamedTuple):
     found: Comparison
     is_expected: Callable[[float], bool]
     neutral: float
+    undecided: str = "no difference shown"
 
 
 # --- figures of one run
@@ -164,7 +165,8 @@ def primaries(study: Study) -> list[Primary]:
             "perplexity, ratio",
             cost(study, "quintic"),
             lambda value: value <= 1.05,
-            1.0,
+            1.05,
+            "not decided",
         ),
         Primary(
             "own against another text's blocks (quintic, no block before)",
@@ -209,7 +211,7 @@ def verdict(each: Primary, p_value: float) -> str:
     """What a comparison says, by its interval and the corrected p-value together."""
     interval = each.found.estimate
     if interval.low <= each.neutral <= interval.high or not p_value < 0.05:
-        return "no difference shown"
+        return each.undecided
     return "as claimed" if each.is_expected(interval.mean) else "not as claimed"
 
 
@@ -763,13 +765,16 @@ def in_short(model: Model) -> str:
         f"{with_ends(cost(study, 'quintic').estimate)} times the perplexity; held there wholly, at dial 1, "
         f"{with_ends(cost_at_1(study, 'quintic').estimate)} times."
     )
-    for name, local in (("quintic", ""), ("quintic-previous1", ", to its block and the one before,")):
+    parts = []
+    for name, local in (("quintic", "to its block"), ("quintic-previous1", "to its block and the one before")):
         if (held := f"{name}-weight0-dial1") in study.runs:
-            text += (
-                f" Trained at dial 1 instead, without the loss, it is held wholly{local} at "
-                f"{with_ends(cost_at_1(study, held).estimate)} times (with blocks of one token, the control: "
-                f"{with_ends(cost_at_1(study, held, setting='self only').estimate)})."
+            price, control = cost_at_1(study, held), cost_at_1(study, held, setting="self only")
+            parts.append(
+                f"{local} at {with_ends(price.estimate)} times (with blocks of one token, the control: "
+                f"{with_ends(control.estimate)})"
             )
+    if parts:
+        text += f" Trained at dial 1 instead, without the loss, it is held wholly {', and '.join(parts)}."
     return text
 
 
@@ -842,8 +847,9 @@ def draw(model: Model) -> None:
         metrics, BASELINE, RESULTS.parent / f"frontier_{model.name}.png", title=f"{model.title}: cost and gain"
     )
     dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in PAPER_VARIANTS if name in shown}
-    if "reverse_quintic" in study.runs:
-        dials["reverse_quintic"] = [run["controls"]["dials"] for run in study.runs["reverse_quintic"]]
+    for name in ("reverse_quintic", "quintic-previous1", *filter(is_held, study.runs)):
+        if name in study.runs:
+            dials[name] = [run["controls"]["dials"] for run in study.runs[name]]
     plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
 
 
