@@ -627,13 +627,13 @@ def contrast_verdict(study: Study) -> str:
     price = cost(study, "quintic-contrast", "quintic")
     says = _against(price, 1, "less", "more", "no other")
     gaps = [
-        f"{own_minus(study, 'quintic-contrast', kind).estimate.mean:.3f} above {KINDS[kind]} "
-        f"(psi: {own_minus(study, 'quintic', kind).estimate.mean:.3f})"
+        f"{own_minus(study, 'quintic-contrast', kind).estimate.mean:.3f} above that on {KINDS[kind]} "
+        f"(asked for psi: {own_minus(study, 'quintic', kind).estimate.mean:.3f})"
         for kind in ("wrong", "windows")
     ]
     return (
-        f" Asked to tell its own blocks from moved ones (*contrast*), it is {' and '.join(gaps)}, at {says} perplexity "
-        f"than asked for psi ({with_ends(price.estimate)})."
+        f" Asked to tell its own blocks from moved ones (*contrast*), it has a psi that is {' and '.join(gaps)}, at "
+        f"{says} perplexity than asked for psi ({with_ends(price.estimate)})."
     )
 
 
