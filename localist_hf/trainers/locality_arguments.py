@@ -24,7 +24,7 @@ class LocalityArguments:
         locality_objective (`str`, *optional*, defaults to `"context"`):
             What the loss asks of a localised layer. `"context"`: of the attention that a query pays to other words, a
             share in its block (psi), which cannot be had by looking at itself or at a sink. `"contrast"`: the same, and
-            that psi falls by half where the text's blocks are moved along it, which cannot be had by looking near
+            that psi be less by 0.5 where the blocks are moved along the text, which cannot be had by looking near
             either; it takes a second pass of the attention of the localised layers. `"fidelity"`: of all its attention,
             a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
         target_fidelity (`float`, *optional*, defaults to 0.9):
