@@ -121,10 +121,12 @@ def generated_loss(run: Run, dial: str) -> float:
 # --- comparisons
 
 
-def cost(study: Study, name: str, baseline: str = BASELINE) -> Comparison:
-    """Perplexity as a multiple of another run's."""
+def cost(
+    study: Study, name: str, baseline: str = BASELINE, setting: str = "dial 0", baseline_setting: str = "dial 0"
+) -> Comparison:
+    """Perplexity as a multiple of another run's, each in a setting of the controls."""
     runs, others = study.runs[name], study.runs[baseline]
-    return perplexity_ratio(losses(runs, "dial 0"), losses(others, "dial 0"), labels(runs))
+    return perplexity_ratio(losses(runs, setting), losses(others, baseline_setting), labels(runs))
 
 
 def retention(study: Study, name: str, other: str | None = None, kinds: tuple[str, str] | None = None) -> Comparison:
@@ -141,14 +143,6 @@ def retention(study: Study, name: str, other: str | None = None, kinds: tuple[st
         return perplexity_ratio(at_1, at_0, labels(runs))
     others = study.runs[other]
     return perplexity_ratio(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
-
-
-def cost_at_1(
-    study: Study, name: str, baseline: str = BASELINE, dial: str = "dial 0", setting: str = "dial 1"
-) -> Comparison:
-    """Perplexity at dial 1, or in another setting, as a multiple of another run's at a dial."""
-    runs, others = study.runs[name], study.runs[baseline]
-    return perplexity_ratio(losses(runs, setting), losses(others, dial), labels(runs))
 
 
 def own_minus(study: Study, name: str, kind: str, number: int = 0) -> Comparison:
@@ -348,7 +342,7 @@ def held_attention(study: Study, names: Sequence[str]) -> str:
         runs = study.runs[name]
         keys = mean_cell(runs, lambda run: own_setting(run)["own"]["visible_keys"], 1)
         settings = ("dial 0", "dial 1", "self only")
-        costs = [with_ends(cost_at_1(study, name, setting=setting).estimate) for setting in settings]
+        costs = [with_ends(cost(study, name, setting=setting).estimate) for setting in settings]
         rows.append([name, *costs, keys, mean_cell(runs, lambda run: psi(run, "own"))])
     return markdown_table(rows)
 
@@ -490,7 +484,7 @@ def longer_training(study: Study) -> list[str]:
 
 
 def questions(model: Model) -> list[str]:
-    """The eight questions on one model, as far as it has runs for them; each with a verdict that its numbers give."""
+    """The questions on one model, as far as it has runs for them; each with a verdict that its numbers give."""
     study = model.study
     has = study.runs.keys()
     others = [name for name in study.runs if name != BASELINE]
@@ -572,9 +566,12 @@ def questions(model: Model) -> list[str]:
 def held_verdict(study: Study, pairs: Sequence[tuple[str, str]]) -> str:
     texts = []
     for by_loss, held in pairs:
-        found = cost_at_1(study, held, by_loss, "dial 1")
-        texts.append(f"{by_loss} {with_ends(found.estimate)}")
-    return f"Perplexity at dial 1, trained there / trained with the loss: {'; '.join(texts)}."
+        at_1, at_0 = (cost(study, held, by_loss, "dial 1", setting).estimate for setting in ("dial 1", "dial 0"))
+        texts.append(f"{by_loss} {with_ends(at_1)} and {with_ends(at_0)}")
+    return (
+        "Perplexity at dial 1, trained there, as a multiple of that trained with the loss, at dial 1 and at dial 0: "
+        f"{'; '.join(texts)}."
+    )
 
 
 def _against(found: Comparison, neutral: float, below: str, above: str, neither: str) -> str:
@@ -763,12 +760,12 @@ def in_short(model: Model) -> str:
         f"**{model.title}**: trained with the loss under the quintic schedule, the last layer keeps {by_loss:.0%} of "
         f"its attention to other words inside their block, where free training leaves {free:.0%}, at "
         f"{with_ends(cost(study, 'quintic').estimate)} times the perplexity; held there wholly, at dial 1, "
-        f"{with_ends(cost_at_1(study, 'quintic').estimate)} times."
+        f"{with_ends(cost(study, 'quintic', setting='dial 1').estimate)} times."
     )
     parts = []
     for name, local in (("quintic", "to its block"), ("quintic-previous1", "to its block and the one before")):
         if (held := f"{name}-weight0-dial1") in study.runs:
-            price, control = cost_at_1(study, held), cost_at_1(study, held, setting="self only")
+            price, control = cost(study, held, setting="dial 1"), cost(study, held, setting="self only")
             parts.append(
                 f"{local} at {with_ends(price.estimate)} times (with blocks of one token, the control: "
                 f"{with_ends(control.estimate)})"

@@ -71,7 +71,7 @@ def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(results: Modul
     at_1 = [(24 + seed + 70) / 40 for seed in range(3)]
     assert kept.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(quintic)))
     assert kept.p_value == pytest.approx(float(stats.ttest_rel(at_1, quintic).pvalue), nan_ok=True)
-    held = results.cost_at_1(study, "quintic")
+    held = results.cost(study, "quintic", setting="dial 1")
     assert held.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(distributed)))
     against = results.retention(study, "quintic", "distributed")
     assert against.estimate.mean == pytest.approx(kept.estimate.mean)
