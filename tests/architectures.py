@@ -43,7 +43,9 @@ _BASE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GROUPED = {**_BASE, "intermediate_size": 48, "num_key_value_heads": 2}
+# Rounding in float32 grows with the scores: with these it is about half of the 1e-5 that the comparisons allow, with
+# AVX2 and without.
+_GROUPED = {**_BASE, "initializer_range": 0.22, "intermediate_size": 48, "num_key_value_heads": 2}
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 
