@@ -424,7 +424,7 @@ def aims(study: Study) -> str:
         rows.append([aim, name, value, "met" if is_met else "missed"])
 
     others = mean_of(study.runs[BASELINE], "context_share")
-    for name in ("quintic", "quintic-delimiter"):
+    for name in ("quintic", "quintic-contrast", "quintic-delimiter"):
         if name not in study.runs:
             continue
         runs = study.runs[name]
@@ -471,8 +471,9 @@ def longer_training(study: Study) -> list[str]:
     return [
         f"### After {steps} steps",
         f"The same data and settings, {steps} steps; seed {seeds} alone, so that intervals are over documents only. "
-        "*quintic-delimiter* has the ends of sentences and lines as the ends of its blocks; *weight0-dial1* is trained "
-        "at dial 1, without the locality loss.",
+        "*quintic-contrast* is also asked to tell its own blocks from moved ones, *quintic-delimiter* has the ends of "
+        "sentences and lines as the ends of its blocks, and *weight0-dial1* is trained at dial 1, without the locality "
+        "loss.",
         aims(study),
         where_attention_goes(study, free),
         partitions(study, names[1:]),

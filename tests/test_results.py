@@ -101,7 +101,7 @@ def test_aims_are_met_or_missed_by_their_numbers(results: ModuleType) -> None:
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in results.aims(study).splitlines()[2:]]
     found = {(name, aim.partition(":")[0]): (measured, verdict) for aim, name, measured, verdict in rows}
     gap = "own above another text's blocks"
-    for name in ("quintic", "quintic-delimiter"):
+    for name in ("quintic", "quintic-contrast", "quintic-delimiter"):
         measured, verdict = found[name, gap]
         assert measured == results.with_ends(results.own_minus(study, name, "wrong").estimate)
         assert verdict == ("met" if float(measured.split()[0]) >= 0.1 else "missed")
