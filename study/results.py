@@ -17,7 +17,7 @@ from statistics_of_runs import (
     Study,
     labels,
     losses,
-    perplexity_ratio,
+    perplexity_quotient,
     share_difference,
     shares,
     with_ends,
@@ -126,7 +126,7 @@ def cost(
 ) -> Comparison:
     """Perplexity as a multiple of another run's, each in a setting of the controls."""
     runs, others = study.runs[name], study.runs[baseline]
-    return perplexity_ratio(losses(runs, setting), losses(others, baseline_setting), labels(runs))
+    return perplexity_quotient(losses(runs, setting), losses(others, baseline_setting), labels(runs))
 
 
 def retention(study: Study, name: str, other: str | None = None, kinds: tuple[str, str] | None = None) -> Comparison:
@@ -137,12 +137,12 @@ def retention(study: Study, name: str, other: str | None = None, kinds: tuple[st
     at_0 = losses(runs, "dial 0")
     if kinds is not None:
         first, second = (losses(runs, kind) for kind in kinds)
-        return perplexity_ratio(first, second, labels(runs))
+        return perplexity_quotient(first, second, labels(runs))
     at_1 = losses(runs, "dial 1")
     if other is None:
-        return perplexity_ratio(at_1, at_0, labels(runs))
+        return perplexity_quotient(at_1, at_0, labels(runs))
     others = study.runs[other]
-    return perplexity_ratio(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
+    return perplexity_quotient(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
 
 
 def own_minus(study: Study, name: str, kind: str, number: int = 0) -> Comparison:

@@ -65,7 +65,7 @@ def shares(runs: Sequence[Run], name: str) -> np.ndarray:
     return np.array([run["controls"]["documents"]["shares"][name] for run in runs])
 
 
-def perplexity_ratio(first: np.ndarray, second: np.ndarray, num_labels: np.ndarray) -> Comparison:
+def perplexity_quotient(first: np.ndarray, second: np.ndarray, num_labels: np.ndarray) -> Comparison:
     """exp(first - second), both sums of losses of the same documents and seeds."""
     sums = np.stack([first, second, num_labels], axis=-1)
     estimate = bootstrap_interval(sums, lambda total: np.exp((total[..., 0] - total[..., 1]) / total[..., 2]))

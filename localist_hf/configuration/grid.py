@@ -195,7 +195,13 @@ class Grid:
 
 
 # What trainers set where nothing else is said; a run without local layers has no use for them.
-_OF_THE_LOSS = {"locality_objective": "context", "target_fidelity": 0.9, "locality_weight": 5.0, "locality_exponent": 1}
+_OF_THE_LOSS = {
+    "locality_objective": "context",
+    "target_fidelity": 0.9,
+    "locality_weight": 5.0,
+    "locality_exponent": 1,
+    "locality_warmup_steps": 0,
+}
 
 
 def load_grid(name: str | Path) -> Grid:

@@ -1,5 +1,6 @@
 """Grids: which runs a YAML file names, and what is refused before the first of them."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, Grid, load_grid
+from localist_hf.trainers.locality_arguments import LocalityArguments
 
 
 def names(grid: Grid) -> list[str]:
@@ -52,6 +54,17 @@ def test_a_run_without_local_layers_has_no_use_for_the_loss() -> None:
     grid = Grid(seeds=[0], runs=[product])
     assert names(grid) == ["distributed", "quintic-target0.5-fidelity", "quintic-target0.7-fidelity"]
     assert next(iter(grid)).training == {}
+
+
+def test_what_the_trainer_sets_by_itself_makes_no_run_of_its_own() -> None:
+    for each in fields(LocalityArguments):
+        grid = Grid(
+            seeds=[0], runs=[{"variant": ["distributed", "quintic"]}, {"variant": "quintic", each.name: each.default}]
+        )
+        assert names(grid) == ["distributed", "quintic"], each.name
+        grid = Grid(seeds=[0], runs=[{"variant": ["distributed", "quintic"], each.name: "other"}])
+        assert [run.variant for run in grid] == ["distributed", "quintic"], each.name
+        assert names(grid)[0] == "distributed", each.name
 
 
 @given(
