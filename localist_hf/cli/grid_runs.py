@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import datasets
@@ -351,11 +352,12 @@ def _do(task: Task) -> Done:
 def _left(seconds: dict[bool, list[float]], left: dict[bool, int], jobs: int) -> str:
     if not any(left.values()):
         return "none left"
-    known = [each for times in seconds.values() for each in times]
-    if not known:
+    if not all(
+        seconds[kind] for kind, number in left.items() if number
+    ):  # what a base takes says nothing of a training
         return f"{sum(left.values())} left"
-    mean = {kind: sum(times) / len(times) if times else sum(known) / len(known) for kind, times in seconds.items()}
-    return f"about {_duration(sum(mean[kind] * number for kind, number in left.items()) / jobs)} left"
+    total = sum(fmean(seconds[kind]) * number for kind, number in left.items() if number)
+    return f"about {_duration(total / jobs)} left"
 
 
 def _duration(seconds: float) -> str:
