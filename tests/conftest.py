@@ -5,8 +5,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may reach the network
 
+import io
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import hypothesis
 import pytest
@@ -15,6 +17,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from localist_hf.hub import model_card
 
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -47,6 +50,23 @@ Settings = float | int | str | list | None
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_pictures_are_drawn_once() -> Iterator[None]:
+    """Cards are written by the hundred, most of them of the same runs, and drawing is half of what one takes."""
+    plot, drawn = model_card.plot_shares_over_depth, {}
+
+    def plot_once(results: Any, baseline: str, file: BinaryIO) -> None:
+        key = repr((results, baseline))
+        if key not in drawn:
+            plot(results, baseline, buffer := io.BytesIO())
+            drawn[key] = buffer.getvalue()
+        file.write(drawn[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_card, "plot_shares_over_depth", plot_once)
+        yield
 
 
 @pytest.fixture(scope="session")
