@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from localist_hf.cli import family, grid_runs
@@ -44,6 +45,12 @@ def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Pat
         (tmp_path / name).write_text(f"Sentence number {number} says something. " * number)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn, which takes half of the time that a tiny family does."""
+    monkeypatch.setattr(Figure, "savefig", lambda *given, **settings: None)
 
 
 def flags(folder: str = "family", **changes) -> list[str]:
@@ -107,6 +114,7 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert "are not those that its run.json was measured on" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokenizer, monkeypatch, capsys) -> None:
     texts = {f"module {number}": f"Sentence number {number} says something. " * 12 for number in range(60)}
     monkeypatch.setattr(family, "python_text", lambda: texts)
@@ -129,6 +137,7 @@ def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokeni
     assert "no token of the tokenizer ends so" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_several_seeds_and_their_names(workspace: Path, capsys) -> None:
     main(["family", *flags(seeds=[3, 4], runs=[{"variant": "distributed"}])])
     first, second = (RunRecord.load(f"family/{name}") for name in ("distributed", "distributed-seed4"))
@@ -138,6 +147,7 @@ def test_several_seeds_and_their_names(workspace: Path, capsys) -> None:
     assert "seeds 3, 4" in Path("family/distributed/README.md").read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_adapters_of_another_architecture(workspace: Path, tokenizer) -> None:
     config = LlamaConfig(
         num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
@@ -153,6 +163,7 @@ def test_adapters_of_another_architecture(workspace: Path, tokenizer) -> None:
     assert record.controls["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_shards_share_the_work_and_are_put_together(workspace: Path, capsys) -> None:
     for index in (1, 2, 3):
         main(["family", *flags(f"part{index}"), "--shard", f"{index}/3"])
@@ -187,6 +198,7 @@ class KillAtStep(TrainerCallback):
             raise Killed
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been(workspace, monkeypatch) -> None:
     training = QUICK["training"] | {"max_steps": 4}
     main(["family", *flags("whole", training=training)])
@@ -215,6 +227,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been
     assert RunRecord.load("cut/quintic").controls == whole.controls
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -> None:
     main(["family", *flags()])
     others = [
