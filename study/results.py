@@ -476,7 +476,7 @@ def longer_training(study: Study) -> list[str]:
         "loss.",
         aims(study),
         where_attention_goes(study, free),
-        partitions(study, names[1:]),
+        partitions(study, free[1:]),
         held_attention(study, [*free[1:], *held]),
     ]
 
