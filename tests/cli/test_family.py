@@ -75,7 +75,7 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     main(["family", *flags(), "--model-cards", "cards"])
     printed = capsys.readouterr().out
     record = RunRecord.load(folder / "quintic")
-    assert "[4/4] quintic, seed 0: perplexity" in printed in printed
+    assert "[4/4] quintic, seed 0: perplexity" in printed
     progress = [line.rpartition("; ")[2] for line in printed.splitlines() if re.match(r"\[\d/4\]", line)]
     assert [re.sub(r"\d+ s", "N s", text) for text in progress] == ["3 left", "2 left", "about N s left", "none left"]
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
