@@ -129,20 +129,13 @@ def cost(
     return perplexity_quotient(losses(runs, setting), losses(others, baseline_setting), labels(runs))
 
 
-def retention(study: Study, name: str, other: str | None = None, kinds: tuple[str, str] | None = None) -> Comparison:
-    """
-    Perplexity at dial 1 / at dial 0; as a multiple of another run's, or of the same run on another kind of blocks.
-    """
-    runs = study.runs[name]
-    at_0 = losses(runs, "dial 0")
-    if kinds is not None:
-        first, second = (losses(runs, kind) for kind in kinds)
-        return perplexity_quotient(first, second, labels(runs))
-    at_1 = losses(runs, "dial 1")
+def retention(study: Study, name: str, other: str | None = None) -> Comparison:
+    """Perplexity at dial 1 / at dial 0; as a multiple of another run's."""
     if other is None:
-        return perplexity_quotient(at_1, at_0, labels(runs))
-    others = study.runs[other]
-    return perplexity_quotient(at_1 - at_0, losses(others, "dial 1") - losses(others, "dial 0"), labels(runs))
+        return cost(study, name, name, "dial 1")
+    runs, others = study.runs[name], study.runs[other]
+    first, second = (losses(each, "dial 1") - losses(each, "dial 0") for each in (runs, others))
+    return perplexity_quotient(first, second, labels(runs))
 
 
 def own_minus(study: Study, name: str, kind: str, number: int = 0) -> Comparison:
@@ -175,7 +168,7 @@ def primaries(study: Study) -> list[Primary]:
             Primary(
                 f"semantic blocks against {KINDS[kind]} at as many visible keys (quintic)",
                 "perplexity at dial 1, ratio",
-                retention(study, "quintic", kinds=("own", kind)),
+                cost(study, "quintic", "quintic", "own", kind),
                 lambda value: value < 1,
                 1.0,
             )
@@ -594,7 +587,7 @@ def blocks_verdict(study: Study, names: Sequence[str]) -> str:
         text += f"{';' if kind != 'wrong' else ''} on {KINDS[kind]}: {', '.join(gaps)}"
     text += "."
     for kind in ("wrong", "windows", "recency"):
-        found = retention(study, "quintic", kinds=("own", kind))
+        found = cost(study, "quintic", "quintic", "own", kind)
         says = _against(
             found, 1, "better on its own blocks", "worse on its own blocks", "no different on its own blocks"
         )

@@ -350,9 +350,9 @@ def _do(task: Task) -> Done:
 
 
 def _left(seconds: dict[bool, list[float]], left: dict[bool, int], jobs: int) -> str:
-    if not any(left.values()):
-        return "none left"
     left = {kind: number for kind, number in left.items() if number}
+    if not left:
+        return "none left"
     if not all(seconds[kind] for kind in left):  # what measuring a base takes says nothing of a training
         return f"{sum(left.values())} left"
     total = sum(fmean(seconds[kind]) * number for kind, number in left.items())
