@@ -422,8 +422,8 @@ class Locality:
                 "The key-value cache was filled at dial 1 with explicit `block_starts`, and does not hold what the "
                 "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
                 if is_bounded
-                else "The key-value cache was filled while nobody asked for blocks, and a sliding window has passed the "
-                "tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
+                else "The key-value cache was filled while nobody asked for blocks, and a sliding window has passed "
+                "the tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
             )
         seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
         documents = self.documents[:, seen:].to(value.device)
