@@ -24,8 +24,8 @@ class Setting:
 
 
 _SETTINGS: ContextVar[tuple[Setting, ...]] = ContextVar("locality_dial", default=())
-# How many settings exist: what a compiled graph can look at, as it cannot at a `ContextVar`. Contexts are copied, for one
-# for each asyncio task, so that nobody knows in how many a setting stands; but it exists while it stands in any.
+# How many settings exist: what a compiled graph can look at, as it cannot at a `ContextVar`. Contexts are copied, for
+# one for each asyncio task, so that nobody knows in how many a setting stands; but it exists while it stands in any.
 _num_alive = 0
 _count_lock = threading.RLock()  # a finalizer may come while it is held
 
