@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import hypothesis
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -100,6 +101,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
     from localist_hf.cli.base import train_tokenizer
 
     return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
+
+
+@pytest.fixture(scope="session")
+def make_framed_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrainedTokenizerFast]:
+    """
+    The same, with what it puts around every text as `tokenizers` writes it: `"<bos> $A"` as Gemma's, `"<bos> $A <eos>"`
+    as Llama's with `add_eos_token`.
+    """
+
+    def make(template: str) -> PreTrainedTokenizerFast:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        special = [part for part in template.split() if part != "$A"]
+        backend.add_special_tokens(special)
+        ids = [(token, backend.token_to_id(token)) for token in special]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+        names = {name: token for name, token in (("bos_token", "<bos>"), ("eos_token", "<eos>")) if token in special}
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(make_framed_tokenizer: Callable[[str], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a token before every text."""
+    return make_framed_tokenizer("<bos> $A")
 
 
 @pytest.fixture(scope="session")
