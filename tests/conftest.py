@@ -8,13 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may 
 import io
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
@@ -126,6 +127,27 @@ def make_framed_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Callable[[str],
 def bos_tokenizer(make_framed_tokenizer: Callable[[str], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
     """A tokenizer that puts a token before every text."""
     return make_framed_tokenizer("<bos> $A")
+
+
+@pytest.fixture(scope="session")
+def bos_model_folder(bos_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That tokenizer with a GPT-2 that attends to its token as real models do: half of the attention goes there."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(bos_tokenizer), bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wte.weight[:, 0], model.transformer.wpe.weight[:, 0] = 0, 0
+        model.transformer.wte.weight[bos_tokenizer.bos_token_id, 0] = 30
+        for block in model.transformer.h:
+            block.attn.c_attn.bias[[0, 8]] = 2.2  # the queries of either head
+            block.attn.c_attn.weight[0, [16, 24]] = 1  # the keys
+    folder = tmp_path_factory.mktemp("bos") / "model"
+    model.save_pretrained(folder)
+    bos_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

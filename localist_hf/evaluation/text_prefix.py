@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     The tokens that a tokenizer puts before every text. A model that was trained with them is lost without, so a
-    sequence that is cut out of a longer text must begin with them too. It is what the tokenizer does that counts: GPT-2's
-    has a `bos_token`, and puts none before a text.
+    sequence that is cut out of a longer text must begin with them too. It is what the tokenizer does that counts:
+    GPT-2's has a `bos_token`, and puts none before a text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -28,6 +28,9 @@ def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     >>> sequences = [prefix + tokens[start : start + room] for start in range(0, len(tokens) - room + 1, room)]
     ```
     """
+    if not tokenizer("")["input_ids"]:
+        return []
+    # Of what surrounds an empty text some may stand after it, as an end-of-text does.
     whole, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     places = range(len(whole) - len(own) + 1)
     return whole[: next((start for start in places if whole[start : start + len(own)] == own), 0)]

@@ -63,7 +63,9 @@ def test_too_little_text_is_refused(tokenizer, bos_tokenizer) -> None:
 
 def test_a_sequence_that_the_tokenizer_fills_is_refused(make_framed_tokenizer) -> None:
     text, tokenizer = Dataset.from_dict({"text": ["some words"]}), make_framed_tokenizer("[gMASK] <sop> $A")
-    message = r"`sequence_length` is 2; the tokenizer begins every text with 2 tokens of its own \('\[gMASK\]<sop>'\), so"
+    message = (
+        r"`sequence_length` is 2; the tokenizer begins every text with 2 tokens of its own \('\[gMASK\]<sop>'\), so"
+    )
     with pytest.raises(ValueError, match=f"{message} it must be at least 3"):
         tokenize_and_pack(text, tokenizer, 2)
     assert len(tokenize_and_pack(text, tokenizer, 3)) == len(tokenizer("some words")["input_ids"]) - 2
