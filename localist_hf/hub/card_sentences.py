@@ -238,7 +238,7 @@ def text_name(data: Mapping[str, Any]) -> str:
 def evaluation_sequences(data: Mapping[str, Any]) -> str:
     least, greatest = data["evaluation_lengths"]
     length = f"{greatest}" if least == greatest else f"{least} to {greatest}"
-    begin = f" that begin with `{data['text_prefix']}`" if data.get("has_text_prefix") else ""
+    begin = f" (`{data['text_prefix']}` first)" if data.get("has_text_prefix") else ""
     return f"{data['evaluation_sequences']} sequences of {length} tokens{begin}"
 
 

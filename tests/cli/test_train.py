@@ -159,7 +159,7 @@ def test_a_tokenizer_that_begins_texts_begins_every_sequence(
     train(*flags)
     record, card = RunRecord.load(folder), (folder / "README.md").read_text()
     assert (record.data["text_prefix"], record.data["has_text_prefix"]) == ("<bos>", True)
-    assert "sequences of 32 tokens that begin with `<bos>` of `book.txt`" in card
+    assert "sequences of 32 tokens (`<bos>` first) of `book.txt`" in card
     # The card says of the layer what its example prints: on average over the tokens that see more than their block.
     said = float(re.search(r"the token itself [\d.]+%, the first token ([\d.]+)%", card)[1]) / 100
     lines = [line.split(" ", 5) for line in record.example["printed"].splitlines()]

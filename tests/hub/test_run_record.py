@@ -418,7 +418,7 @@ def test_it_says_whether_what_was_measured_on_begins_as_texts_do(
         card = write_card(tmp_path / "run").read_text()
         assert f"'{end}The with" in records[-1].example["printed"]
         assert (note in card) is not is_begun
-        assert (f"2 sequences of 40 tokens that begin with `{end}`" in card) is is_begun
+        assert (f"2 sequences of 40 tokens (`{end}` first)" in card) is is_begun
     assert not records[0].is_comparable(records[1])
     assert not RunRecord.load(family / "linear").data.keys() & {"text_prefix", "has_text_prefix"}
 
