@@ -416,7 +416,7 @@ def test_it_says_whether_what_was_measured_on_begins_as_texts_do(
         assert (records[-1].data["text_prefix"], records[-1].data["has_text_prefix"]) == (end, is_begun)
         records[-1].save(tmp_path / "run")
         card = write_card(tmp_path / "run").read_text()
-        assert f"'{end}The with" in records[-1].example["printed"]
+        assert f"'{end}T" in records[-1].example["printed"]
         assert (note in card) is not is_begun
         assert (f"2 sequences of 40 tokens (`{end}` first)" in card) is is_begun
     assert not records[0].is_comparable(records[1])
