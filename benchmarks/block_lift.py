@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel, and registers the attention function)
-from localist_hf.evaluation import block_lift
+from localist_hf.evaluation import block_lift, text_prefix
 from localist_hf.modeling.block_partition import BlockState, document_starts, semantic_blocks, value_lengths
 from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
@@ -108,7 +108,12 @@ def join_paragraphs(text: str, num_paragraphs: int) -> tuple[str, list[int]]:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, text: str, places: dict[str, list[int]], length: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The text's tokens in rows of `length`, and which of them are the first at or after these characters."""
+    """
+    The text's tokens in rows of `length`, each begun as the tokenizer begins a text, and which of them are the first at
+    or after these characters.
+    """
+    prefix = text_prefix(tokenizer)
+    room = length - len(prefix)
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     # The character that a token begins with, not the space before it.
     first_characters = torch.tensor(
@@ -118,15 +123,19 @@ def tokenize(
             for piece in [text[start:end]]
         ]
     )
-    num_rows = len(first_characters) // length
+    num_rows = len(first_characters) // room if room > 0 else 0
     if not num_rows:
         raise SystemExit(f"--text has {len(first_characters)} tokens; --length {length} needs at least as many.")
+
+    def in_rows(tokens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return torch.cat([before.expand(num_rows, -1), tokens[: num_rows * room].view(num_rows, room)], dim=1)
+
     boundaries = {}
     for kind, characters in places.items():
         marks = torch.zeros(len(first_characters) + 1, dtype=torch.bool)
         marks[torch.searchsorted(first_characters, torch.tensor(characters, dtype=torch.long))] = True
-        boundaries[kind] = marks[: num_rows * length].view(num_rows, length)
-    return torch.tensor(encoded["input_ids"])[: num_rows * length].view(num_rows, length), boundaries
+        boundaries[kind] = in_rows(marks, torch.zeros(len(prefix), dtype=torch.bool))
+    return in_rows(torch.tensor(encoded["input_ids"]), torch.tensor(prefix, dtype=torch.long)), boundaries
 
 
 @torch.no_grad()

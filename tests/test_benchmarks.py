@@ -74,3 +74,15 @@ def test_boundaries_are_the_tokens_that_begin_a_part(byte_tokenizer) -> None:
         for kind, marks in boundaries.items()
     }
     assert marked == {"sentences": ["ĠTw"], "lines": ["if", "ĠĠ"]}
+
+
+def test_every_row_begins_as_the_tokenizer_begins_a_text(bos_tokenizer) -> None:
+    functions = runpy.run_path(str(BENCHMARKS / "block_lift.py"))
+    text = "Sentence number 1 says something.\n" * 9
+    own = bos_tokenizer(text, add_special_tokens=False)["input_ids"]
+    input_ids, boundaries = functions["tokenize"](bos_tokenizer, text, {"lines": [len(text) // 9]}, length=8)
+    assert input_ids[:, 0].tolist() == [bos_tokenizer.bos_token_id] * len(input_ids)
+    assert input_ids[:, 1:].flatten().tolist() == own[: 7 * len(input_ids)]
+    ((row, column),) = boundaries["lines"].nonzero().tolist()
+    before = bos_tokenizer.decode([*input_ids[:row, 1:].flatten(), *input_ids[row, 1:column]])
+    assert before == "Sentence number 1 says something.\n"

@@ -122,12 +122,11 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base, config.vocab_size)
     texts, card = load_texts(args)
-    # Ends of text are a token of every causal model that has one.
-    end = tokenizer.eos_token or ""
-    train, held_out = (
-        tokenize_and_pack(Dataset.from_dict({"text": [text + end for text in texts[part]]}), tokenizer, length, part)
-        for part in ("training", "held-out")
-    )
+    # Ends of text are a token of every causal model that has one; some tokenizers put it there themselves.
+    is_ended = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    end = "" if is_ended else tokenizer.eos_token or ""
+    ended = {part: Dataset.from_dict({"text": [(text or "") + end for text in texts[part]]}) for part in texts}
+    train, held_out = (tokenize_and_pack(ended[part], tokenizer, length, part) for part in ("training", "held-out"))
     held_out = some_of(held_out, grid.measured_sequences)
     if len(held_out) < 2:
         raise ValueError(

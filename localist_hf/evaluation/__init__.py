@@ -31,6 +31,7 @@ from .tables import (
     report_table,
     with_interval,
 )
+from .text_prefix import text_prefix
 
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "plot_over_dial",
     "plot_shares_over_depth",
     "report_table",
+    "text_prefix",
     "token_labels",
     "with_interval",
 ]

@@ -238,7 +238,8 @@ def text_name(data: Mapping[str, Any]) -> str:
 def evaluation_sequences(data: Mapping[str, Any]) -> str:
     least, greatest = data["evaluation_lengths"]
     length = f"{greatest}" if least == greatest else f"{least} to {greatest}"
-    return f"{data['evaluation_sequences']} sequences of {length} tokens"
+    begin = f" (`{data['text_prefix']}` first)" if data.get("has_text_prefix") else ""
+    return f"{data['evaluation_sequences']} sequences of {length} tokens{begin}"
 
 
 def started_from(record: RunRecord, base_model: str | None) -> str:

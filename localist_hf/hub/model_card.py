@@ -270,6 +270,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "layer_name": layer_phrase(record),
         "prompt": prompt_literal(record.example["prompt"] if record.example else PROMPT),
         "printed": record.example and record.example["printed"],
+        "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
         "means_note": _means_note(records),
