@@ -205,15 +205,14 @@ class LocalistMixin:
 
     def _check_arguments(self) -> None:
         """Refuses a native model whose `forward` is not what this code was written for."""
-        missing = [name for name in ("attention_mask", "use_cache") if name not in self._native_arguments]
-        if self._cache_argument is None:
-            missing.insert(0, "` or `".join(CACHE_ARGUMENTS))
-        if missing:
-            raise ValueError(
-                f"The `forward` of {type(self).__name__} in transformers {transformers.__version__} has no argument "
-                f"`{missing[0]}`, which this version of localist-hf counts on; its locality can be neither measured "
-                "nor held. A newer localist-hf may know it: a repository's own code is renewed by its owner."
-            )
+        for names in (CACHE_ARGUMENTS, ("attention_mask",)):
+            if not any(name in self._native_arguments for name in names):
+                raise ValueError(
+                    f"The `forward` of {type(self).__name__} in transformers {transformers.__version__} has no argument "
+                    f"{' or '.join(map('`{}`'.format, names))}, which this version of localist-hf counts on; its "
+                    "locality can be neither measured nor held. A newer localist-hf may know it; the code in a model's "
+                    "repository is renewed by its owner."
+                )
 
     def set_locality_dial(self, dial: float = 0.0, min_fidelity: float = 0.0) -> LocalityDial:
         """

@@ -26,6 +26,7 @@ from transformers import (
     DynamicCache,
     Gemma3nTextConfig,
     Gemma4TextConfig,
+    GraniteMoeConfig,
     JambaConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -624,6 +625,19 @@ def test_a_layer_that_attends_twice_is_refused() -> None:
     for request in ({"locality_dial": 1.0}, {"output_fidelity": True}):
         with pytest.raises(ValueError, match=r"DiffLlamaAttention attends more than once in layer 0"):
             model(ids, **request)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"output_fidelity": True}])
+def test_a_forward_that_takes_use_cache_among_further_arguments(request_) -> None:
+    """As GraniteMoe's does."""
+    model = localize(made("GraniteMoeForCausalLM", GraniteMoeConfig, **TINY, num_local_experts=2), **SETTINGS)
+    ids = torch.randint(3, 64, (1, 30))
+    with torch.no_grad():
+        whole = model(ids, use_cache=False, **request_)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :20], past_key_values=cache, **request_)
+        step = model(ids[:, 20:], past_key_values=cache, **request_)
+    assert_close(step.logits, whole.logits[:, 20:], atol=1e-5, rtol=0)
 
 
 def test_a_configuration_that_is_not_causal_is_refused() -> None:
