@@ -173,7 +173,7 @@ class LocalistMixin:
         locality = build_locality(self.config, request, **inputs, is_training=self.training)
         if locality is None:
             return self.output_class(**super().forward(**kwargs, return_dict=True, locality=None))
-        self._check_arguments()
+        self._check_arguments(kwargs)
         self._prepare_cache(locality, kwargs)
         if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
             # Where a row begins with padding, some models would count that too.
@@ -198,20 +198,20 @@ class LocalistMixin:
         """Gives a cache the name that the native model has for it, by whichever it is passed."""
         # Before transformers 5.24 continuous batching has another thing of the new name.
         given = [name for name in CACHE_ARGUMENTS if isinstance(kwargs.get(name), Cache)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(map('`{}`'.format, given))} are both given; they are one argument.")
         if given and self._cache_argument not in (None, *given):
             kwargs[self._cache_argument] = kwargs.pop(given[0])
 
-    def _check_arguments(self) -> None:
-        """Refuses a native model whose `forward` is not what this code was written for."""
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Refuses two caches, and a native model whose `forward` is not what this code was written for."""
+        if all(isinstance(kwargs.get(name), Cache) for name in CACHE_ARGUMENTS):
+            raise ValueError(f"`{'` and `'.join(CACHE_ARGUMENTS)}` are both given; they are one argument.")
         for names in (CACHE_ARGUMENTS, ("attention_mask",)):
             if not any(name in self._native_arguments for name in names):
                 raise ValueError(
-                    f"The `forward` of {type(self).__name__} in transformers {transformers.__version__} has no argument "
-                    f"{' or '.join(map('`{}`'.format, names))}, which this version of localist-hf counts on; its "
-                    "locality can be neither measured nor held. A newer localist-hf may know it; the code in a model's "
-                    "repository is renewed by its owner."
+                    f"The `forward` of {type(self).__name__} has no argument `{'` or `'.join(names)}` in transformers "
+                    f"{transformers.__version__}, which this version of localist-hf counts on; its locality can be "
+                    "neither measured nor held. A newer localist-hf may know it; the code in a model's repository is "
+                    "renewed by its owner."
                 )
 
     def set_locality_dial(self, dial: float = 0.0, min_fidelity: float = 0.0) -> LocalityDial:
@@ -281,7 +281,7 @@ class LocalistGenerationMixin(LocalistMixin):
         floor = check_share("min_fidelity", setting.min_fidelity if min_fidelity is None else min_fidelity)
         self._name_cache(kwargs)
         if dial or floor:
-            self._check_arguments()
+            self._check_arguments(kwargs)
             defaults = self.generation_config if generation_config is None else generation_config
             if (layer := kwargs.get("assistant_early_exit", defaults.assistant_early_exit)) is not None:
                 # transformers takes the upper layers out of the model for a while: where locality then fails, for good.

@@ -452,7 +452,7 @@ def test_a_cache_goes_by_both_of_its_names(make_model, make_text, name: str, dia
 
 def test_two_caches_are_refused(make_model, make_text) -> None:
     with pytest.raises(ValueError, match="`cache` and `past_key_values` are both given"):
-        make_model()(make_text(1, 8), cache=DynamicCache(), past_key_values=DynamicCache())
+        make_model()(make_text(1, 8), cache=DynamicCache(), past_key_values=DynamicCache(), locality_dial=0.5)
 
 
 @pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"output_fidelity": True}])
@@ -471,7 +471,9 @@ def test_a_transformers_that_calls_its_arguments_otherwise_is_refused(make_model
     other.load_state_dict(model.state_dict())
     ids = make_text(1, 20)
     assert_close(other(ids).logits, model(ids).logits, atol=1e-6, rtol=0)  # nothing is asked for
-    with pytest.raises(ValueError, match=r"`forward` of Localist in transformers 5.* no argument `cache` or `past_key"):
+    with pytest.raises(
+        ValueError, match=r"`forward` of Localist has no argument `cache` or `past_key_values` in transf"
+    ):
         other(ids, **request_)
     with pytest.raises(ValueError, match=r"has no argument `cache` or `past_key_values`"):
         other.generate(ids, **GREEDY, locality_dial=0.5)
