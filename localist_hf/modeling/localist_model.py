@@ -202,7 +202,15 @@ class LocalistMixin:
             kwargs[self._cache_argument] = kwargs.pop(given[0])
 
     def _check_arguments(self, kwargs: dict[str, Any]) -> None:
-        """Refuses two caches, and a native model whose `forward` is not what this code was written for."""
+        """
+        Refuses what is asked for and cannot be had, and a native model whose `forward` is not what this code was
+        written for.
+        """
+        if kwargs.get("output_attentions"):
+            raise ValueError(
+                f"`output_attentions` is {kwargs['output_attentions']}; no attention matrix is made where locality is "
+                "measured or held. The shares and the entropy say what it would."
+            )
         if all(isinstance(kwargs.get(name), Cache) for name in CACHE_ARGUMENTS):
             raise ValueError(f"`{'` and `'.join(CACHE_ARGUMENTS)}` are both given; they are one argument.")
         for names in (CACHE_ARGUMENTS, ("attention_mask",)):

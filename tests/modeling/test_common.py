@@ -751,6 +751,7 @@ def export_of_any_length() -> None:
 
 EXCLUDED: dict[str, Callable[[], Any]] = {
     "Eager attention": lambda: asked(attn_implementation="eager")(IDS, locality_dial=0.5),
+    "Attention matrices": lambda: asked()(IDS, output_attentions=True, output_fidelity=True),
     "Static caches": lambda: asked().generate(IDS, cache_implementation="static", locality_dial=0.5, max_new_tokens=2),
     "Caches of other kinds": lambda: asked()(IDS, past_key_values=OtherCache(), locality_dial=0.5),
     "Masks of four dimensions": lambda: asked()(IDS, attention_mask=torch.ones(2, 1, 9, 9).tril(), locality_dial=0.5),
