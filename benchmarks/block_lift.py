@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel, and registers the attention function)
@@ -40,18 +41,6 @@ _ENDS = {
 }
 _BOUNDARIES = """'sentences' of prose; 'lines'; 'joins': the text is made of 150 of the file's paragraphs run together,
 neighbours never from one article if it can be helped, and other boundaries are those of this text"""
-
-
-class _ValueLengths:
-    """Handed down with a forward pass in place of a `Locality`: takes the value lengths, leaves the attention alone."""
-
-    layers = measured = frozenset()
-
-    def __init__(self) -> None:
-        self.of_layer: dict[int, torch.Tensor] = {}
-
-    def find_blocks(self, layer: int, value: torch.Tensor) -> None:
-        self.of_layer[layer] = value_lengths(value)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,9 +132,13 @@ def layer_value_lengths(model: PreTrainedModel, input_ids: torch.Tensor) -> torc
     """nu of every layer's values, `(num_layers, num_rows, length)`."""
     batches = []
     for rows in input_ids.split(4):
-        found = _ValueLengths()
-        model(input_ids=rows, use_cache=False, locality=found)
-        batches.append(torch.stack([found.of_layer[layer] for layer in sorted(found.of_layer)]))
+        of_layer: dict[int, torch.Tensor] = {}
+
+        def keep(module: nn.Module, query, key, value: torch.Tensor, *_, of_layer=of_layer, **__) -> None:
+            of_layer[module.layer_idx] = value_lengths(value)
+
+        model(input_ids=rows, use_cache=False, observer=keep)
+        batches.append(torch.stack([of_layer[layer] for layer in sorted(of_layer)]))
     return torch.cat(batches, dim=1)
 
 
