@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedCon
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from .block_attention import NOWHERE, attend_once, local_attention, local_shares
 from .block_partition import (
@@ -56,6 +57,8 @@ _KNOWN_ARGUMENTS = frozenset((
     "softcap", "s_aux", "position_ids", "is_causal", "sliding_window", "use_cache", "cache_position",
     "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch", "shift_labels",
 ))  # fmt: skip
+# Torch 2.11 compiles gradients through our attention that are wrong.
+_COMPILES_GRADIENTS = is_torch_greater_or_equal("2.12")
 _PACKED_AND_CACHED = (
     "`position_ids` start anew, which marks packed documents; transformers keeps them apart only where there is no "
     "cache. Pass `use_cache=False`, or, where a row is one text, an `attention_mask`."
@@ -757,6 +760,11 @@ def build_locality(
         raise ValueError(
             "`output_fidelity` and `locality_dial` do not work under `torch.jit.trace`, which would keep the blocks of "
             "the example's length; use `torch.export` or `torch.compile`."
+        )
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not _COMPILES_GRADIENTS:
+        raise ValueError(
+            f"`output_fidelity` and `locality_dial` have wrong gradients where torch {torch.__version__} compiles them; "
+            "it needs 2.12. Train without `torch.compile`, or wrap what needs no gradient in `torch.no_grad()`."
         )
     if torch.compiler.is_exporting() and isinstance(tokens.shape[1], torch.SymInt):
         raise ValueError(

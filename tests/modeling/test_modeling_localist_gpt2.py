@@ -631,6 +631,19 @@ def test_two_forward_passes_keep_their_measurements_apart(make_model, make_text)
     check_gradients(model, other, 0.0)
 
 
+def test_gradients_that_torch_would_compile_wrongly_are_refused(make_model, make_text, monkeypatch):
+    monkeypatch.setattr(locality, "_COMPILES_GRADIENTS", False)
+    model, ids = make_model(n_layer=2), make_text(1, 20)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for request in ({"output_fidelity": True}, {"locality_dial": 0.5}):
+        with pytest.raises(ValueError, match=r"wrong gradients where torch .* compiles them; it needs 2\.12"):
+            compiled(ids, use_cache=False, **request)
+    with torch.no_grad():
+        compiled(ids, use_cache=False, output_fidelity=True)
+
+
+@pytest.mark.skipif(not locality._COMPILES_GRADIENTS, reason="refused on this torch")
 @pytest.mark.parametrize("layout", [pytest.param("plain", marks=pytest.mark.slow), "left"])
 def test_a_compiled_model_gives_the_same_outputs_and_gradients(make_model, make_text, layout: str):
     model, other = make_model(n_layer=2), make_model(n_layer=2)
