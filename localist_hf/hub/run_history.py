@@ -9,16 +9,12 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..configuration import variant_name
+from ..configuration import LOCALITY_ARGUMENTS, variant_name
 from ..modeling import LOCALITY_FIELDS
 
 
 #: The record's file in a run's folder.
 RECORD_FILE = "run.json"
-#: The training arguments of the locality loss.
-LOCALITY_ARGUMENTS = (
-    "locality_objective", "target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps",
-)  # fmt: skip
 
 
 class RunHistory(TrainerCallback, ExportableState):

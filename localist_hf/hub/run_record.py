@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from ..configuration import VARIANTS, variant_name
+from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_name
 from ..evaluation import ControlResults, GenerationFigures
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import DIAL_FIELDS
@@ -29,7 +29,6 @@ from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from .example import attention_example, stored_config
 from .run_history import (
-    LOCALITY_ARGUMENTS,
     LOCALITY_FIELDS,
     RECORD_FILE,
     find_base,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
+from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
 from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
@@ -18,7 +19,6 @@ from ..hub import RunHistory
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
 from ..modeling.locality import context_fidelity
-from .locality_arguments import LocalityArguments
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
