@@ -476,7 +476,7 @@ class RunRecord:
 def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
-        if "train_runtime" in entry and has_best_weights(trainer):
+        if "train_runtime" in entry and has_best_weights(trainer.args, trainer.state):
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}

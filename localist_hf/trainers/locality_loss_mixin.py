@@ -1,6 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow.compute
@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
@@ -16,6 +16,7 @@ from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
 from ..hub import RunHistory
+from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
 from ..modeling.locality import context_fidelity
@@ -103,12 +104,17 @@ class LocalityLossMixin:
             for part, rows in parts.items():
                 label = name if part is None else f"{name}[{part!r}]"
                 _check_sequence_length(label, rows, num_positions(self.model.config))
+        self._meter = LocalityMeter(self.model.config)
+        self._begin_run()
+        self.add_callback(_AtRunBegin(self._begin_run))
+        self.add_callback(RunHistory(self.model.name_or_path))
+
+    def _begin_run(self) -> None:
+        """Forgets what a run before has left, however that ended: trainers are used again."""
         self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._has_labels = False
-        self._meter = LocalityMeter(self.model.config)
-        self.add_callback(RunHistory(self.model.name_or_path))
 
     @property
     def _lambdas(self) -> dict[int, float]:
@@ -116,9 +122,11 @@ class LocalityLossMixin:
         return {layer: value for layer, value in enumerate(self.model.config.locality.locality_lambdas) if value > 0}
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The model that `model_init` makes, of a class that can be trained."""
+        """The model that `model_init` makes, of a class that can be trained; nothing has been done to its weights."""
         model = super().call_model_init(trial)
         check_model("model_init()", model)
+        if "callback_handler" in vars(self):  # at the beginning of a run; before, the trainer is being made
+            find_history(self).restart(model.name_or_path)
         return model
 
     def get_batch_samples(
@@ -308,6 +316,16 @@ class LocalityLossMixin:
             super()._save(output_dir, state_dict)
         finally:
             model.__class__ = sharded
+
+
+class _AtRunBegin(TrainerCallback):
+    """Calls a function at the beginning of every run: of a search's trials and of a retry with smaller batches too."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._function()
 
 
 def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import HPSearchBackend
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
@@ -276,6 +278,69 @@ def test_logs_hold_each_quantity_as_a_series(make_trainer) -> None:
             assert entry[f"fidelity_layer_{layer}"] == pytest.approx(1 - shares[3])
             assert entry[f"context_fidelity_layer_{layer}"] == pytest.approx(shares[2] / (shares[2] + shares[3]))
         assert entry["loss"] == pytest.approx(entry["lm_loss"] + 3.0 * entry["locality_loss"], rel=1e-4)
+
+
+class FailOnce(TrainerCallback):
+    """Ends the first run with an exception, after its first step."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.errors = [error]
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        if self.errors:
+            raise self.errors.pop()
+
+
+def second_training(trainer: LocalistTrainer) -> None:
+    trainer.train()
+    trainer.train()
+
+
+def training_after_an_exception(trainer: LocalistTrainer) -> None:
+    trainer.add_callback(FailOnce(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.evaluate()
+    trainer.train()
+
+
+def retry_with_smaller_batches(trainer: LocalistTrainer) -> None:
+    trainer.add_callback(FailOnce(RuntimeError("CUDA out of memory.")))
+    trainer.args.auto_find_batch_size = True
+    trainer.train()
+    assert trainer.state.train_batch_size < 2
+
+
+def trials_of_a_search(trainer: LocalistTrainer) -> None:
+    class Backend:
+        def ensure_available(self) -> None:
+            pass
+
+        def run(self, trainer: Trainer, n_trials: int, direction: str) -> None:
+            for number in range(n_trials):
+                trainer.train(trial={"learning_rate": 1e-3 * number})
+
+    backends = {HPSearchBackend.WANDB: Backend}
+    with (
+        patch.dict("sys.modules", wandb=SimpleNamespace(run=SimpleNamespace(id="trial"))),
+        patch.dict("transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS", backends),
+        patch("transformers.integrations.integration_utils.is_wandb_available", lambda: True),
+    ):
+        trainer.hyperparameter_search(lambda trial: {}, n_trials=2, backend="wandb")
+    assert trainer.args.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "train", [second_training, training_after_an_exception, retry_with_smaller_batches, trials_of_a_search]
+)
+def test_a_run_logs_nothing_of_the_run_before(make_trainer, make_model, train: Callable) -> None:
+    """A run of three steps that logs after two leaves the third unlogged."""
+    trainer = make_trainer(max_steps=3, logging_steps=2, rows=6)
+    if train is trials_of_a_search:
+        trainer.model_init = lambda: make_model(locality_schedule="linear")
+    train(trainer)
+    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx(entry["lm_loss"] + 3.0 * entry["locality_loss"], rel=1e-4)
 
 
 def test_tensorboard_gets_the_series(make_trainer, tmp_path: Path, monkeypatch) -> None:
