@@ -253,7 +253,6 @@ def test_dials_rise_from_0_to_1(make_model, rows, dials: tuple[float, ...]) -> N
 
 
 def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> None:
-    """But for the perplexities: what stands before a text predicts its first token."""
     model = make_model(num_sink_tokens=1)
     separate = measure_controls(model, Dataset.from_dict({"input_ids": rows})).to_dict()
     width = 64
@@ -269,7 +268,9 @@ def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> Non
     for dataset in (left, packed):
         found = measure_controls(model, dataset, batch_size=2).to_dict()
         assert_close(found["blocks"], separate["blocks"])
-        assert_close([each["locality"] for each in found["dials"]], [each["locality"] for each in separate["dials"]])
+        for name in ("dials", "divergence", "perplexity_on_blocks", "self_only_perplexity", "all_local_perplexity"):
+            assert_close(found[name], separate[name])
+        assert sum(found["documents"]["labels"]) == sum(separate["documents"]["labels"])
 
 
 def assert_close(value, expected) -> None:

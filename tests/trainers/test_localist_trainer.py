@@ -600,6 +600,14 @@ def test_packing_changes_no_gradient(make_trainer, make_model, objective_on_fixe
     for size, steps in ((3, 1), (1, 3), (2, 2)):
         split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
         assert_same(first_gradients(make_trainer(dataset=packed, **split, **settings)), alone)
+    # By themselves documents predict nothing of each other either, nor where TRL's packing tells them apart.
+    by_lengths = [[len(text) for text in row] for row in rows]
+    unlabelled = packed.remove_columns("labels")
+    for dataset in (unlabelled, unlabelled.remove_columns("position_ids").add_column("seq_lengths", by_lengths)):
+        trainer = make_trainer(dataset=dataset, per_device_train_batch_size=3, **settings)
+        expected = trainer.evaluate(ragged_dataset())["eval_perplexity"]
+        assert trainer.evaluate(dataset)["eval_perplexity"] == pytest.approx(expected, rel=1e-4)
+        assert_same(first_gradients(trainer), alone)
 
 
 class OwnLoss(Trainer):
