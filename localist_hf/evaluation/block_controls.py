@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling import LocalityFields, LocalityMeasurements
+from ..modeling import LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .attended import Attended
@@ -20,16 +20,16 @@ from .visible_keys import local_set_sizes, visible_keys
 
 
 @contextmanager
-def setting(config: LocalityFields, **fields: Any) -> Iterator[None]:
-    """Other settings, for as long as this lasts."""
-    former = {name: getattr(config, name) for name in fields}
+def setting(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Other attributes of a configuration or a model, for as long as this lasts."""
+    former = {name: getattr(owner, name) for name in attributes}
     try:
-        for name, value in fields.items():
-            setattr(config, name, value)
+        for name, value in attributes.items():
+            setattr(owner, name, value)
         yield
     finally:
         for name, value in former.items():
-            setattr(config, name, value)
+            setattr(owner, name, value)
 
 
 class Losses:
