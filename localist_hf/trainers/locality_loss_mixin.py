@@ -38,8 +38,10 @@ class LocalityLossMixin:
     among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
     from the model's configuration and `loss_l` from [`locality_loss`]. Under `locality_objective="contrast"` a layer's
     loss is that of psi and `CONTRAST_WEIGHT` times that of `psi - psi_moved` with the target `CONTRAST`, where
-    `psi_moved` is psi on the same text's [`moved_blocks`], over the positions that count on both (this project's own
-    definition).
+    `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
+    own definition). Under the dial, be it the configuration's or one that is set, both are what the layer shows under
+    it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
+    has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
 
     Every token that the model reads counts, prompts too, whatever the trainer's own loss is taken of; padding does not.
     A sequence is a row of the batch; in rows in which `position_ids` mark packed documents, a document. Preference
@@ -209,7 +211,7 @@ class LocalityLossMixin:
     def _on_moved_blocks(
         self, measured: LocalityMeasurements, attended: Attended, text: dict[str, torch.Tensor]
     ) -> LocalityMeasurements:
-        """What the same attention measures on the text's blocks moved along it, somewhere else in every batch."""
+        """What the attention measures, given the same, on the text's blocks moved along it, anew in every batch."""
         starts = measured.block_starts[-1]
         if starts.shape != text["input_ids"].shape:
             raise ValueError(
@@ -218,7 +220,8 @@ class LocalityLossMixin:
             )
         documents = document_starts(*starts.shape, text.get("attention_mask"), text.get("position_ids"), starts.device)
         moved = moved_blocks(starts, documents, torch.rand(()).item())
-        return attended.measure(text, tuple(self._lambdas), block_starts=moved)
+        dial = {"locality_dial": None, "min_fidelity": None}  # as the model's own
+        return attended.measure(text, tuple(self._lambdas), **dial, block_starts=moved)
 
     def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
         """psi of every query, of each localised layer."""

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
+from architectures import localised, text
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
@@ -184,10 +186,16 @@ def test_zero_weight_is_plain_fine_tuning(make_trainer, make_model) -> None:
     assert any(not torch.equal(tensor, plain[name]) for name, tensor in trained("linear", 3.0).items())
 
 
-def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> None:
+# Where a single layer is local, what it is handed is the same on any blocks, under the dial too.
+@pytest.mark.parametrize(
+    "schedule",
+    [{"locality_schedule": "linear"}, {"locality_schedule": [0.0, 0.0, 0.0, 0.8], "locality_dial": 0.5}],
+    ids=["dial 0", "dial 0.5"],
+)
+def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model, schedule: dict) -> None:
     """psi, and its distance from psi on the same blocks moved along the text."""
     settings = {"locality_objective": "contrast", "target_fidelity": 0.7, "locality_exponent": 2}
-    trainer = make_trainer(max_steps=1, rows=2, max_grad_norm=0, **settings)
+    trainer = make_trainer(make_model(**schedule), max_steps=1, rows=2, max_grad_norm=0, **settings)
     shares = []
 
     def keep(starts: torch.Tensor, documents: torch.Tensor, share: float) -> torch.Tensor:
@@ -196,7 +204,7 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> N
 
     with patch("localist_hf.trainers.locality_loss_mixin.moved_blocks", keep):
         found = first_gradients(trainer)
-    model = make_model(locality_schedule="linear")
+    model = make_model(**schedule)
     input_ids = torch.tensor(random_dataset(2)["input_ids"])
     outputs = model(input_ids, labels=input_ids, output_fidelity=True)
     starts = moved_blocks(outputs.block_starts[-1], torch.zeros_like(input_ids), *shares)
@@ -212,6 +220,42 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> N
     )
     (outputs.loss + 3.0 * locality).backward()
     assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("dial", "min_fidelity", "is_saved", "bf16"),
+    [
+        (0.0, 0.0, False, True),
+        (0.5, 0.0, True, False),
+        (1.0, 0.0, False, True),
+        (0.0, 0.6, False, False),
+        (0.3, 0.9, True, True),
+    ],
+)
+def test_blocks_that_are_not_moved_make_no_contrast(
+    make_trainer, dial: float, min_fidelity: float, is_saved: bool, bf16: bool
+) -> None:
+    """Under any dial, of the configuration or set for a while, and in the precision of the model's own attention."""
+    differences = []
+
+    def keep(fidelity: torch.Tensor, mask: torch.Tensor, target: float, *args) -> torch.Tensor:
+        if target == 0.5:
+            assert mask.any()
+            differences.append((fidelity.detach() * mask[:, None]).abs().max().item())
+        return locality_loss(fidelity, mask, target, *args)
+
+    held = {"locality_dial": dial, "min_fidelity": min_fidelity}
+    model = localised("llama", block_partition="window", window_length=7, **(held if is_saved else {}))
+    args = make_trainer(max_steps=1, locality_objective="contrast", bf16=bf16).args
+    trainer = LocalistTrainer(model, args, train_dataset=Dataset.from_dict({"input_ids": text()[0].tolist()}))
+    module = "localist_hf.trainers.locality_loss_mixin"
+    with (
+        nullcontext() if is_saved else model.set_locality_dial(dial, min_fidelity),
+        patch(f"{module}.moved_blocks", lambda starts, *_: starts),
+        patch(f"{module}.locality_loss", keep),
+    ):
+        trainer.train()
+    assert differences == [0.0] * 3
 
 
 def test_contrast_tells_own_blocks_from_moved_ones(make_trainer, make_model) -> None:
