@@ -15,6 +15,7 @@ from ..evaluation import LocalityMeter
 from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
+from ..evaluation.visible_keys import packed_documents
 from ..hub import RunHistory
 from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
@@ -165,14 +166,15 @@ class LocalityLossMixin:
         if not model.training:
             measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
+            documents = packed_documents(inputs)
             if labels is None:
                 # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
                 # last batch; several processes may count a few sequences twice, as TRL does in its own metrics.
                 nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
-                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
+                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather, documents)
             else:
                 losses = _label_losses(measured.outputs, labels)
-                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
+                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics, documents)
             if not return_outputs:
                 return result
             loss, outputs = result
@@ -191,7 +193,7 @@ class LocalityLossMixin:
         is_part = self._is_part(num_items_in_batch)
         num_sequences = self._num_sequences if is_part else _count_sequences(inputs)
         moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text)
-        locality = self._locality_loss(measured.measurements, moved, _documents(inputs), num_sequences)
+        locality = self._locality_loss(measured.measurements, moved, packed_documents(inputs), num_sequences)
         locality = locality.to(own_loss.device)
         steps = 1 if is_part else self.current_gradient_accumulation_steps
         self._add_to_log(own_loss, locality, measured.measurements, steps)
@@ -339,19 +341,11 @@ def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, tor
     return label_losses(outputs.logits[:, -length:], labels)
 
 
-def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The first position of each token's document in packed rows, which the model tells in the same way."""
-    if inputs.get("position_ids") is None or inputs.get("attention_mask") is not None:
-        return None
-    input_ids = inputs["input_ids"]
-    return document_starts(*input_ids.shape, position_ids=inputs["position_ids"], device=input_ids.device)
-
-
 def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
     """The number of a batch's sequences."""
     if "input_ids" not in inputs:
         raise ValueError(f"A batch holds {', '.join(map(repr, inputs))}; the locality loss needs 'input_ids'.")
-    documents = _documents(inputs)
+    documents = packed_documents(inputs)
     if documents is None:
         return len(inputs["input_ids"])
     # Of every document of two tokens or more there is one second token. Shorter ones are padding of packed rows.
