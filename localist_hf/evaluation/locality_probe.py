@@ -175,16 +175,13 @@ def _on(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> dict[str
 def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
     """
     The model's arguments for the texts of a batch, those of one length together: a row without its padding, or each
-    document of a packed row. Positions stay as they are; block starts count from the start of the text.
+    document of a packed row. Given positions stay as they are; block starts count from the start of the text.
     """
     input_ids = batch["input_ids"]
     position_ids = batch.get("position_ids")
     if batch.get("attention_mask") is not None:
         check_attention_mask(batch["attention_mask"], *input_ids.shape)
     documents = document_starts(*input_ids.shape, batch.get("attention_mask"), position_ids, device=input_ids.device)
-    if position_ids is None:
-        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
-    position_ids = position_ids.expand_as(input_ids)
 
     places = defaultdict(list)
     for row, row_documents in enumerate(documents):
@@ -194,7 +191,9 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
     for length, texts in places.items():
         rows, firsts = torch.tensor(texts, device=input_ids.device).T[:, :, None]
         index = rows, firsts + torch.arange(length, device=input_ids.device)
-        arguments = {"input_ids": input_ids[index], "position_ids": position_ids[index]}
+        arguments = {"input_ids": input_ids[index]}
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids.expand_as(input_ids)[index]
         # With a mask, the positions of what is one text say nothing of packed documents.
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         if "block_starts" in batch:

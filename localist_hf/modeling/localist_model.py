@@ -290,17 +290,21 @@ class LocalistGenerationMixin(LocalistMixin):
         self._name_cache(kwargs)
         if dial or floor:
             self._check_arguments(kwargs)
-            defaults = self.generation_config if generation_config is None else generation_config
-            if (layer := kwargs.get("assistant_early_exit", defaults.assistant_early_exit)) is not None:
+            # What a configuration that is passed leaves open transformers takes from the model's own.
+            configs = [config for config in (generation_config, self.generation_config) if config is not None]
+
+            def said(name: str) -> Any:
+                values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+                return next((value for value in values if value is not None), None)
+
+            if (layer := said("assistant_early_exit")) is not None:
                 # transformers takes the upper layers out of the model for a while: where locality then fails, for good.
                 raise ValueError(
                     f"`assistant_early_exit` is {layer}; under `locality_dial` and `min_fidelity` no layer can be left "
                     "out. Use `prompt_lookup_num_tokens` or an `assistant_model`."
                 )
-            is_assisted = kwargs.get("assistant_model") is not None or kwargs.get(
-                "prompt_lookup_num_tokens", defaults.prompt_lookup_num_tokens
-            )
-            if (is_assisted or defaults.is_assistant) and kwargs.get(self._cache_argument) is None:
+            is_assisted = kwargs.get("assistant_model") is not None or said("prompt_lookup_num_tokens")
+            if (is_assisted or said("is_assistant")) and kwargs.get(self._cache_argument) is None:
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
                 kwargs[self._cache_argument] = whole_cache(self.config)
             if not is_assisted:

@@ -51,11 +51,15 @@ _BOUNDED_CACHE = (
     "The key-value cache was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
     "it cannot go on at another dial. Start with a new cache."
 )
+# How other kinds of attention are told where packed documents start, and what they make of that.
+_DOCUMENT_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q", "max_length_k")
 # What may reach an attention beside queries, keys, values and mask. `attend` does what the first two say; the masks are
-# those that the next two make; `sliding_window` is compared with the configuration; the others concern no attention.
+# those that the next two make; `sliding_window` is compared with the configuration, and starts of documents with those
+# of `position_ids`; the others concern no attention.
 _KNOWN_ARGUMENTS = frozenset((
-    "softcap", "s_aux", "position_ids", "is_causal", "sliding_window", "use_cache", "cache_position",
-    "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch", "shift_labels",
+    "softcap", "s_aux", "position_ids", "is_causal", "sliding_window", *_DOCUMENT_ARGUMENTS, "use_cache",
+    "cache_position", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch",
+    "shift_labels",
 ))  # fmt: skip
 # Torch 2.11 compiles gradients through our attention that are wrong.
 _COMPILES_GRADIENTS = is_torch_greater_or_equal("2.12")
@@ -196,6 +200,8 @@ class Locality:
             raise ValueError(
                 f"{name} attends more than once in layer {layer}; its locality can be neither measured nor held."
             )
+        if not self._arrived:
+            self._check_documents(arguments)
         self._arrived.add(layer)
         cached = self.cache.layers[layer] if self.cache is not None else None
         is_short = isinstance(cached, DynamicSlidingWindowLayer) and query.shape[2] <= key.shape[2] < length
@@ -211,11 +217,34 @@ class Locality:
                     f"`{argument}` reaches the attention of layer {layer} ({name}) and may change it in ways that are "
                     "not known here; its locality can be neither measured nor held."
                 )
+        if arguments.get("softcap") is not None and module.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]:
+            raise ValueError(
+                f"{name} has its scores soft-capped, which `sdpa` does not do; its locality can be neither measured "
+                "nor held. Load the model with `attn_implementation='eager'` and localise it then."
+            )
         window = arguments.get("sliding_window")
         if window is not None and window != self.sliding_windows[layer]:
             raise ValueError(
                 f"{name} has a sliding window of {window} keys in layer {layer}, of which the configuration says "
                 f"{self.sliding_windows[layer]}; its locality can be neither measured nor held."
+            )
+
+    def _check_documents(self, arguments: dict[str, Any]) -> None:
+        """Refuses packed documents that start elsewhere than those of `position_ids`."""
+        position = torch.arange(self.documents.shape[1], device=self.documents.device)
+        expected = (self.documents == position).flatten()
+        for name in _DOCUMENT_ARGUMENTS[:3]:
+            if (value := arguments.get(name)) is None:
+                continue
+            value = value.to(expected.device)
+            if name == "seq_idx":  # the number of each token's document
+                starts = F.pad(value.diff(dim=-1) != 0, (1, 0), value=True).flatten()
+            else:  # positions in all rows, one after the other, and their end
+                starts = torch.zeros(len(expected) + 1, dtype=torch.bool, device=expected.device)
+                starts = starts.scatter(0, value.long().flatten(), True)[:-1]
+            refuse_where(
+                (starts != expected).any(),
+                f"`{name}` has documents start elsewhere than `position_ids`, by which they are told apart here.",
             )
 
     def check_attended(self, model: str, cache: Cache | None) -> None:
@@ -762,9 +791,9 @@ def build_locality(
             "the example's length; use `torch.export` or `torch.compile`."
         )
     if torch.compiler.is_compiling() and torch.is_grad_enabled() and not _COMPILES_GRADIENTS:
-        raise ValueError(
-            f"`output_fidelity` and `locality_dial` have wrong gradients where torch {torch.__version__} compiles them; "
-            "it needs 2.12. Train without `torch.compile`, or wrap what needs no gradient in `torch.no_grad()`."
+        _refuse_compiled(
+            f"`output_fidelity` and `locality_dial` have wrong gradients where torch {torch.__version__} compiles "
+            "them; it needs 2.12. Train without `torch.compile`, or wrap what needs no gradient in `torch.no_grad()`."
         )
     if torch.compiler.is_exporting() and isinstance(tokens.shape[1], torch.SymInt):
         raise ValueError(
@@ -825,6 +854,11 @@ def build_locality(
     )
     check_cache(cache, locality.only_local)
     return locality
+
+
+@torch.compiler.disable  # raised in a graph, it would be traced no further and done again outside
+def _refuse_compiled(message: str) -> None:
+    raise ValueError(message)
 
 
 def _packed_positions(position_ids: torch.Tensor, use_cache: bool | None, default: bool) -> torch.Tensor | None:

@@ -190,6 +190,8 @@ def _other_layers(config: PreTrainedConfig) -> str:
     """The kinds of layers that are neither full nor sliding window attention."""
     if getattr(config, "attention_chunk_size", None) is not None:
         return "chunked_attention"
+    if num_shared := getattr(config, "num_kv_shared_layers", None):
+        return f"num_kv_shared_layers is {num_shared}"
     kinds = {type(layer) for layer in DynamicCache(config=config).layers} - {DynamicLayer, DynamicSlidingWindowLayer}
     return ", ".join(sorted(kind.__name__ for kind in kinds))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import reference
 import torch
+from architectures import positions
 
 from localist_hf.modeling.block_partition import document_starts
 
@@ -48,6 +49,8 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
             inputs = {name: batch[name] for name in names}
             batch_size, length = inputs["input_ids"].shape
             documents = document_starts(batch_size, length, inputs.get("attention_mask"), inputs.get("position_ids"))
+            if "attention_mask" in inputs and "position_ids" not in inputs:
+                inputs["position_ids"] = positions(inputs["attention_mask"])
             outputs = native(**inputs, use_cache=False, output_attentions=True)
             for layer, (weights, starts) in enumerate(zip(outputs.attentions, batch_starts, strict=True)):
                 local = reference.local_set(starts, documents, sinks, length, previous)

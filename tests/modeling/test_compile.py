@@ -9,6 +9,7 @@ import pytest
 import torch
 from architectures import localised, text
 from torch.testing import assert_close
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from localist_hf.modeling import opaque_ops
 from localist_hf.modeling.block_partition import document_starts, window_block_starts
@@ -94,6 +95,7 @@ def test_dialled_generation_needs_no_more_graphs_the_longer_it_gets(
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(not is_torch_greater_or_equal("2.12"), reason="torch 2.11 makes a graph for each length")
 @torch.no_grad()
 def test_one_graph_measures_texts_of_all_lengths(make_model, make_text) -> None:
     model = make_model(n_layer=2, locality_schedule=[0.5, 1.0])

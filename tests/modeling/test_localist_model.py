@@ -15,6 +15,7 @@ from transformers import (
     DynamicCache,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    GenerationConfig,
     GenerationMixin,
     GPT2Config,
     GPT2LMHeadModel,
@@ -510,7 +511,7 @@ def test_another_cache_than_the_prepared_one_is_refused(make_model, make_text) -
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("position_bias", torch.zeros(1)), ("indices", torch.zeros(1)), ("cu_seq_lens_q", torch.tensor([0, 20]))],
+    [("position_bias", torch.zeros(1)), ("indices", torch.zeros(1)), ("relative_bias", torch.zeros(1))],
 )
 def test_arguments_that_reach_the_attention_and_are_not_known_are_refused(make_model, make_text, name, value) -> None:
     model, ids = make_model(**LOCAL), make_text(1, 20)
@@ -518,6 +519,22 @@ def test_arguments_that_reach_the_attention_and_are_not_known_are_refused(make_m
         with pytest.raises(ValueError, match=rf"`{name}` reaches the attention of layer . \(GPT2Attention\)"):
             model(ids, **request, **{name: value})
         model(ids, **request, **{name: None})
+
+
+def test_documents_that_flash_attention_is_told_of_must_be_those_of_the_positions(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    packed = {"position_ids": torch.cat((torch.arange(8), torch.arange(12)))[None], "use_cache": False}
+    starts, others = torch.tensor([0, 8, 20], dtype=torch.int32), torch.tensor([0, 9, 20], dtype=torch.int32)
+    index, other_index = (torch.arange(20)[None] >= first for first in (8, 9))
+    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 12, "seq_idx": index.int()}
+    wrong = {"cu_seq_lens_q": others, "cu_seq_lens_k": others, "seq_idx": other_index.int()}
+    for request in ({"locality_dial": 0.5}, {"output_fidelity": [3]}):
+        assert torch.equal(model(ids, **packed, **told, **request).logits, model(ids, **packed, **request).logits)
+        for name, value in wrong.items():
+            with pytest.raises(ValueError, match=f"`{name}` has documents start elsewhere than `position_ids`"):
+                model(ids, **packed, **{**told, name: value}, **request)
+        with pytest.raises(ValueError, match="`cu_seq_lens_q` has documents start elsewhere"):
+            model(ids, **told, **request)  # nothing tells them apart
 
 
 def test_attention_that_is_not_causal_is_refused(make_model, make_text) -> None:
@@ -588,8 +605,21 @@ def test_early_exit_is_refused_before_anything_is_changed(make_model, make_text)
     for request in ({"locality_dial": 0.5}, {"min_fidelity": 0.5}):
         with pytest.raises(ValueError, match=r"`assistant_early_exit` is 2; under `locality_dial`"):
             model.generate(ids, **GREEDY, assistant_early_exit=2, **request)
+    model.generation_config.assistant_early_exit = 2
+    for config in (None, GenerationConfig(**GREEDY)):
+        with pytest.raises(ValueError, match=r"`assistant_early_exit` is 2"):
+            model.generate(ids, config, locality_dial=0.5)
+    model.generation_config.assistant_early_exit = None
     assert model.config.num_hidden_layers == 4
     assert torch.equal(model.generate(ids, **GREEDY), free)
+
+
+def test_what_a_generation_config_leaves_open_is_the_models(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    model.generation_config.eos_token_id = None
+    expected = model.generate(ids, **GREEDY, locality_dial=1.0)
+    model.generation_config.prompt_lookup_num_tokens = 3  # tokens are then taken back out of the cache
+    assert torch.equal(model.generate(ids, GenerationConfig(**GREEDY), locality_dial=1.0), expected)
 
 
 def test_models_made_of_one_configuration_have_dials_of_their_own(make_config, make_text) -> None:

@@ -431,7 +431,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "gemma3n_that_shares_keys": (
         lambda: made("Gemma3nForCausalLM", Gemma3nTextConfig, **{**TINY, **_GEMMA3N}, num_kv_shared_layers=2),
-        r"Gemma3nForCausalLM cannot be localised: not all of its layers are .* of their own \(DummyLayer\)",
+        r"Gemma3nForCausalLM cannot be localised: not all of its layers are .* of their own \(num_kv_sha",
     ),
     "gemma3n": (
         lambda: made("Gemma3nForCausalLM", Gemma3nTextConfig, **{**TINY, **_GEMMA3N}, num_kv_shared_layers=0),
@@ -638,6 +638,19 @@ def test_a_forward_that_takes_use_cache_among_further_arguments(request_) -> Non
         model(ids[:, :20], past_key_values=cache, **request_)
         step = model(ids[:, 20:], past_key_values=cache, **request_)
     assert_close(step.logits, whole.logits[:, 20:], atol=1e-5, rtol=0)
+
+
+def test_soft_capping_that_the_attention_does_not_do_is_not_measured() -> None:
+    """Before 5.23 transformers let Gemma 2 run without, on `sdpa`."""
+    model = localize(llama(), **SETTINGS)
+
+    def capped(module, args, kwargs):
+        return args, kwargs | {"softcap": 4.0}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(capped, with_kwargs=True)
+    with pytest.raises(ValueError, match=r"LlamaAttention has its scores soft-capped, which `sdpa` does not do"):
+        model(torch.randint(3, 64, (1, 30)), output_fidelity=True)
 
 
 def test_a_configuration_that_is_not_causal_is_refused() -> None:
