@@ -17,6 +17,7 @@ from .publish import (
 )
 from .run_history import RECORD_FILE, RunHistory
 from .run_record import RunRecord, last_evaluation
+from .update import update
 
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "publish",
     "push_to_hub",
     "repository_files",
+    "update",
     "upload",
     "write_card",
 ]
