@@ -15,10 +15,11 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel, and registers the attention function)
-from localist_hf.evaluation import block_lift
+from localist_hf.evaluation import block_lift, text_prefix
 from localist_hf.modeling.block_partition import BlockState, document_starts, semantic_blocks, value_lengths
 from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
@@ -40,18 +41,6 @@ _ENDS = {
 }
 _BOUNDARIES = """'sentences' of prose; 'lines'; 'joins': the text is made of 150 of the file's paragraphs run together,
 neighbours never from one article if it can be helped, and other boundaries are those of this text"""
-
-
-class _ValueLengths:
-    """Handed down with a forward pass in place of a `Locality`: takes the value lengths, leaves the attention alone."""
-
-    layers = measured = frozenset()
-
-    def __init__(self) -> None:
-        self.of_layer: dict[int, torch.Tensor] = {}
-
-    def find_blocks(self, layer: int, value: torch.Tensor) -> None:
-        self.of_layer[layer] = value_lengths(value)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,7 +97,12 @@ def join_paragraphs(text: str, num_paragraphs: int) -> tuple[str, list[int]]:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, text: str, places: dict[str, list[int]], length: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The text's tokens in rows of `length`, and which of them are the first at or after these characters."""
+    """
+    The text's tokens in rows of `length`, each begun as the tokenizer begins a text, and which of them are the first at
+    or after these characters.
+    """
+    prefix = text_prefix(tokenizer)
+    room = length - len(prefix)
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     # The character that a token begins with, not the space before it.
     first_characters = torch.tensor(
@@ -118,15 +112,19 @@ def tokenize(
             for piece in [text[start:end]]
         ]
     )
-    num_rows = len(first_characters) // length
+    num_rows = len(first_characters) // room if room > 0 else 0
     if not num_rows:
         raise SystemExit(f"--text has {len(first_characters)} tokens; --length {length} needs at least as many.")
+
+    def in_rows(tokens: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return torch.cat([before.expand(num_rows, -1), tokens[: num_rows * room].view(num_rows, room)], dim=1)
+
     boundaries = {}
     for kind, characters in places.items():
         marks = torch.zeros(len(first_characters) + 1, dtype=torch.bool)
         marks[torch.searchsorted(first_characters, torch.tensor(characters, dtype=torch.long))] = True
-        boundaries[kind] = marks[: num_rows * length].view(num_rows, length)
-    return torch.tensor(encoded["input_ids"])[: num_rows * length].view(num_rows, length), boundaries
+        boundaries[kind] = in_rows(marks, torch.zeros(len(prefix), dtype=torch.bool))
+    return in_rows(torch.tensor(encoded["input_ids"]), torch.tensor(prefix, dtype=torch.long)), boundaries
 
 
 @torch.no_grad()
@@ -134,9 +132,13 @@ def layer_value_lengths(model: PreTrainedModel, input_ids: torch.Tensor) -> torc
     """nu of every layer's values, `(num_layers, num_rows, length)`."""
     batches = []
     for rows in input_ids.split(4):
-        found = _ValueLengths()
-        model(input_ids=rows, use_cache=False, locality=found)
-        batches.append(torch.stack([found.of_layer[layer] for layer in sorted(found.of_layer)]))
+        of_layer: dict[int, torch.Tensor] = {}
+
+        def keep(module: nn.Module, query, key, value: torch.Tensor, *_, of_layer=of_layer, **__) -> None:
+            of_layer[module.layer_idx] = value_lengths(value)
+
+        model(input_ids=rows, use_cache=False, observer=keep)
+        batches.append(torch.stack([of_layer[layer] for layer in sorted(of_layer)]))
     return torch.cat(batches, dim=1)
 
 

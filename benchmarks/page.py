@@ -16,6 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 from report import machine_name
 
 from localist_hf.cli.view import default_text, load_for_reading
+from localist_hf.evaluation import text_prefix
 from localist_hf.page import Passage
 from localist_hf.page.live_page import live_page
 
@@ -87,7 +88,9 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = load_for_reading(args.model, {"locality_schedule": "quintic"})
     text = default_text() if args.text_file is None else args.text_file.read_text(encoding="utf-8")
-    text = "".join(Passage.of(tokenizer, text).pieces[: args.num_tokens])
+    if args.num_tokens is not None:
+        # Without the names of the tokens before the text, which would be read as text.
+        text = "".join(Passage.of(tokenizer, text).pieces[len(text_prefix(tokenizer)) : args.num_tokens])
     passage = Passage.of(tokenizer, text)
     plain = plain_pass(model, passage)
     server = live_page(lambda name: (model, tokenizer), [_NAME], text)

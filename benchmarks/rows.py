@@ -143,13 +143,16 @@ class Experiment:
         )
 
 
+def _findings(num_layers: int) -> int:
+    """How many layers find blocks where all are localised: those up to 3/4 of the depth; others share the last ones."""
+    return 3 * num_layers // 4 + 1
+
+
 def _parts(shape: Shape) -> tuple[Row, ...]:
     """What our step adds to the plain one, taken apart: the lower bound of the ratio."""
     layers = shape.num_layers
-    # Layers 0 to 3/4 of the depth find blocks; those above share the last ones.
-    findings = 3 * layers // 4 + 1
     attention = {"fused attention with LSE": layers, "plain attention": -layers}
-    band, blocks = {"band": layers}, {"block finding": findings}
+    band, blocks = {"band": layers}, {"block finding": _findings(layers)}
     plain = {"plain step": 1}
     step = f"T = {shape.length}, share of the plain step"
     name = f"part-{{}}-{shape.length}"
@@ -343,8 +346,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         (
             Row(
                 "block-finding",
-                "block finding, share of our training step, 12 layers, T = 1024, batch 1 (10 findings)",
-                {"block finding": 12 // 2 + 1},
+                f"block finding, share of our training step, 12 layers, T = 1024, batch 1 ({_findings(12)} findings)",
+                {"block finding": _findings(12)},
                 {"our step": 1},
                 at_most=0.03,
                 is_share=True,

@@ -11,6 +11,7 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.evaluation import text_prefix
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
@@ -22,15 +23,17 @@ checkpoint = base[0] if base else "openai-community/gpt2"
 model = LocalistGPT2LMHeadModel.from_pretrained(checkpoint, locality_schedule="quintic")
 tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
-# One long document, cut into sequences of equal length; the last tenth is held out.
-length = min(256, model.config.n_positions)
+# One long document, cut into sequences of equal length, each of which begins as the tokenizer begins a text (some put a
+# token there); the last tenth is held out.
+length, prefix = min(256, model.config.n_positions), text_prefix(tokenizer)
+room = length - len(prefix)
 text = load_dataset("text", data_files=text_file, sample_by="document", split="train")
 sequences = text.map(
     lambda batch: {
         "input_ids": [
-            ids[start : start + length]
-            for ids in tokenizer(batch["text"])["input_ids"]
-            for start in range(0, len(ids) - length + 1, length)
+            prefix + ids[start : start + room]
+            for ids in tokenizer(batch["text"], add_special_tokens=False)["input_ids"]
+            for start in range(0, len(ids) - room + 1, room)
         ]
     },
     batched=True,

@@ -1,13 +1,14 @@
 """Estimates with their intervals from the lines that `collect.py` has written."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from localist_hf.evaluation.statistics import Interval, bootstrap_interval, paired_difference
+from localist_hf.evaluation import Interval, paired_difference, ratio_values
 
 
 Run = dict[str, Any]
@@ -41,9 +42,11 @@ class Comparison(NamedTuple):
 
     Args:
         estimate ([`Interval`]):
-            By bootstrap over documents and seeds together.
-        effect_size (`float`), p_value (`float`):
-            Of the differences over seeds: Hedges' g, and the paired t-test.
+            By Student's t, of seeds and documents together.
+        effect_size (`float`):
+            Hedges' g of the differences over seeds.
+        p_value (`float`):
+            Of the test that belongs to the interval.
     """
 
     estimate: Interval
@@ -65,26 +68,20 @@ def shares(runs: Sequence[Run], name: str) -> np.ndarray:
     return np.array([run["controls"]["documents"]["shares"][name] for run in runs])
 
 
-def perplexity_quotient(first: np.ndarray, second: np.ndarray, num_labels: np.ndarray) -> Comparison:
-    """exp(first - second), both sums of losses of the same documents and seeds."""
-    sums = np.stack([first, second, num_labels], axis=-1)
-    estimate = bootstrap_interval(sums, lambda total: np.exp((total[..., 0] - total[..., 1]) / total[..., 2]))
-    of_seeds = sums.sum(1)
-    tested = paired_difference((of_seeds[:, 0] / of_seeds[:, 2]).tolist(), (of_seeds[:, 1] / of_seeds[:, 2]).tolist())
-    return Comparison(estimate, tested.effect_size, tested.p_value)
+def perplexity_quotient(
+    first: np.ndarray, second: np.ndarray, num_labels: np.ndarray, expected: float = 1.0
+) -> Comparison:
+    """exp(first - second), both sums of losses of the same documents and seeds; p is for the `expected` quotient."""
+    found = paired_difference(ratio_values(first, num_labels), ratio_values(second, num_labels), math.log(expected))
+    mean, low, high, count = found.difference
+    estimate = Interval(math.exp(mean), math.exp(low), math.exp(high), count)
+    return Comparison(estimate, found.effect_size, found.p_value)
 
 
 def share_difference(first: np.ndarray, second: np.ndarray) -> Comparison:
     """psi - psi, of shares of the same documents and seeds."""
-
-    def psi(total: np.ndarray) -> np.ndarray:
-        return total[..., 0] / (total[..., 0] + total[..., 1])
-
-    sums = np.concatenate([first, second], axis=-1)
-    estimate = bootstrap_interval(sums, lambda total: psi(total[..., :2]) - psi(total[..., 2:]))
-    of_seeds = sums.sum(1)
-    tested = paired_difference(psi(of_seeds[:, :2]).tolist(), psi(of_seeds[:, 2:]).tolist())
-    return Comparison(estimate, tested.effect_size, tested.p_value)
+    own, other = (ratio_values(shares[..., 0], shares.sum(-1)) for shares in (first, second))
+    return Comparison(*paired_difference(own, other))
 
 
 def with_ends(interval: Interval, digits: int = 3) -> str:

@@ -139,3 +139,8 @@ def text(layout: str = "none", seed: int = 1, batch_size: int = 2) -> tuple[torc
     mask[0, :left] = 0
     mask[0, LENGTH - right :] = 0
     return ids.masked_fill(mask == 0, 0), mask
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Of each token in its row's text, which native models that learn positions must be told where padding is left."""
+    return (mask.cumsum(1) - 1).clamp(min=0)

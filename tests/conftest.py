@@ -8,12 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may 
 import io
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import hypothesis
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, processors
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
@@ -100,6 +102,52 @@ def tokenizer() -> PreTrainedTokenizerFast:
     from localist_hf.cli.base import train_tokenizer
 
     return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
+
+
+@pytest.fixture(scope="session")
+def make_framed_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], PreTrainedTokenizerFast]:
+    """
+    The same, with what it puts around every text as `tokenizers` writes it: `"<bos> $A"` as Gemma's, `"<bos> $A <eos>"`
+    as Llama's with `add_eos_token`.
+    """
+
+    def make(template: str) -> PreTrainedTokenizerFast:
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        special = [part for part in template.split() if part != "$A"]
+        backend.add_special_tokens(special)
+        ids = [(token, backend.token_to_id(token)) for token in special]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+        names = {name: token for name, token in (("bos_token", "<bos>"), ("eos_token", "<eos>")) if token in special}
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(make_framed_tokenizer: Callable[[str], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a token before every text."""
+    return make_framed_tokenizer("<bos> $A")
+
+
+@pytest.fixture(scope="session")
+def bos_model_folder(bos_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That tokenizer with a GPT-2 that attends to its token as real models do: half of the attention goes there."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(bos_tokenizer), bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wte.weight[:, 0], model.transformer.wpe.weight[:, 0] = 0, 0
+        model.transformer.wte.weight[bos_tokenizer.bos_token_id, 0] = 30
+        for block in model.transformer.h:
+            block.attn.c_attn.bias[[0, 8]] = 2.2  # the queries of either head
+            block.attn.c_attn.weight[0, [16, 24]] = 1  # the keys
+    folder = tmp_path_factory.mktemp("bos") / "model"
+    model.save_pretrained(folder)
+    bos_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,19 @@
 """Every row of the benchmarks runs, and its peers agree, at tiny shapes; so does the table of block lift."""
 
+import importlib
+import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
 
-from localist_hf import LocalistGPT2Config
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -74,3 +78,46 @@ def test_boundaries_are_the_tokens_that_begin_a_part(byte_tokenizer) -> None:
         for kind, marks in boundaries.items()
     }
     assert marked == {"sentences": ["ĠTw"], "lines": ["if", "ĠĠ"]}
+
+
+def test_every_row_begins_as_the_tokenizer_begins_a_text(bos_tokenizer) -> None:
+    functions = runpy.run_path(str(BENCHMARKS / "block_lift.py"))
+    text = "Sentence number 1 says something.\n" * 9
+    own = bos_tokenizer(text, add_special_tokens=False)["input_ids"]
+    input_ids, boundaries = functions["tokenize"](bos_tokenizer, text, {"lines": [len(text) // 9]}, length=8)
+    assert input_ids[:, 0].tolist() == [bos_tokenizer.bos_token_id] * len(input_ids)
+    assert input_ids[:, 1:].flatten().tolist() == own[: 7 * len(input_ids)]
+    ((row, column),) = boundaries["lines"].nonzero().tolist()
+    before = bos_tokenizer.decode([*input_ids[:row, 1:].flatten(), *input_ids[row, 1:column]])
+    assert before == "Sentence number 1 says something.\n"
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The benchmarks' rows by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return {row.name: row for experiment in importlib.import_module("rows").EXPERIMENTS for row in experiment.rows}
+
+
+def test_the_row_of_block_finding_counts_what_a_model_finds(rows: dict) -> None:
+    config = LocalistGPT2Config(
+        vocab_size=50, n_positions=32, n_embd=24, n_layer=12, n_head=2, bos_token_id=1, eos_token_id=1,
+        locality_schedule="localist",
+    )  # fmt: skip
+    outputs = LocalistGPT2LMHeadModel(config)(torch.arange(32)[None], output_fidelity=True)
+    found = {starts.data_ptr() for starts in outputs.block_starts}  # layers that share blocks share the tensor
+    row = rows["block-finding"]
+    assert row.over == {"block finding": len(found)} == {"block finding": 10}
+    assert f"({len(found)} findings)" in row.title
+    readme = (BENCHMARKS / "README.md").read_text()
+    assert row.title in readme and f"{len(found)} of its 12 layers find blocks" in readme
+
+
+def test_the_figures_of_the_benchmarks_are_what_their_rounds_give(rows: dict) -> None:
+    readme = (BENCHMARKS / "README.md").read_text()
+    for result in json.loads((BENCHMARKS / "results.json").read_text()):
+        row, raw = rows[result["name"]], result["raw"]
+        ratios = row.ratios(raw)
+        spread = f"{row.format(min(ratios))} to {row.format(max(ratios))}"
+        assert (result["figure"], result["spread"]) == (row.format(median(ratios)), spread), row.name
+        assert f"| {result['title']} | {result['figure']} | {result['spread']} |" in readme

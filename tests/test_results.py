@@ -8,9 +8,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from localist_hf.configuration import load_grid
+from localist_hf.evaluation import paired_difference, ratio_values
 
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,11 @@ def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(results: Modul
     kept = results.retention(study, "quintic")
     at_1 = [(24 + seed + 70) / 40 for seed in range(3)]
     assert kept.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(quintic)))
-    assert kept.p_value == pytest.approx(float(stats.ttest_rel(at_1, quintic).pvalue), nan_ok=True)
+    # Of documents too.
+    sums = ([[24 + seed, 70] for seed in range(3)], [[22, 64 + seed] for seed in range(3)])
+    of_dial_1, of_dial_0 = (ratio_values(each, [[10, 30]] * 3) for each in sums)
+    assert kept.p_value == pytest.approx(paired_difference(of_dial_1, of_dial_0).p_value)
+    assert results.cost(study, "quintic", expected=found.estimate.high).p_value == pytest.approx(0.05)
     held = results.cost(study, "quintic", setting="dial 1")
     assert held.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(distributed)))
     against = results.retention(study, "quintic", "distributed")
@@ -81,8 +85,8 @@ def test_psi_is_the_ratio_of_the_sums_over_documents(results: ModuleType, study)
     found = results.own_minus(study, "quintic", "wrong")
     own = sum((3 + 2) for _ in range(3)) / sum((3 + 1 + 2 + 2 + seed) for seed in range(3))
     assert found.estimate.mean == pytest.approx(own - 3 / 8)
-    of_seeds = [5 / (8 + seed) for seed in range(3)]
-    assert found.p_value == pytest.approx(float(stats.ttest_rel(of_seeds, [3 / 8] * 3).pvalue))
+    of_own = ratio_values([[3, 2]] * 3, [[4, 4 + seed] for seed in range(3)])
+    assert found.p_value == pytest.approx(paired_difference(of_own, ratio_values([[2, 1]] * 3, [[4, 4]] * 3)).p_value)
 
 
 def test_a_verdict_needs_the_interval_and_the_corrected_p_value(results: ModuleType) -> None:
@@ -94,6 +98,16 @@ def test_a_verdict_needs_the_interval_and_the_corrected_p_value(results: ModuleT
     assert results.verdict(claim._replace(is_expected=lambda value: value > 1), 0.04) == "not as claimed"
     around = comparison(interval(mean=0.9, low=0.85, high=1.05), 1.0, 0.01)
     assert results.verdict(claim._replace(found=around), 0.04) == "no difference shown"
+
+
+def test_p_values_test_what_is_claimed(results: ModuleType) -> None:
+    """Each is below 0.05 where the interval leaves out what its verdict is about: of the 5 %, a ratio of 1.05."""
+    for model in results.load_models():
+        comparisons = results.primaries(model.study)
+        assert comparisons[0].neutral == 1.05
+        for each in comparisons:
+            low, high = each.found.estimate[1:3]
+            assert (each.found.p_value < 0.05) is not (low <= each.neutral <= high), (model.name, each.question)
 
 
 def test_aims_are_met_or_missed_by_their_numbers(results: ModuleType) -> None:

@@ -26,6 +26,8 @@ from .folders import write_whole
 DEFAULT_VARIANT = "quintic"
 #: The flags of a run, in its folder, for those who go on with it.
 SETTINGS_FILE = "run_settings.json"
+#: What stands in it beside flags, where the tokenizer has one: what every sequence that is trained on begins with.
+TEXT_PREFIX = "text_prefix"
 
 
 @dataclass
@@ -195,6 +197,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
     for other, what in damaged.items():
         print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
     saved = _saved_settings(checkpoint.parent)
+    prefix = saved.pop(TEXT_PREFIX, [])
     namespace = _read(arguments, saved)
     namespace.resume_from_checkpoint = str(checkpoint)
     namespace.output_dir = namespace.output_dir or str(checkpoint.parent)
@@ -205,7 +208,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
                 f"`{name}` is {kept[name]!r}, but the run in {str(checkpoint.parent)!r} began with {saved[name]!r}; a "
                 "run that goes on keeps its settings. Leave the flag out, or start another run."
             )
-    return run, args, kept
+    return run, args, kept | ({TEXT_PREFIX: prefix} if prefix else {})
 
 
 def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
@@ -344,7 +347,7 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
     with ending_with(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
         saved = json.loads(path.read_text(encoding="utf-8"))
     known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
-    if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known:
+    if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known | {TEXT_PREFIX}:
         raise CommandError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
     return saved
 

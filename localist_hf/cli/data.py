@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import PreTrainedTokenizerBase
 
+from ..evaluation import text_prefix
 from .errors import is_disk_full, one_line
 
 
@@ -118,40 +119,52 @@ def tokenize_and_pack(
     Tokenises texts, joins them end to end and cuts the stream into sequences of `sequence_length` tokens; what is left
     over at the end is dropped. The results are cached by `datasets`.
 
+    What the tokenizer puts before a text ([`~localist_hf.evaluation.text_prefix`]) stands at the beginning of every
+    sequence, and nowhere else: the model has it there whenever it reads, and attends to it as to no other token. What
+    the tokenizer puts after a text stays there.
+
     Args:
         texts ([`~datasets.Dataset`]):
             With a column `"text"`; an empty cell is an empty text.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer.
         sequence_length (`int`):
-            Tokens of a sequence.
+            Tokens of a sequence, its beginning among them.
         desc (`str`, *optional*):
             What the progress bar says.
 
     Returns:
-        [`~datasets.Dataset`] with the columns `"input_ids"` and `"labels"`, the labels being the tokens.
+        [`~datasets.Dataset`] with the columns `"input_ids"` and `"labels"`, the labels being the tokens, and
+        -100 for what the tokenizer puts before a text: no text says that it is one.
 
     Raises:
-        ValueError: where the texts are shorter than one sequence.
+        ValueError: where the texts are shorter than one sequence, or the sequence has no room for them.
     """
-    tokenizer("")  # a tokenizer's first call changes its state, and with it the key of the cache
+    prefix = text_prefix(tokenizer)  # before the rest: a first call changes the tokenizer's state, the key of the cache
+    room = sequence_length - len(prefix)
+    if room < 1:
+        raise ValueError(
+            f"`sequence_length` is {sequence_length}; the tokenizer begins every text with {len(prefix)} tokens of its "
+            f"own ({tokenizer.decode(prefix)!r}), so it must be at least {len(prefix) + 1}."
+        )
 
     def tokenize(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer([text or "" for text in batch["text"]], verbose=False)["input_ids"]}
 
     def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        tokens = list(itertools.chain.from_iterable(batch["input_ids"]))
-        end = len(tokens) // sequence_length * sequence_length
-        sequences = [tokens[start : start + sequence_length] for start in range(0, end, sequence_length)]
-        return {"input_ids": sequences, "labels": sequences}
+        tokens = list(itertools.chain.from_iterable(ids[len(prefix) :] for ids in batch["input_ids"]))
+        end = len(tokens) // room * room
+        pieces = [tokens[start : start + room] for start in range(0, end, room)]
+        return {
+            "input_ids": [prefix + piece for piece in pieces],
+            "labels": [[-100] * len(prefix) + piece for piece in pieces],
+        }
 
     tokens = texts.map(tokenize, batched=True, remove_columns=texts.column_names, desc=desc and f"Tokenizing {desc}")
     packed = tokens.map(pack, batched=True, batch_size=10_000, desc=desc and f"Packing {desc}")
     if len(packed) == 0:
-        count = sum(map(len, tokens["input_ids"]))
-        raise ValueError(
-            f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {sequence_length}."
-        )
+        count = sum(map(len, tokens["input_ids"])) - len(prefix) * len(tokens)
+        raise ValueError(f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {room}.")
     return packed
 
 

@@ -23,6 +23,7 @@ from ..evaluation import (
 )
 from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
+from ..evaluation.differences import are_of_documents
 from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
@@ -122,12 +123,11 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base, config.vocab_size)
     texts, card = load_texts(args)
-    # Ends of text are a token of every causal model that has one.
-    end = tokenizer.eos_token or ""
-    train, held_out = (
-        tokenize_and_pack(Dataset.from_dict({"text": [text + end for text in texts[part]]}), tokenizer, length, part)
-        for part in ("training", "held-out")
-    )
+    # Ends of text are a token of every causal model that has one; some tokenizers put it there themselves.
+    is_ended = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    end = "" if is_ended else tokenizer.eos_token or ""
+    ended = {part: Dataset.from_dict({"text": [(text or "") + end for text in texts[part]]}) for part in texts}
+    train, held_out = (tokenize_and_pack(ended[part], tokenizer, length, part) for part in ("training", "held-out"))
     held_out = some_of(held_out, grid.measured_sequences)
     if len(held_out) < 2:
         raise ValueError(
@@ -270,10 +270,13 @@ def tables(records: dict[str, list[RunRecord]], baseline: str) -> str:
     shared = {name: [record.metrics_on_base_blocks for record in group] for name, group in records.items()}
     layer = len(records[baseline][0].lambdas) - 1
     parts = [f"On the blocks that each model finds itself:\n\n{comparison_table(own, baseline)}"]
-    if differences := differences_table(metrics_by_seed(records), baseline):
-        number = len(records) - 1
+    by_seed = metrics_by_seed(records)
+    if differences := differences_table(by_seed, baseline):
+        number = len(differences.splitlines()) - 2
+        others = "and other text" if are_of_documents(by_seed) else "on this text"
         parts.append(
-            f"Perplexity against {baseline}, paired by seed (p by Holm for {number} comparisons):\n\n{differences}"
+            f"Perplexity against {baseline}, paired by seed, for other seeds {others} (p by Holm for {number} "
+            f"comparisons):\n\n{differences}"
         )
     parts += [
         f"On the blocks that the base finds:\n\n{comparison_table(shared, baseline)}",

@@ -13,13 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, Tr
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration import variant_config, variant_name
-from ..evaluation import layer_table
+from ..evaluation import layer_table, text_prefix
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..hub import RECORD_FILE, PublishError
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
-from .arguments import RunArguments, parse, save_settings
+from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
 from .folders import held, replacing
@@ -131,6 +131,24 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
         )
 
 
+def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[str, Any]) -> None:
+    """
+    Adds what every sequence begins with to the settings that are kept of a run, where that is something.
+
+    Raises:
+        ValueError: for a run to be resumed that began on other sequences, as older versions cut them.
+    """
+    found = kept.get(TEXT_PREFIX, [])
+    if args.resume_from_checkpoint is not None and found != prefix:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, of a run that began on other sequences: "
+            f"each begins with the tokens {prefix} now, which the tokenizer puts before a text, and began with {found} "
+            "then (older versions left them out). Start another run."
+        )
+    if prefix:
+        kept[TEXT_PREFIX] = prefix
+
+
 def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
     """
     Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder. What is
@@ -208,6 +226,7 @@ def main(arguments: list[str]) -> None:
     with held(folder) if args.process_index == 0 else nullcontext():
         with ending_with(2, *INPUT_ERRORS):
             trainer = prepare_trainer(run, args)
+            keep_prefix(text_prefix(trainer.processing_class), args, kept)
         if args.should_save:
             if run.overwrite_output_dir:
                 for checkpoint in list_checkpoints(folder):

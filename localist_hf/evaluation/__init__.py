@@ -21,7 +21,7 @@ from .pictures import (
     plot_shares_over_depth,
     token_labels,
 )
-from .statistics import Interval, PairedDifference, bootstrap_interval, holm, mean_interval, paired_difference
+from .statistics import Interval, PairedDifference, holm, mean_interval, paired_difference, ratio_values
 from .tables import (
     comparison_table,
     differences_table,
@@ -31,6 +31,7 @@ from .tables import (
     report_table,
     with_interval,
 )
+from .text_prefix import text_prefix
 
 
 __all__ = [
@@ -47,7 +48,6 @@ __all__ = [
     "PairedDifference",
     "PerplexityDifference",
     "block_lift",
-    "bootstrap_interval",
     "causal_lm_collator",
     "comparison_table",
     "context_fidelity",
@@ -72,7 +72,9 @@ __all__ = [
     "plot_over_depth",
     "plot_over_dial",
     "plot_shares_over_depth",
+    "ratio_values",
     "report_table",
+    "text_prefix",
     "token_labels",
     "with_interval",
 ]

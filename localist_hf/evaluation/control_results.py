@@ -84,7 +84,7 @@ class DialFigures:
 @dataclass(frozen=True)
 class DocumentSums:
     """
-    What intervals over documents are made of (see [`bootstrap_interval`]): sums over each sequence of the data set.
+    What intervals over documents are made of (see [`ratio_values`]): sums over each sequence of the data set.
 
     Args:
         labels (`list[int]`):

@@ -1,11 +1,13 @@
 """What configurations cost in perplexity against a baseline, seed by seed."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .statistics import Interval, holm, paired_difference
+from numpy.typing import ArrayLike
+
+from .statistics import Interval, holm, paired_difference, ratio_values
 
 
 class PerplexityDifference(NamedTuple):
@@ -15,9 +17,10 @@ class PerplexityDifference(NamedTuple):
     Args:
         ratio ([`Interval`]):
             Of the perplexities: the exponential of the mean paired difference of the losses, and of the ends of its
-            95 % interval by Student's t. `count` is the number of seeds.
+            95 % interval by Student's t (see [`paired_difference`]). `count` is the number of seeds.
         effect_size (`float`):
-            Hedges' g of the differences of the losses; NaN for two seeds, for which its correction is not defined.
+            Hedges' g of the seeds' differences of the losses; NaN for two seeds, for which its correction is not
+            defined.
         p_value (`float`):
             Of the paired t-test of the losses, two-sided, corrected by Holm for all configurations that are compared.
             NaN where the differences are all alike.
@@ -29,15 +32,17 @@ class PerplexityDifference(NamedTuple):
 
 
 def perplexity_differences(
-    results: Mapping[str, Mapping[int, Mapping[str, float]]], baseline: str
+    results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str
 ) -> dict[str, PerplexityDifference]:
     """
     Compares the perplexity of each configuration with the baseline's, pair by pair: the same seed, on the same text.
+    Intervals and p-values are for other seeds; for other text too where the losses of each document are known.
 
     Args:
-        results (`Mapping[str, Mapping[int, Mapping[str, float]]]`):
-            Name of each configuration to its runs: the seed of each to its metrics, of which `"perplexity"` is read.
-            All are measured on the same text.
+        results (`Mapping[str, Mapping[int, Mapping[str, Any]]]`):
+            Name of each configuration to its runs: the seed of each to its metrics, of which `"perplexity"` is read,
+            and where all runs have them `"document_losses"` and `"document_labels"`: for each document the sum of the
+            losses, and the number of labels. All are measured on the same text.
         baseline (`str`):
             The configuration that the others are compared with; one of `results`.
 
@@ -58,25 +63,34 @@ def perplexity_differences(
     ```
     """
     check_baseline(results, baseline)
+    losses_of = _document_losses if are_of_documents(results) else _losses
     found = {}
     for name, runs in results.items():
         seeds = sorted(runs.keys() & results[baseline].keys())
         if name != baseline and len(seeds) > 1:
-            # The logarithm of a perplexity is the loss.
-            losses, others = (
-                [math.log(group[seed]["perplexity"]) for seed in seeds] for group in (runs, results[baseline])
-            )
+            losses, others = (losses_of([group[seed] for seed in seeds]) for group in (runs, results[baseline]))
             found[name] = paired_difference(losses, others)
-    # A comparison without a p-value is one all the same.
-    corrected = holm([1.0 if math.isnan(pair.p_value) else pair.p_value for pair in found.values()])
+    corrected = holm([pair.p_value for pair in found.values()])
     return {
         name: PerplexityDifference(
-            Interval(*map(_exp, pair.difference[:3]), pair.difference.count),
-            pair.effect_size,
-            math.nan if math.isnan(pair.p_value) else p_value,
+            Interval(*map(_exp, pair.difference[:3]), pair.difference.count), pair.effect_size, p_value
         )
         for (name, pair), p_value in zip(found.items(), corrected, strict=True)
     }
+
+
+def are_of_documents(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> bool:
+    """Whether [`perplexity_differences`] are for other text too, and not for other seeds alone."""
+    return all("document_losses" in metrics for runs in results.values() for metrics in runs.values())
+
+
+def _losses(runs: Sequence[Mapping[str, Any]]) -> ArrayLike:
+    return [math.log(metrics["perplexity"]) for metrics in runs]
+
+
+def _document_losses(runs: Sequence[Mapping[str, Any]]) -> ArrayLike:
+    sums = ([metrics[name] for metrics in runs] for name in ("document_losses", "document_labels"))
+    return ratio_values(*sums)
 
 
 def perplexity_ratio(runs: Iterable[Mapping[str, float]], baseline_runs: Iterable[Mapping[str, float]]) -> float:

@@ -52,7 +52,8 @@ def measure_generation(
             The model under whose free attention the perplexity is taken, such as the common base; it is set to
             evaluation mode.
         texts (`torch.LongTensor` of shape `(num_texts, length)`):
-            Tokens of held-out texts: prompts of `prompt_length`, and how they go on.
+            Tokens of held-out texts, begun as the tokenizer begins them (see [`text_prefix`]): prompts of
+            `prompt_length`, and how they go on.
         prompt_length (`int`, *optional*, defaults to 32):
             Tokens of a prompt; at least 1, and at least four less than the texts have.
         dials (`Sequence[float]`, *optional*, defaults to 0 and 1):

@@ -87,7 +87,8 @@ def locality_probe(
         batches (`Iterable[Mapping[str, torch.Tensor]]`):
             For each batch `"input_ids"` and optionally `"attention_mask"`, `"position_ids"` and `"block_starts"`, each
             of shape `(batch_size, sequence_length)` and read as by [`LocalistGPT2LMHeadModel.forward`]. Other entries
-            are left alone. Gone through once, so a generator or a `DataLoader` will do.
+            are left alone. Each text begins as the tokenizer begins one: see [`text_prefix`]. Gone through once, so a
+            generator or a `DataLoader` will do.
         block_model ([`LocalistGPT2LMHeadModel`] or [`LocalistGPT2Model`], *optional*):
             The model whose blocks count, those of its last layer; it is set to evaluation mode. Each model finds its
             own blocks by default, and fidelities of several are comparable only on the same ones: those of their

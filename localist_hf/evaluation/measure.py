@@ -28,7 +28,8 @@ def measure(
             The model to measure; it is set to evaluation mode.
         dataset ([`~datasets.Dataset`]):
             What [`causal_lm_collator`] takes: sequences in `"input_ids"`, of any lengths, optionally with `"labels"`,
-            `"attention_mask"`, `"position_ids"` and `"block_starts"`.
+            `"attention_mask"`, `"position_ids"` and `"block_starts"`. Each begins as the tokenizer begins a text, or
+            another kind of text is measured: see [`text_prefix`].
         batch_size (`int`, *optional*, defaults to 8):
             Sequences at a time.
         block_model ([`LocalistGPT2LMHeadModel`] or [`LocalistGPT2Model`], *optional*):

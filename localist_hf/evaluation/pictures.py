@@ -226,7 +226,7 @@ def plot_frontier(
     axes.set(
         xlabel="context fidelity of the last layer (share, 0 to 1)",
         ylabel=f"perplexity (multiple of the mean of {(labels or {}).get(baseline, baseline)})",
-        title=title + ("\nmean and 95 % interval" if any(len(runs) > 1 for runs in results.values()) else ""),
+        title=f"{title}\nmean and 95 % interval over seeds" if max(map(len, results.values())) > 1 else title,
     )
     axes.margins(0.12)
     axes.set_xlim(max(-0.02, axes.get_xlim()[0]), min(1.02, axes.get_xlim()[1]))
@@ -296,7 +296,7 @@ def _draw_line(
 
 def _add_legend(figure: Figure, groups: Iterable[Sequence[Any]]) -> None:
     """Beside the axes, so that it covers nothing; it tells what bands and bars are, where there are any."""
-    title = "mean and 95 % interval" if any(len(runs) > 1 for runs in groups) else None
+    title = "mean and 95 % interval over seeds" if any(len(runs) > 1 for runs in groups) else None
     figure.legend(loc="outside right center", frameon=False, title=title, title_fontsize="medium")
 
 

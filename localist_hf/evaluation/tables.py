@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -176,17 +177,18 @@ def comparison_table(
 
 
 def differences_table(
-    results: Mapping[str, Mapping[int, Mapping[str, float]]],
+    results: Mapping[str, Mapping[int, Mapping[str, Any]]],
     baseline: str,
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """
     A Markdown table of what each configuration costs in perplexity, paired by seed with the baseline: the number of
     seeds, the ratio of perplexities with its 95 % interval in brackets, the effect size (Hedges' g), and the p-value of
-    the paired t-test, corrected by Holm for the configurations of the table. A hyphen stands where there is none.
+    the paired t-test, corrected by Holm for the configurations of the table. A hyphen stands where there is none. Of
+    other text they speak where the losses of each document are given.
 
     Args:
-        results (`Mapping[str, Mapping[int, Mapping[str, float]]]`), baseline (`str`):
+        results (`Mapping[str, Mapping[int, Mapping[str, Any]]]`), baseline (`str`):
             As for [`perplexity_differences`]: the metrics of each run by its seed.
         labels (`Mapping[str, str]`, *optional*):
             What the table calls a configuration, where not by its name.

@@ -84,14 +84,16 @@ def seeds_note(groups: Mapping[str, Sequence[RunRecord]], own: Sequence[RunRecor
     return f"{note}."
 
 
-def differences_note(baseline: str | None, number: int) -> str:
+def differences_note(baseline: str | None, number: int, are_of_documents: bool) -> str:
     """What stands in the table of differences, and how many comparisons its p-values are corrected for."""
+    others = "and other sequences of such text" if are_of_documents else "on this text, and say nothing of other text"
     corrected = f"corrected by Holm for the {number} comparisons of this table" if number > 1 else "one comparison"
     return (
         f"What each costs in perplexity, against `{baseline}` from the same seeds on the same text: the ratio of "
         "perplexities (the exponential of the mean paired difference of the losses) with its 95 % interval by "
-        "Student's t; that difference in standard deviations of the differences (*Hedges' g*); and the p-value of the "
-        f"paired t-test ({corrected}). A dash stands where two seeds do not tell."
+        "Student's t; that difference in standard deviations of the seeds' differences (*Hedges' g*); and the p-value "
+        f"of the paired t-test ({corrected}). Interval and p-value are for other seeds {others}. A dash stands where "
+        "two seeds do not tell."
     )
 
 
@@ -238,7 +240,8 @@ def text_name(data: Mapping[str, Any]) -> str:
 def evaluation_sequences(data: Mapping[str, Any]) -> str:
     least, greatest = data["evaluation_lengths"]
     length = f"{greatest}" if least == greatest else f"{least} to {greatest}"
-    return f"{data['evaluation_sequences']} sequences of {length} tokens"
+    begin = f" (`{data['text_prefix']}` first)" if data.get("has_text_prefix") else ""
+    return f"{data['evaluation_sequences']} sequences of {length} tokens{begin}"
 
 
 def started_from(record: RunRecord, base_model: str | None) -> str:

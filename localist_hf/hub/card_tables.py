@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from ..evaluation import differences_table, markdown_table, with_interval
 from ..evaluation.differences import perplexity_ratio
@@ -12,9 +13,18 @@ def metrics_of_runs(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, list
     return {name: [run.metrics for run in runs] for name, runs in groups.items()}
 
 
-def metrics_by_seed(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, dict[int, dict[str, float]]]:
-    """As [`differences_table`] takes them."""
-    return {name: {run.seed: run.metrics for run in runs} for name, runs in groups.items()}
+def metrics_by_seed(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """As [`differences_table`] takes them, with the losses of each document where a run's controls have them."""
+    return {name: {run.seed: run.metrics | _document_losses(run) for run in runs} for name, runs in groups.items()}
+
+
+def _document_losses(run: RunRecord) -> dict[str, Any]:
+    """Those that the perplexity is of: at the dial that the run was measured at."""
+    documents = (run.controls or {}).get("documents")
+    dial = run.dial.get("locality_dial", 0) if any(run.lambdas) else 0
+    if documents is None or "min_fidelity" in run.dial or f"dial {dial:g}" not in documents["losses"]:
+        return {}
+    return {"document_losses": documents["losses"][f"dial {dial:g}"], "document_labels": documents["labels"]}
 
 
 def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
@@ -56,11 +66,11 @@ def comparison(
     return markdown_table(rows)
 
 
-def differences(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None) -> str:
+def differences(record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str | None) -> str:
     """What each configuration costs against the baseline from the same seeds; empty where none has two of them."""
     if baseline is None:
         return ""
-    return differences_table(metrics_by_seed(groups), baseline, {record.name: f"**{record.name}**"})
+    return differences_table(results, baseline, {record.name: f"**{record.name}**"})
 
 
 def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:

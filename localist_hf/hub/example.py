@@ -62,7 +62,7 @@ def attention_example(
         return None
     prompt = PROMPT
     if (allowed := num_positions(base.config)) is not None:
-        while len(tokenizer(prompt)["input_ids"]) > allowed // 2:  # the card's code goes on
+        while prompt and len(tokenizer(prompt)["input_ids"]) > allowed // 2:  # the card's code goes on
             prompt = prompt.rpartition(" ")[0]
     return {"prompt": prompt, "printed": blocks_and_shares(saved, tokenizer, prompt)} if prompt else None
 

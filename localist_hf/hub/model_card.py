@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
 from ..evaluation.check_model import num_positions
+from ..evaluation.differences import are_of_documents
 from .card_controls import attention_is_used, block_controls, dial_controls, dial_sweep, wrong_blocks
 from .card_sentences import (
     block_phrase,
@@ -246,7 +247,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     on_base = {name: {run.seed: run.metrics_on_base_blocks for run in runs} for name, runs in groups.items()}
     has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs.values())
     controlled = _controlled(records)
-    table = differences(record, groups, baseline)
+    by_seed = metrics_by_seed(groups)
+    table = differences(record, by_seed, baseline)
     return {
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
@@ -270,6 +272,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "layer_name": layer_phrase(record),
         "prompt": prompt_literal(record.example["prompt"] if record.example else PROMPT),
         "printed": record.example and record.example["printed"],
+        "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
         "means_note": _means_note(records),
@@ -282,9 +285,9 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
         "num_previous_blocks": locality["num_previous_blocks"],
-        "comparison": comparison(record, metrics_by_seed(groups), baseline, layer),
+        "comparison": comparison(record, by_seed, baseline, layer),
         "differences": table,
-        "differences_note": differences_note(baseline, len(table.splitlines()) - 2),
+        "differences_note": differences_note(baseline, len(table.splitlines()) - 2, are_of_documents(by_seed)),
         "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
         "blocks_note": blocks_note(groups),
         "layer_table": layer_table(record, _drawn(records)),

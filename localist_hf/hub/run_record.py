@@ -18,11 +18,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..configuration import VARIANTS, variant_name
-from ..evaluation import ControlResults, GenerationFigures
+from ..evaluation import ControlResults, GenerationFigures, text_prefix
+from ..evaluation.text_prefix import have_prefix
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
@@ -101,7 +102,9 @@ class RunRecord:
         num_parameters (`int`):
             Number of the model's parameters, without an adapter's.
         data (`dict`):
-            Name, details, Hub id and configuration of the text, and how much of it was trained and measured on.
+            Name, details, Hub id and configuration of the text, and how much of it was trained and measured on. Where
+            the tokenizer puts something before a text, also what (`"text_prefix"`), and whether every sequence that was
+            measured on begins with it (`"has_text_prefix"`).
         training (`dict`):
             Number of steps of all parts, and hyper-parameters (of the last part where there are several).
         earlier_parts (`list[dict]`):
@@ -452,7 +455,8 @@ class RunRecord:
                 "training_sequences": _length(trainer.train_dataset),
                 "evaluation_sequences": _length(trainer.eval_dataset),
                 "evaluation_lengths": _lengths(trainer.eval_dataset),
-            },
+            }
+            | _text_prefix(trainer),
             training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)}
             | last_part["training"],
             earlier_parts=earlier_parts,
@@ -586,6 +590,14 @@ def _lengths(dataset: Any) -> list[int]:
             "`eval_dataset` must be a data set with a column `input_ids`, for the card to say what was measured on."
         ) from error
     return [min(lengths), max(lengths)]
+
+
+def _text_prefix(trainer: transformers.Trainer) -> dict[str, Any]:
+    """What [`RunRecord`]'s `data` says of how texts begin; nothing where the tokenizer puts nothing before them."""
+    tokenizer = trainer.processing_class
+    if not (isinstance(tokenizer, PreTrainedTokenizerBase) and (prefix := text_prefix(tokenizer))):
+        return {}
+    return {"text_prefix": tokenizer.decode(prefix), "has_text_prefix": have_prefix(trainer.eval_dataset, prefix)}
 
 
 def _hardware(device: torch.device, world_size: int) -> str:

@@ -215,7 +215,7 @@ def attend_once(
             sinks = (
                 (sink_keys, sink_values)
                 if sink_keys is not None
-                else _sinks(num_sink_tokens, local_starts, documents, None, key, value)[1:]
+                else _sinks(num_sink_tokens, local_starts, documents - dropped, None, key, value)[1:]
             )
         first, mask = key.shape[2] - length, None
         key, value = key.narrow(2, first, length), value.narrow(2, first, length)
@@ -252,7 +252,7 @@ def _sinks(
     in packed rows, `(batch_size, num_heads, query_length, num_sink_tokens, head_dim)`.
     """
     key_length = tensors[0].shape[2]
-    num_sink_tokens = min(num_sink_tokens, key_length)
+    # All of them, wherever they stand: `documents` may count from the first key that a cache has left.
     position = documents[..., None] + torch.arange(num_sink_tokens, device=documents.device)
     # Padding, or counted with the stretch already.
     is_outside = (local_starts[..., None] < 0) | (position >= local_starts[..., None])

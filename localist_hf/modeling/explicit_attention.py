@@ -91,13 +91,14 @@ def explicit_attention(
         if weight < 1 or floor > 0:
             factor = torch.full_like(scores[..., :1], weight)
             if floor > 0:
-                share = (scores.softmax(-1) * is_local).sum(-1, keepdim=True)
+                share = (scores.softmax(-1) * is_local).sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
                 rest = (1 - share).clamp(min=torch.finfo(wide).eps)
                 factor = torch.minimum(factor, share * (1 - floor) / (floor * rest))
             scores = torch.where(is_local | is_padding, scores, scores + factor.log())
         log_weights = scores.log_softmax(-1)
         weights = log_weights.exp() * ~is_padding
-        entropy = -(weights * log_weights.clamp(min=torch.finfo(wide).min)).sum(-1)
+        # Where a weight is 0, the gradient of 0 log 0 would be no number.
+        entropy = -(weights * log_weights.masked_fill(log_weights.isneginf(), 0.0)).sum(-1)
         shares = ((weights * part).sum(-1) for part in (is_own, is_sink, is_local & ~is_sink & ~is_own))
         return weights.to(value.dtype) @ value, *shares, entropy
 

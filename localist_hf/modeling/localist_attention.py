@@ -52,7 +52,8 @@ def localist_attention_forward(
             Is handed all of this, but `locality`, before anything is done with it: for tools that show what no output
             holds. Given to a model's `forward`, it comes here from every layer.
         kwargs:
-            What the architecture hands to its attention: `softcap`, `s_aux`, `sliding_window`.
+            What the architecture hands to its attention, such as `softcap`, `s_aux` and `sliding_window`. Of what is
+            measured or dialled the unknown is refused.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor | None)`: the attention output of shape `(batch_size, query_length, num_heads,
@@ -61,12 +62,13 @@ def localist_attention_forward(
     if observer is not None:
         observer(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if locality is not None:
+        locality.arrive(module, query, key, **kwargs)
         locality.find_blocks(module.layer_idx, value)
     if locality is None or module.layer_idx not in locality.layers:
         is_eager = module.config._attn_implementation == LOCALIST_ATTENTION["eager"]
         attention = eager_attention(module) if is_eager else sdpa_attention_forward
         return attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    attention_mask = locality.visible_keys(module, attention_mask, query.shape[2])
+    attention_mask = locality.visible_keys(module, attention_mask, query.shape[2], kwargs.get("is_causal"))
     if torch.is_autocast_enabled(query.device.type):
         # After rotary positions queries and keys are float32, values are not; a fused kernel wants one dtype.
         dtype = torch.get_autocast_dtype(query.device.type)

@@ -11,11 +11,19 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+import transformers
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .local_cache import whole_cache
-from .locality import LOCALIST_ATTENTION, REQUEST_ARGUMENTS, Locality, LocalityRequest, build_locality
+from .locality import (
+    CACHE_ARGUMENTS,
+    LOCALIST_ATTENTION,
+    REQUEST_ARGUMENTS,
+    Locality,
+    LocalityRequest,
+    build_locality,
+)
 from .locality_dial import LocalityDial, Setting, check_share, current_setting
 
 
@@ -78,6 +86,7 @@ class LocalistMixin:
     #: What `forward` returns: the fields of the native output and those of [`LocalityMeasurements`].
     output_class: ClassVar[type[ModelOutput]]
     _native_arguments: ClassVar[tuple[str, ...]]
+    _cache_argument: ClassVar[str | None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Gives `forward` the native arguments and ours by name: transformers reads there what a model takes."""
@@ -89,6 +98,7 @@ class LocalistMixin:
         *native, rest = inspect.signature(native_forward).parameters.values()
         own = inspect.signature(LocalistMixin.forward).parameters
         cls._native_arguments = tuple(parameter.name for parameter in native if parameter.name != "self")
+        cls._cache_argument = next((name for name in CACHE_ARGUMENTS if name in cls._native_arguments), None)
         if "output_class" not in cls.__dict__:
             cls.output_class = _localist_output(_native_output(native_forward))
 
@@ -154,16 +164,24 @@ class LocalistMixin:
         kwargs.update(zip(self._native_arguments, args, strict=False))
         if "locality" in kwargs:  # the language model hands down its own, and measures itself
             return super().forward(**kwargs, return_dict=True)
+        self._name_cache(kwargs)
         request = LocalityRequest(
             output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
         )
         inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
-        locality = build_locality(self.config, request, **inputs)
-        if locality is not None:
-            self._prepare_cache(locality, kwargs)
+        inputs["cache"] = kwargs.get(self._cache_argument)
+        locality = build_locality(self.config, request, **inputs, is_training=self.training)
+        if locality is None:
+            return self.output_class(**super().forward(**kwargs, return_dict=True, locality=None))
+        self._check_arguments(kwargs)
+        self._prepare_cache(locality, kwargs)
+        if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
+            # Where a row begins with padding, some models would count that too.
+            positions = locality.positions_in_text()
+            if positions is not None and "position_ids" in self._native_arguments:
+                kwargs["position_ids"] = positions
         outputs = super().forward(**kwargs, return_dict=True, locality=locality)
-        if locality is not None:
-            locality.check_attended(type(self).__name__)
+        locality.check_attended(type(self).__name__, getattr(outputs, self._cache_argument, None))
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         return self.output_class(**outputs, **measurements(locality, tokens.shape[1]))
 
@@ -172,9 +190,37 @@ class LocalistMixin:
         if locality.is_packed:
             kwargs["use_cache"] = False  # transformers separates packed documents only where there is no cache
         use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
-        if kwargs.get("past_key_values") is None and use_cache and not self.training:
-            locality.cache = kwargs["past_key_values"] = DynamicCache(config=self.config)
+        if kwargs.get(self._cache_argument) is None and use_cache and not self.training:
+            locality.cache = kwargs[self._cache_argument] = DynamicCache(config=self.config)
         locality.prepare_cache()
+
+    def _name_cache(self, kwargs: dict[str, Any]) -> None:
+        """Gives a cache the name that the native model has for it, by whichever it is passed."""
+        # Before transformers 5.24 continuous batching has another thing of the new name.
+        given = [name for name in CACHE_ARGUMENTS if isinstance(kwargs.get(name), Cache)]
+        if given and self._cache_argument not in (None, *given):
+            kwargs[self._cache_argument] = kwargs.pop(given[0])
+
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+        """
+        Refuses what is asked for and cannot be had, and a native model whose `forward` is not what this code was
+        written for.
+        """
+        if kwargs.get("output_attentions"):
+            raise ValueError(
+                f"`output_attentions` is {kwargs['output_attentions']}; no attention matrix is made where locality is "
+                "measured or held. The shares and the entropy say what it would."
+            )
+        if all(isinstance(kwargs.get(name), Cache) for name in CACHE_ARGUMENTS):
+            raise ValueError(f"`{'` and `'.join(CACHE_ARGUMENTS)}` are both given; they are one argument.")
+        for names in (CACHE_ARGUMENTS, ("attention_mask",)):
+            if not any(name in self._native_arguments for name in names):
+                raise ValueError(
+                    f"The `forward` of {type(self).__name__} has no argument `{'` or `'.join(names)}` in transformers "
+                    f"{transformers.__version__}, which this version of localist-hf counts on; its locality can be "
+                    "neither measured nor held. A newer localist-hf may know it; the code in a model's repository is "
+                    "renewed by its owner."
+                )
 
     def set_locality_dial(self, dial: float = 0.0, min_fidelity: float = 0.0) -> LocalityDial:
         """
@@ -241,15 +287,22 @@ class LocalistGenerationMixin(LocalistMixin):
         setting = current_setting(self.config)
         dial = check_share("locality_dial", setting.dial if locality_dial is None else locality_dial)
         floor = check_share("min_fidelity", setting.min_fidelity if min_fidelity is None else min_fidelity)
+        self._name_cache(kwargs)
         if dial or floor:
+            self._check_arguments(kwargs)
             defaults = self.generation_config if generation_config is None else generation_config
-            names = ("prompt_lookup_num_tokens", "assistant_early_exit")
-            is_assisted = kwargs.get("assistant_model") is not None or any(
-                kwargs.get(name, getattr(defaults, name)) for name in names
+            if (layer := kwargs.get("assistant_early_exit", defaults.assistant_early_exit)) is not None:
+                # transformers takes the upper layers out of the model for a while: where locality then fails, for good.
+                raise ValueError(
+                    f"`assistant_early_exit` is {layer}; under `locality_dial` and `min_fidelity` no layer can be left "
+                    "out. Use `prompt_lookup_num_tokens` or an `assistant_model`."
+                )
+            is_assisted = kwargs.get("assistant_model") is not None or kwargs.get(
+                "prompt_lookup_num_tokens", defaults.prompt_lookup_num_tokens
             )
-            if (is_assisted or defaults.is_assistant) and kwargs.get("past_key_values") is None:
+            if (is_assisted or defaults.is_assistant) and kwargs.get(self._cache_argument) is None:
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
-                kwargs["past_key_values"] = whole_cache(self.config)
+                kwargs[self._cache_argument] = whole_cache(self.config)
             if not is_assisted:
                 # Where the dial stands in a call, a compiled one need not look for it. An assistant would be handed it.
                 kwargs |= {"locality_dial": dial, "min_fidelity": floor}
@@ -302,7 +355,7 @@ def change_class(model: PreTrainedModel, cls: type[PreTrainedModel]) -> None:
 
 
 #: Arguments of the native models that say what can be measured.
-_READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+_READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache", "is_causal")
 
 
 def _native_output(forward: Callable) -> type[ModelOutput]:
@@ -324,9 +377,9 @@ def _localist_output(native: type[ModelOutput]) -> type[ModelOutput]:
     )
 
 
-def measurements(locality: Locality | None, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
+def measurements(locality: Locality, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
     """The fields that the outputs add to the native ones; a key-value cache's positions are left out."""
-    if locality is None or not locality.measured:
+    if not locality.measured:
         return {}
     layers = sorted(locality.measured)
     shares = zip(*(locality.shares[layer] for layer in layers), strict=True)

@@ -10,8 +10,10 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
@@ -45,8 +47,18 @@ logger = logging.get_logger(__name__)
 _MASKED = -1e4
 
 _BOUNDED_CACHE = (
-    "`past_key_values` was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
+    "The key-value cache was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
     "it cannot go on at another dial. Start with a new cache."
+)
+# What may reach an attention beside queries, keys, values and mask. `attend` does what the first two say; the masks are
+# those that the next two make; `sliding_window` is compared with the configuration; the others concern no attention.
+_KNOWN_ARGUMENTS = frozenset((
+    "softcap", "s_aux", "position_ids", "is_causal", "sliding_window", "use_cache", "cache_position",
+    "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch", "shift_labels",
+))  # fmt: skip
+_PACKED_AND_CACHED = (
+    "`position_ids` start anew, which marks packed documents; transformers keeps them apart only where there is no "
+    "cache. Pass `use_cache=False`, or, where a row is one text, an `attention_mask`."
 )
 
 
@@ -69,6 +81,9 @@ _COPY = re.sub(r"\W", "_", __package__, flags=re.ASCII)
 #: The attention implementations that come here, by the one that a model has without them. For callers their name is
 #: `"localist"`.
 LOCALIST_ATTENTION = {"sdpa": f"localist_{_COPY}", "eager": f"localist_eager_{_COPY}"}
+
+#: What the native models call their key-value cache: from transformers 5.24 on, and before.
+CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 #: The names of these arguments.
 REQUEST_ARGUMENTS = tuple(field.name for field in fields(LocalityRequest))
@@ -146,28 +161,98 @@ class Locality:
         self._search_settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
         self._value_lengths: dict[int, torch.Tensor] = {}
         self._needs_grad = torch.is_grad_enabled()
+        self._arrived: set[int] = set()
         self._attended: set[int] = set()
-        self._masks: list[tuple[torch.Tensor | None, int | None, torch.Tensor | None]] = []
+        self._is_over = False
+        self._masks: list[tuple[torch.Tensor | None, int | None, bool, torch.Tensor | None]] = []
 
     def _defined_by(self, layer: int) -> int:
         """The layer at which this layer's blocks are found."""
         return min(layer, self.semantic_band[-1])
 
-    def check_attended(self, model: str) -> None:
+    def arrive(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, **arguments: Any) -> None:
         """
-        Refuses what cannot be trusted: a model some of whose layers have not come here.
+        Takes note of a layer, and refuses what cannot be trusted of what its attention is handed.
+
+        Args:
+            module (`nn.Module`):
+                The layer's attention module.
+            query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \
+            shape `(batch_size, num_key_value_heads, key_length, head_dim)`):
+                Its queries and keys.
+            arguments:
+                What else it is handed.
+
+        Raises:
+            ValueError: for a layer that attends twice, keys of other tokens than those of the text and its cache, and
+                arguments that are set and change an attention in ways unknown here.
+        """
+        layer, length, name = module.layer_idx, self.documents.shape[1], type(module).__name__
+        # Gradient checkpointing comes here again, after the forward pass.
+        if layer in self._arrived and not self._is_over:
+            raise ValueError(
+                f"{name} attends more than once in layer {layer}; its locality can be neither measured nor held."
+            )
+        self._arrived.add(layer)
+        cached = self.cache.layers[layer] if self.cache is not None else None
+        is_short = isinstance(cached, DynamicSlidingWindowLayer) and query.shape[2] <= key.shape[2] < length
+        if key.shape[2] != length and not is_short:
+            raise ValueError(
+                f"{name} attends to {key.shape[2]} keys in layer {layer}, where the text and its cache have {length} "
+                "tokens; its locality can be neither measured nor held. The model may keep keys elsewhere than in "
+                f"the cache, or this version of localist-hf may not know transformers {transformers.__version__}."
+            )
+        for argument, value in arguments.items():
+            if argument not in _KNOWN_ARGUMENTS and value is not None and value is not False:
+                raise ValueError(
+                    f"`{argument}` reaches the attention of layer {layer} ({name}) and may change it in ways that are "
+                    "not known here; its locality can be neither measured nor held."
+                )
+        window = arguments.get("sliding_window")
+        if window is not None and window != self.sliding_windows[layer]:
+            raise ValueError(
+                f"{name} has a sliding window of {window} keys in layer {layer}, of which the configuration says "
+                f"{self.sliding_windows[layer]}; its locality can be neither measured nor held."
+            )
+
+    def check_attended(self, model: str, cache: Cache | None) -> None:
+        """
+        Refuses what cannot be trusted at the end of a forward pass: a model some of whose layers have not come here, or
+        that gives back another cache than the one that was prepared.
 
         Raises:
             ValueError: which names the model and the layers.
         """
+        self._is_over = True
         if missing := sorted(self.layers - self._attended):
             raise ValueError(
                 f"{model} does not hand its keyword arguments on to the attention of the layers {missing}: their "
                 "locality can be neither measured nor held."
             )
+        cache = getattr(cache, "self_attention_cache", cache)
+        if self.cache is not None and cache is not None and cache is not self.cache:
+            raise ValueError(
+                f"{model} has filled another cache than the one that it was given; its locality can be neither "
+                "measured nor held."
+            )
+
+    def positions_in_text(self) -> torch.LongTensor | None:
+        """
+        The position of each new token in its row's text, `(batch_size, num_new_tokens)`; `None` where no row begins
+        with padding, so that native models take it to be the same.
+        """
+        first = self._first_keys.clamp(min=0)
+        if not torch.compiler.is_compiling() and not first.any():
+            return None
+        position = torch.arange(self.seen, self.documents.shape[1], device=self.documents.device)
+        return (position - first).clamp(min=0)
 
     def visible_keys(
-        self, module: nn.Module, attention_mask: torch.Tensor | None, query_length: int
+        self,
+        module: nn.Module,
+        attention_mask: torch.Tensor | None,
+        query_length: int,
+        is_causal: bool | None = None,
     ) -> torch.BoolTensor | None:
         """
         What a layer's queries see, from the mask that its attention is handed.
@@ -179,6 +264,8 @@ class Locality:
                 True, or 0 where it is added to the scores, where a query sees a key; None is causal.
             query_length (`int`):
                 Number of queries.
+            is_causal (`bool`, *optional*):
+                What the attention is told in place of the module's `is_causal`, which says what no mask means.
 
         Returns:
             `torch.BoolTensor` of the mask's shape, or None.
@@ -187,41 +274,43 @@ class Locality:
             ValueError: where that is not what locality counts on, the earlier keys of a query's document, or those of
                 the layer's sliding window: as where a bias is added to the scores.
         """
-        window = self.sliding_windows[module.layer_idx]
-        for known, its_window, visible in self._masks:
-            if known is attention_mask and its_window == window:
+        window, name = self.sliding_windows[module.layer_idx], type(module).__name__
+        # As transformers' own attention functions read it; one query sees what there is either way.
+        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        is_causal = is_causal or query_length == 1
+        for known, *others, visible in self._masks:
+            if known is attention_mask and others == [window, is_causal]:
                 return visible
         visible = attention_mask
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             visible = attention_mask == 0
-        if torch.compiler.is_compiling():  # reading values back is no part of a graph
-            return visible
-        if visible is not attention_mask and ((attention_mask > _MASKED) & ~visible).any():
-            raise ValueError(
-                f"{type(module).__name__} adds a bias to its scores; its locality can be neither measured nor held."
+            refuse_where(
+                ((attention_mask > _MASKED) & ~visible).any(),
+                f"{name} adds a bias to its scores; its locality can be neither measured nor held.",
             )
         # What the masks of a text's later tokens say, those of its first have said.
-        is_whole = query_length == self.documents.shape[1]
-        if is_whole and not self._is_as_expected(module, visible):
-            raise ValueError(
-                f"{type(module).__name__} lets documents that are packed in one row see each other, whatever "
-                "`position_ids` say; pass one document in each row."
+        if query_length == self.documents.shape[1]:
+            refuse_where(
+                self._differs(module.layer_idx, visible, is_causal),
+                f"{name} lets documents that are packed in one row see each other, whatever `position_ids` say; pass "
+                "one document in each row."
                 if self.is_packed
-                else f"{type(module).__name__} does not see the earlier tokens, or those of its sliding window, and "
-                "nothing else; its locality can be neither measured nor held."
+                else f"{name} does not see the earlier tokens, or those of its sliding window, and nothing else; its "
+                "locality can be neither measured nor held.",
             )
-        self._masks.append((attention_mask, window, visible))
+        self._masks.append((attention_mask, window, is_causal, visible))
         return visible
 
-    def _is_as_expected(self, module: nn.Module, visible: torch.Tensor | None) -> bool:
-        first = self._first_visible(module.layer_idx, self.documents)
+    def _differs(self, layer: int, visible: torch.Tensor | None, is_causal: bool) -> torch.Tensor:
+        """Whether queries see other keys than locality counts on, the first tokens' being these."""
+        first = self._first_visible(layer, self.documents)
         if visible is None:
-            is_causal = getattr(module, "is_causal", True)  # as transformers' own attention functions read it
-            return is_causal and not ((first > 0) & (self.documents >= 0)).any()
+            sees_others = first > 0 if is_causal else self.documents >= 0
+            return (sees_others & (self.documents >= 0)).any()
         position = torch.arange(first.shape[1], device=visible.device)
         first, is_token = first.to(visible.device), (self.documents >= 0).to(visible.device)
         expected = (position >= first[..., None]) & (position <= position[:, None])
-        return not ((visible[:, 0] != expected) & is_token[..., None]).any()
+        return ((visible[:, 0] != expected) & is_token[..., None]).any()
 
     # --- blocks
 
@@ -330,11 +419,11 @@ class Locality:
         if states is None and value.shape[2] < self.documents.shape[1]:
             is_bounded = self._bounded_layer(layer) is not None
             raise ValueError(
-                "`past_key_values` was filled at dial 1 with explicit `block_starts`, and does not hold what the "
+                "The key-value cache was filled at dial 1 with explicit `block_starts`, and does not hold what the "
                 "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
                 if is_bounded
-                else "`past_key_values` was filled while nobody asked for blocks, and a sliding window has passed the "
-                "tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
+                else "The key-value cache was filled while nobody asked for blocks, and a sliding window has passed "
+                "the tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
             )
         seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
         documents = self.documents[:, seen:].to(value.device)
@@ -347,6 +436,11 @@ class Locality:
         if layer not in self.defining:
             return
         band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)
+        if missing := [other for other in band if other not in self._value_lengths]:
+            raise ValueError(
+                f"The attention of the layers {missing} was not told of blocks, which those of layer {layer} are found "
+                "with: the model does not hand its keyword arguments on to it. Pass `block_starts`."
+            )
         lengths = [self._value_lengths[other] for other in band]
         state = (states or {}).get(layer) or BlockState.at_first(documents, self.config.num_previous_blocks)
         settings = (*self._search_settings, state, seen)
@@ -409,6 +503,13 @@ class Locality:
                 "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
                 "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
             )
+        is_dialled = self.weights[layer] < 1 or self.floors[layer] > 0
+        if dropout and (is_dialled or softcap is not None):
+            raise ValueError(
+                f"The attention dropout of layer {layer} is {dropout}; "
+                f"{'under the dial' if is_dialled else 'where soft-capped scores are measured'} it must be 0. Set it "
+                "so in the model's configuration."
+            )
         self._attended.add(layer)
         query_length, value_dim = query.shape[2], value.shape[-1]
         device = query.device  # layers may be spread over several
@@ -443,7 +544,7 @@ class Locality:
             )
         if dropped:
             local_set = (torch.where(starts < 0, -1, starts - dropped), documents - dropped, *local_set[2:])
-        is_measured, is_dialled = layer in self.measured, weight < 1 or floor > 0
+        is_measured = layer in self.measured
         needs_entropy = self.entropy and is_measured
         sinks = None if learned_sinks is None else learned_sinks.float()[None, :, None]
 
@@ -529,9 +630,10 @@ class Locality:
         if sinks[0] is not None:  # a bounded cache keeps them apart; those that it still holds come first too
             key, value = torch.cat((sinks[0], key), dim=2), torch.cat((sinks[1], value), dim=2)
             of_sinks = documents + torch.arange(sinks[0].shape[2], device=device)
-            of_keys = torch.where(positions < starts.amin(dim=1, keepdim=True), NOWHERE, positions)
-            # Each stands once: a sink in the stretch is counted with it.
-            of_sinks = torch.where(of_sinks < starts.amin(dim=1, keepdim=True), of_sinks, NOWHERE)
+            # Each stands once: a sink in the stretch of some query is counted with it.
+            first = torch.where(starts < 0, NOWHERE, starts).amin(dim=1, keepdim=True)
+            of_keys = torch.where(positions < first, NOWHERE, positions)
+            of_sinks = torch.where(of_sinks < first, of_sinks, NOWHERE)
             positions = torch.cat((of_sinks, of_keys), dim=1)
         local_set = (starts, documents, self.num_sink_tokens)
         result = explicit_attention(query, key, value, attention_mask, *local_set, positions, *sizes)
@@ -607,11 +709,14 @@ def build_locality(
     inputs_embeds: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
-    past_key_values: Cache | None = None,
+    cache: Cache | None = None,
+    use_cache: bool | None = None,
+    is_causal: bool | None = None,
+    is_training: bool = False,
 ) -> Locality | None:
     """
-    The [`Locality`] of a forward pass with these arguments, or None when nothing is measured and the dial changes
-    nothing.
+    The [`Locality`] of a forward pass with these arguments, in training or not, or None when nothing is measured and
+    the dial changes nothing.
 
     Raises:
         ValueError: for a request that cannot be met; the message names the argument.
@@ -631,7 +736,6 @@ def build_locality(
             f"`locality_dial` is {dial} and `min_fidelity` {floor}, which change nothing: no layer is local under the "
             f"`locality_schedule` {config.locality_schedule!r}."
         )
-    cache = past_key_values
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache  # attention to an encoder has no blocks
     if not layers and not is_dialled:
@@ -640,6 +744,9 @@ def build_locality(
     tokens = input_ids if input_ids is not None else inputs_embeds
     if tokens is None:
         raise ValueError("`input_ids` and `inputs_embeds` are both None; one of them must be given.")
+    for name, value in (("is_causal", is_causal), ("config.is_causal", getattr(model_config, "is_causal", None))):
+        if value is not None and not value:
+            raise ValueError(f"`{name}` is {value}; locality is of attention to the tokens before, and needs True.")
     attention = model_config._attn_implementation
     if attention not in LOCALIST_ATTENTION.values():
         raise ValueError(
@@ -668,8 +775,11 @@ def build_locality(
     length = cached + query_length
     if attention_mask is not None:
         check_attention_mask(attention_mask, batch_size, length)
-    # As in transformers, packed documents are told apart only where there is no cache, filled or not.
-    packed = position_ids if cache is None and attention_mask is None else None
+    packed = None
+    # As in transformers, packed documents are told apart only where there is no cache.
+    if attention_mask is None and position_ids is not None and cache is None:
+        default = model_config.use_cache and not is_training
+        packed = _packed_positions(position_ids, use_cache, default)
     documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
 
     blocks, delimiter_state, max_local_length = None, None, config.max_local_length
@@ -707,6 +817,22 @@ def build_locality(
     )
     check_cache(cache, locality.only_local)
     return locality
+
+
+def _packed_positions(position_ids: torch.Tensor, use_cache: bool | None, default: bool) -> torch.Tensor | None:
+    """
+    The `position_ids` where they mark packed documents. A cache is then refused where it is asked for, and not made
+    where nothing is said.
+    """
+    starts_anew = (position_ids.diff(dim=-1) != 1).any()
+    makes_cache = default if use_cache is None else use_cache
+    if torch.compiler.is_compiling():  # no value can be read: with a cache documents are refused, and else looked for
+        if makes_cache:
+            refuse_where(starts_anew, _PACKED_AND_CACHED)
+        return None if makes_cache else position_ids
+    if starts_anew and use_cache:
+        raise ValueError(_PACKED_AND_CACHED)
+    return position_ids if starts_anew else None
 
 
 def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
@@ -747,7 +873,7 @@ def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int
 
 def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
     """Refuses a cache that was filled at dial 1 where a layer that kept only its blocks would see more."""
-    for layer, cached in enumerate(cache.layers if cache is not None else ()):
+    for layer, cached in enumerate(cache.layers if isinstance(cache, Cache) else ()):
         if isinstance(cached, LocalCacheLayer) and layer not in only_local:
             raise ValueError(_BOUNDED_CACHE)
 
@@ -758,16 +884,25 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
-    if torch.compiler.is_compiling():
-        return  # reading values back is no part of a compiled graph
     is_token = attention_mask.bool()
-    if is_token.all():
+    if not torch.compiler.is_compiling() and is_token.all():
         return
     stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
-    if stretches.max() > 1:
-        raise ValueError(
-            "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends."
-        )
+    refuse_where(
+        stretches.max() > 1,
+        "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends.",
+    )
+
+
+def refuse_where(condition: torch.Tensor, message: str) -> None:
+    """
+    A `ValueError` where the condition is true. A compiled graph reads no value back: there it is an assertion, by which
+    the graph fails with the message (on a GPU as a device-side assertion).
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(~condition, message)
+    elif condition:
+        raise ValueError(message)
 
 
 def _check_starts_shape(name: str, starts: torch.Tensor, documents: torch.Tensor) -> None:

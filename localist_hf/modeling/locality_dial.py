@@ -2,9 +2,9 @@
 """The setting of the dial: the configuration's, or one that holds for the present thread or task only."""
 
 import threading
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 DIAL_FIELDS = ("locality_dial", "min_fidelity")
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Setting:
     """The dial and the guarantee of the models that share a configuration."""
 
     config: PreTrainedConfig
@@ -23,9 +24,10 @@ class Setting(NamedTuple):
 
 
 _SETTINGS: ContextVar[tuple[Setting, ...]] = ContextVar("locality_dial", default=())
-# How many are in force anywhere: what a compiled graph can look at, as it can't at a `ContextVar`.
-_num_set = 0
-_count_lock = threading.Lock()
+# How many settings exist: what a compiled graph can look at, as it cannot at a `ContextVar`. Contexts are copied, for
+# one for each asyncio task, so that nobody knows in how many a setting stands; but it exists while it stands in any.
+_num_alive = 0
+_count_lock = threading.RLock()  # a finalizer may come while it is held
 
 
 def check_share(name: str, value: float) -> float:
@@ -37,7 +39,7 @@ def check_share(name: str, value: float) -> float:
 
 def current_setting(config: PreTrainedConfig) -> Setting:
     """The setting in force here: that of the thread or task, or else the configuration's own."""
-    if _num_set and (setting := _context_setting(config)) is not None:
+    if _num_alive and (setting := _context_setting(config)) is not None:
         return setting
     return Setting(
         config,
@@ -62,19 +64,20 @@ class LocalityDial:
     before: tuple[Setting, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        _count(1)
+        weakref.finalize(self.setting, _count, -1)
         self.before = _SETTINGS.get()
         others = (setting for setting in self.before if setting.config is not self.setting.config)
-        _set((self.setting, *others))
+        _SETTINGS.set((self.setting, *others))
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *error: object) -> None:
-        _set(self.before)
+        _SETTINGS.set(self.before)
 
 
-def _set(settings: tuple[Setting, ...]) -> None:
-    global _num_set
+def _count(change: int) -> None:
+    global _num_alive
     with _count_lock:
-        _num_set += len(settings) - len(_SETTINGS.get())
-    _SETTINGS.set(settings)
+        _num_alive += change

@@ -6,6 +6,7 @@ native one, with the mixin before it. It bears the native name: by it engines ch
 that name, which is what a repository's `auto_map` and a pickle refer to.
 """
 
+import copy
 import functools
 import inspect
 from typing import Any
@@ -68,6 +69,7 @@ def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
             f"{', '.join(map(repr, LOCALIST_ATTENTION))}. Load it with `attn_implementation='sdpa'`."
         )
     _check_layers(model, config)
+    give_own_config(model)
     _write_config(model.config, config)
     change_class(model, localist_class(native))
     if model.base_model is not model:
@@ -113,6 +115,7 @@ def localist_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **settings: Any) -> None:
         _check_native(native, config)
+        config = copy.deepcopy(config)  # other models may be made of the same one
         _write_config(config, _locality_config(config, settings))
         native.__init__(self, config, *args)
         _check_layers(self, config.locality)
@@ -166,6 +169,8 @@ def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> No
         reason = "it is local already; its configuration holds the settings"
     elif getattr(transformers, native.__name__, None) is not native:
         reason = "its class is none of transformers'"
+    elif not getattr(config, "is_causal", True):
+        reason = "by its configuration (`is_causal`) tokens see those after them too, and blocks are of those before"
     elif config.get_text_config() is not config:
         reason = "it is a model of several parts; localise its language model"
     elif native not in own:
@@ -221,6 +226,14 @@ def _locality_config(config: PreTrainedConfig, settings: dict[str, Any]) -> Loca
         vocab_size=config.vocab_size,
         sliding_windows=[getattr(layer, "sliding_window", None) for layer in layers],
     )
+
+
+def give_own_config(model: PreTrainedModel) -> None:
+    """Gives a model a configuration that no other model has: what is written into it is then of this one alone."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if vars(module).get("config") is shared:
+            module.config = own
 
 
 def auto_map(config: PreTrainedConfig) -> dict[str, str]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """LocalistGPT2: GPT-2 that can say how much of each query's attention stays in its own block of the text."""
 
+import copy
 from dataclasses import dataclass
 
 from transformers import GenerationMixin, GPT2LMHeadModel, GPT2Model, PreTrainedConfig
@@ -33,7 +34,7 @@ class LocalistGPT2Model(LocalistMixin, GPT2Model):
 
     def __init__(self, config: LocalistGPT2Config):
         _check_config(config)
-        super().__init__(config)
+        super().__init__(copy.deepcopy(config))  # other models, with dials of their own, may be made of the same one
 
 
 class LocalistGPT2LMHeadModel(LocalistGenerationMixin, GPT2LMHeadModel, GenerationMixin):
@@ -67,7 +68,7 @@ class LocalistGPT2LMHeadModel(LocalistGenerationMixin, GPT2LMHeadModel, Generati
 
     def __init__(self, config: LocalistGPT2Config):
         _check_config(config)
-        super().__init__(config)
+        super().__init__(copy.deepcopy(config))
         change_class(self.transformer, LocalistGPT2Model)
         # transformers guesses it from class names, of which GPT-2's tells nothing; Trainer then counts a label too many
         # in every sequence and the training loss comes out too small.

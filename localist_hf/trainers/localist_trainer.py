@@ -4,14 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import HfApi
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..evaluation import causal_lm_collator
+from ..evaluation import causal_lm_collator, text_prefix
 from ..evaluation.check_model import check_model
+from ..evaluation.text_prefix import have_prefix
 from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
@@ -25,7 +27,8 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
     """
     A [`~transformers.Trainer`] whose loss is that of language modeling and the scheduled locality loss; see
     [`LocalityLossMixin`] for the loss, the logs and the metrics. It also pads, writes the model card, publishes, and
-    goes on from whole checkpoints only.
+    goes on from whole checkpoints only. It warns of data sets without what the tokenizer (`processing_class`) puts
+    before a text.
 
     `eval_loss` is the language modeling loss, or that of a `compute_loss_func`. Every label, counted position and token
     weighs the same, whatever batch, process or device it was in.
@@ -73,6 +76,21 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
             check_model("model", model)
         collator = causal_lm_collator if data_collator is None else data_collator
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            self._warn_of_sequences_without(text_prefix(self.processing_class))
+
+    def _warn_of_sequences_without(self, prefix: list[int]) -> None:
+        for name in ("train_dataset", "eval_dataset"):
+            dataset = getattr(self, name)
+            if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names or not len(dataset):
+                continue
+            # The last: of pieces cut from one text the first has what the tokenizer put before it.
+            if not have_prefix([dataset[len(dataset) - 1]], prefix):
+                logger.warning(
+                    f"The last sequence of `{name}` does not begin with {self.processing_class.decode(prefix)!r}, "
+                    "which the tokenizer puts before every text: a model that has learned with it is measured and "
+                    "trained without. See `localist_hf.evaluation.text_prefix`."
+                )
 
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any

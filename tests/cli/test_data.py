@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
 
 from localist_hf.cli.data import load_text, some_of, tokenize_and_pack, train_and_validation
 
@@ -22,9 +23,52 @@ def test_packing_is_the_joined_stream_cut_into_pieces(tokenizer) -> None:
     assert set(packed.column_names) == {"input_ids", "labels"}
 
 
-def test_too_little_text_is_refused(tokenizer) -> None:
+@pytest.mark.parametrize("template", ["<bos> $A", "<bos> $A <eos>", "[gMASK] <sop> $A", "$A <eos>"])
+def test_every_piece_begins_as_the_tokenizer_begins_a_text(make_framed_tokenizer, template: str) -> None:
+    tokenizer = make_framed_tokenizer(template)
+    before, after = (tokenizer.convert_tokens_to_ids(part.split()) for part in template.split("$A"))
+    texts = ["some words here.", "", None, "more of the words\n"] * 20
+    packed = tokenize_and_pack(Dataset.from_dict({"text": texts}), tokenizer, 16)
+    assert {len(row) for row in packed["input_ids"]} == {16}
+    assert all(row[: len(before)] == before for row in packed["input_ids"])
+    # The text itself is joined end to end, with what ends a text, and nothing of it lost but the remainder.
+    own = [tokenizer(text or "", add_special_tokens=False)["input_ids"] + after for text in texts]
+    stream = [token for text in own for token in text]
+    packed_text = [token for row in packed["input_ids"] for token in row[len(before) :]]
+    assert packed_text == stream[: len(packed_text)]
+    assert len(stream) - len(packed_text) < 16 - len(before)
+    for tokens, labels in zip(packed["input_ids"], packed["labels"], strict=True):
+        assert labels == [-100] * len(before) + tokens[len(before) :]
+
+
+def test_what_is_tokenised_once_is_found_again(make_framed_tokenizer, tokenizer, tmp_path: Path) -> None:
+    (path := tmp_path / "book.txt").write_text("Sentence number 1 says something. " * 20)
+    for name, each in {"plain": tokenizer, "framed": make_framed_tokenizer("<bos> $A <eos>")}.items():
+        each.save_pretrained(tmp_path / name)
+        fingerprints = set()
+        for _ in range(2):
+            anew = AutoTokenizer.from_pretrained(tmp_path / name)
+            for _ in range(2):
+                packed = tokenize_and_pack(load_text(None, None, str(path), "text")["train"], anew, 16)
+                fingerprints.add(packed._fingerprint)
+        assert len(fingerprints) == 1
+
+
+def test_too_little_text_is_refused(tokenizer, bos_tokenizer) -> None:
     with pytest.raises(ValueError, match=r"The text of train has \d+ tokens; one sequence needs 512"):
         tokenize_and_pack(Dataset.from_dict({"text": ["short"]}), tokenizer, 512, "train")
+    with pytest.raises(ValueError, match=r"The text of train has 3 tokens; one sequence needs 4\."):
+        tokenize_and_pack(Dataset.from_dict({"text": ["a", "bc"]}), bos_tokenizer, 5, "train")
+
+
+def test_a_sequence_that_the_tokenizer_fills_is_refused(make_framed_tokenizer) -> None:
+    text, tokenizer = Dataset.from_dict({"text": ["some words"]}), make_framed_tokenizer("[gMASK] <sop> $A")
+    message = (
+        r"`sequence_length` is 2; the tokenizer begins every text with 2 tokens of its own \('\[gMASK\]<sop>'\), so"
+    )
+    with pytest.raises(ValueError, match=f"{message} it must be at least 3"):
+        tokenize_and_pack(text, tokenizer, 2)
+    assert len(tokenize_and_pack(text, tokenizer, 3)) == len(tokenizer("some words")["input_ids"]) - 2
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:

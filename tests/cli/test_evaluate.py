@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from localist_hf import localize
 from localist_hf.cli import evaluate
 from localist_hf.cli.main import main
+from localist_hf.cli.models import load
 from localist_hf.evaluation import measure
 
 
@@ -69,6 +71,18 @@ def test_any_model_is_measured(workspace: Path, tokenizer, tmp_path: Path, capsy
     assert "semantic blocks, " in printed
     assert f"    2   1.000  {expected['context_fidelity_layer_2']:6.3f}" in printed
     assert "context fidelity of each head, in percent" in printed
+
+
+def test_every_sequence_begins_as_the_tokenizer_begins_a_text(bos_model_folder: Path, tmp_path: Path) -> None:
+    flags = ("--text-file", "one.txt", "--sequence-length", "32", "--locality", '{"num_sink_tokens": 1}')
+    found = run(str(bos_model_folder), *flags, "--output-dir", str(tmp_path))
+    model, tokenizer = load(str(bos_model_folder), {"num_sink_tokens": 1})
+    text = tokenizer((Path("one.txt")).read_text(), add_special_tokens=False)["input_ids"]
+    pieces = [[tokenizer.bos_token_id, *text[start : start + 31]] for start in range(0, len(text) - 30, 31)]
+    assert found["num_sequences"] == len(pieces)
+    expected = measure(model, Dataset.from_dict({"input_ids": pieces}))
+    assert found["metrics"] == pytest.approx(expected, rel=1e-5)
+    assert 0.4 < found["metrics"]["sink_share_layer_1"] < 0.7  # 0.07 where only the first piece begins so
 
 
 def test_controls_and_settings(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """`localist-hf family`: a tiny base and little text, but through every stage."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from localist_hf.cli import family, grid_runs
+from localist_hf.cli import data, family, grid_runs
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
 
@@ -135,6 +136,40 @@ def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokeni
     with pytest.raises(SystemExit):
         main(["family", *flags(runs=runs, delimiters=["~~"])])
     assert "no token of the tokenizer ends so" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_was_begun_on_sequences_without_their_beginning_is_not_gone_on_with(
+    workspace: Path, bos_model_folder: Path, monkeypatch, capsys
+) -> None:
+    arguments = [*flags(runs=[{"variant": "distributed"}]), "--model", str(bos_model_folder)]
+    with monkeypatch.context() as older:
+        older.setattr(data, "text_prefix", lambda tokenizer: [])
+        main(["family", *arguments, "--shard", "1/2"])  # the base alone
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        main(["family", *arguments])
+    assert error.value.code == 2
+    assert "was begun with `measured on`" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [("$A", "<|endoftext|>"), ("<bos> $A", "<|endoftext|>"), ("<bos> $A <eos>", "<eos>"), ("$A <eos>", "<eos>")],
+)
+def test_a_text_ends_once(workspace: Path, make_framed_tokenizer, template: str, ends: str, monkeypatch) -> None:
+    tokenizer = make_framed_tokenizer(template)
+    tokenizer.eos_token = ends
+    monkeypatch.setattr(family, "load_tokenizer", lambda *given: tokenizer)
+    rows = "".join(json.dumps({"text": f"Sentence number {number} says. "}) + "\n" for number in range(100))
+    Path("rows.jsonl").write_text(f'{rows}{{"text": null}}\n')
+    args = argparse.Namespace(model="small", train_text="rows.jsonl", held_out_text="rows.jsonl", output_dir=workspace)
+    work = family.prepare(family.load_grid(flags()[0]), args)
+    prefix = tokenizer("a")["input_ids"].index(tokenizer("a", add_special_tokens=False)["input_ids"][0])
+    stream = tokenizer.decode([token for row in work.train["input_ids"] for token in row[prefix:]])
+    assert all(row[:prefix] == tokenizer("")["input_ids"][:prefix] for row in work.train["input_ids"])
+    whole = "".join(f"Sentence number {number} says. {ends}" for number in range(100))
+    assert f"{whole}{ends}".startswith(stream) and len(stream) > 0.9 * len(whole)
 
 
 @pytest.mark.usefixtures("without_pictures")

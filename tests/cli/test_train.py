@@ -144,6 +144,41 @@ def test_a_file_with_rows_is_trained_on(flags, tmp_path: Path, suffix: str) -> N
     assert len(prepare_trainer(run, args).train_dataset) > 50
 
 
+def test_a_tokenizer_that_begins_texts_begins_every_sequence(
+    bos_model_folder: Path, book, tmp_path: Path, capsys
+) -> None:
+    folder = tmp_path / "run"
+    flags = ["--variant", "quintic", *flags_of(bos_model_folder, book, folder), "--learning_rate", "1e-6"]
+    flags += ["--save_steps", "1", "--locality", '{"num_sink_tokens": 1, "min_block_length": 3, "max_block_length": 9}']
+    run, args, _ = parse(flags)
+    trainer = prepare_trainer(run, args)
+    bos = trainer.processing_class.bos_token_id
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        assert {(row[0], len(row)) for row in dataset["input_ids"]} == {(bos, 32)}
+
+    train(*flags)
+    record, card = RunRecord.load(folder), (folder / "README.md").read_text()
+    assert (record.data["text_prefix"], record.data["has_text_prefix"]) == ("<bos>", True)
+    assert "sequences of 32 tokens (`<bos>` first) of `book.txt`" in card
+    # The card says of the layer what its example prints: on average over the tokens that see more than their block.
+    said = float(re.search(r"the token itself [\d.]+%, the first token ([\d.]+)%", card)[1]) / 100
+    lines = [line.split(" ", 5) for line in record.example["printed"].splitlines()]
+    assert lines[0][5].startswith("'<bos>T")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lengths = [len(tokenizer(text[1:-1], add_special_tokens=False)["input_ids"]) for *_, text in lines[1:]]
+    printed = sum(float(line[1]) * length for line, length in zip(lines[1:], lengths, strict=True)) / sum(lengths)
+    assert 0.3 < printed < 0.8
+    assert said == pytest.approx(printed, abs=0.05)
+
+    # What an older version began would go on with other sequences.
+    train("--output-dir", str(folder), "--max_steps", "3", "--resume_from_checkpoint", "true")
+    settings = json.loads((folder / "run_settings.json").read_text())
+    assert settings.pop("text_prefix") == [bos]
+    (folder / "run_settings.json").write_text(json.dumps(settings))
+    message = f"each begins with the tokens [{bos}] now, which the tokenizer puts before a text, and began with [] then"
+    refused(capsys, message, "--output-dir", str(folder), "--max_steps", "4", "--resume_from_checkpoint", "true")
+
+
 @pytest.fixture(scope="module")
 def trained(checkpoint: Path, book: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two steps, with a checkpoint at each."""

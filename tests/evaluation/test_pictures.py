@@ -66,7 +66,7 @@ def test_depth_is_drawn_as_means_with_the_interval_as_a_band(metrics_of: Callabl
     at_last = heights[heights[:, 0] == 1, 1]
     assert (at_last.min(), at_last.max()) == pytest.approx((low, high))
     assert legend_of(figure) == ["schedule (lambda)", "distributed", "quintic"]
-    assert figure.legends[0].get_title().get_text() == "mean and 95 % interval"
+    assert figure.legends[0].get_title().get_text() == "mean and 95 % interval over seeds"
     assert figure.axes[0].get_title() == "Attention to other words that stays in the local set"
     alone = written(plot_over_depth, {"a": results["distributed"]}, "entropy", title="Mine")
     assert alone.axes[0].get_title() == "Mine"

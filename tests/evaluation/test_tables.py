@@ -3,10 +3,20 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from localist_hf.evaluation import comparison_table, differences_table, layer_table, with_interval
+from localist_hf.evaluation import (
+    comparison_table,
+    differences_table,
+    holm,
+    layer_table,
+    paired_difference,
+    perplexity_differences,
+    ratio_values,
+    with_interval,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,48 @@ def test_two_seeds_have_no_effect_size_and_one_no_difference() -> None:
     assert differences_table(results, "distributed") == ""
     same = {"distributed": runs_of({0: 3.0, 1: 4.0}), "linear": runs_of({0: 3.0, 1: 4.0})}
     assert cells_of(differences_table(same, "distributed").splitlines()[2])[2:] == ["1.000 [1.000, 1.000]", "-", "-"]
+
+
+def test_differences_are_for_other_text_where_every_run_has_the_losses_of_its_documents() -> None:
+    generator, labels = np.random.default_rng(0), [255, 255, 100]
+    documents = {
+        name: {seed: (generator.normal(3, 0.1, 3) * labels).tolist() for seed in range(3)}
+        for name in ("distributed", "quintic", "localist")
+    }
+    results = {
+        name: {
+            seed: {"perplexity": math.exp(sum(sums) / 610), "document_losses": sums, "document_labels": labels}
+            for seed, sums in runs.items()
+        }
+        for name, runs in documents.items()
+    }
+    found = perplexity_differences(results, "distributed")
+    values = {name: ratio_values(list(sums.values()), [labels] * 3) for name, sums in documents.items()}
+    expected = {name: paired_difference(values[name], values["distributed"]) for name in found}
+    corrected = holm([each.p_value for each in expected.values()])
+    for (name, each), p_value in zip(expected.items(), corrected, strict=True):
+        assert found[name].ratio == pytest.approx((*np.exp(each.difference[:3]), 3))
+        assert found[name][1:] == pytest.approx((each.effect_size, p_value))
+    # One run whose losses are not known is enough for all to be of seeds alone.
+    del results["localist"][1]["document_losses"]
+    of_seeds = perplexity_differences(results, "distributed")["quintic"].ratio
+    assert of_seeds.mean == pytest.approx(found["quintic"].ratio.mean)
+    assert of_seeds.low != pytest.approx(found["quintic"].ratio.low)
+    losses = [[math.log(run["perplexity"]) for run in results[name].values()] for name in ("quintic", "distributed")]
+    ends = stats.ttest_rel(*losses).confidence_interval()
+    assert of_seeds[1:3] == pytest.approx((math.exp(ends.low), math.exp(ends.high)))
+
+
+def test_perplexities_off_by_one_factor_give_no_p_value() -> None:
+    baseline = [22.11, 22.14, 22.09]
+    results = {"distributed": baseline, "quintic": [1.05 * each for each in baseline], "cubic": [23.1, 23.3, 23.0]}
+    results = {name: runs_of(dict(enumerate(map(math.log, runs)))) for name, runs in results.items()}
+    found = perplexity_differences(results, "distributed")
+    assert math.isnan(found["quintic"].p_value) and math.isnan(found["quintic"].effect_size)
+    assert found["quintic"].ratio[:3] == pytest.approx((1.05, 1.05, 1.05))
+    # It is a comparison all the same: of two.
+    alone = perplexity_differences({name: results[name] for name in ("distributed", "cubic")}, "distributed")
+    assert found["cubic"].p_value == pytest.approx(2 * alone["cubic"].p_value)
 
 
 def test_a_baseline_without_results_is_refused(metrics: dict) -> None:

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
-from localist_hf.hub import RunHistory, RunRecord
+from localist_hf.hub import RunHistory, RunRecord, write_card
+from localist_hf.hub.example import attention_example
 from localist_hf.hub.run_history import weight_hashes
 from localist_hf.hub.run_record import last_evaluation, load_siblings
 
@@ -396,6 +397,38 @@ def test_a_model_that_is_evaluated_only_has_no_steps(make_trainer: Callable, fam
     record = RunRecord.from_trainer(trainer)
     assert steps_and_settings(record) == [(0, "linear", 42)]
     assert record.base_run == "base"
+
+
+def test_it_says_whether_what_was_measured_on_begins_as_texts_do(
+    make_trainer: Callable, family: Path, make_framed_tokenizer: Callable, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", family / "base")
+    end = trainer.processing_class.eos_token
+    trainer.processing_class = make_framed_tokenizer(f"{end} $A")
+    trainer.save_model()
+    note = f"The tokenizer begins this text with `{end}`, and not all sequences of the evaluation begin so"
+    begun = trainer.eval_dataset.map(lambda row: {"input_ids": [0, *row["input_ids"][1:]]})
+    records = []
+    for dataset, is_begun in ((trainer.eval_dataset, False), (begun, True)):
+        trainer.eval_dataset = dataset
+        trainer.evaluate()
+        records.append(RunRecord.from_trainer(trainer))
+        assert (records[-1].data["text_prefix"], records[-1].data["has_text_prefix"]) == (end, is_begun)
+        records[-1].save(tmp_path / "run")
+        card = write_card(tmp_path / "run").read_text()
+        assert f"'{end}T" in records[-1].example["printed"]
+        assert (note in card) is not is_begun
+        assert (f"2 sequences of 40 tokens (`{end}` first)" in card) is is_begun
+    assert not records[0].is_comparable(records[1])
+    assert not RunRecord.load(family / "linear").data.keys() & {"text_prefix", "has_text_prefix"}
+
+
+def test_a_model_of_no_more_positions_than_the_tokenizer_fills_has_no_example(
+    make_model: Callable, make_framed_tokenizer: Callable, tmp_path: Path
+) -> None:
+    tokenizer = make_framed_tokenizer("<bos> $A <eos>")
+    (model := make_model(n_positions=3, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    assert attention_example(model, tokenizer, tmp_path) is None
 
 
 def test_the_example_is_that_of_the_saved_model(family: Path) -> None:

@@ -21,6 +21,7 @@ from architectures import (
     WINDOW,
     every_architecture,
     localised,
+    positions,
     text,
     untouched,
 )
@@ -223,7 +224,9 @@ def test_measurements_equal_the_matrix(architecture: str, layout: str, sinks: in
     with torch.no_grad():
         outputs = model(ids, attention_mask=mask, output_fidelity=True, output_entropy=True)
         matrices = matrices_for(architecture, model, outputs, mask)
-        native = native_pass(copy.deepcopy(untouched(architecture)), matrices, ids, attention_mask=mask)
+        native = native_pass(
+            copy.deepcopy(untouched(architecture)), matrices, ids, attention_mask=mask, position_ids=positions(mask)
+        )
     is_token = mask.bool()
     assert_close(outputs.logits[is_token], native.logits[is_token], atol=1e-5, rtol=0)
     for layer in range(LAYERS):  # the test can fail: attention is far from even, and windows are where it says
@@ -246,9 +249,10 @@ def test_the_dial_multiplies_the_weights_of_the_matrix(architecture: str, dial: 
     with torch.no_grad():
         outputs = model(ids, attention_mask=mask, **request)
         matrices = matrices_for(architecture, model, outputs, mask, dial, floor)
-        native = native_pass(copy.deepcopy(untouched(architecture)), matrices, ids, attention_mask=mask)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        native = native_pass(copy.deepcopy(untouched(architecture)), matrices, **inputs)
         unmeasured = model(ids, attention_mask=mask, locality_dial=dial, min_fidelity=floor)
-        free = untouched(architecture)(ids, attention_mask=mask)
+        free = untouched(architecture)(**inputs)
     is_token = mask.bool()
     assert_close(outputs.logits[is_token], native.logits[is_token], atol=1e-5, rtol=0)
     assert_close(unmeasured.logits[is_token], outputs.logits[is_token], atol=1e-5, rtol=0)
@@ -265,7 +269,7 @@ def test_gradients_of_psi_are_those_of_the_matrix(architecture: str) -> None:
     ids, mask = text("left")
     outputs = model.train()(ids, attention_mask=mask, output_fidelity=True)
     matrices = matrices_for(architecture, model, outputs, mask)
-    native_pass(native.train(), matrices, ids, attention_mask=mask)
+    native_pass(native.train(), matrices, ids, attention_mask=mask, position_ids=positions(mask))
 
     coefficients = torch.randn(2, 4, LENGTH)
     loss = expected_loss = 0.0
@@ -366,6 +370,55 @@ def test_measurements_in_steps_are_those_of_the_whole_text(architecture: str) ->
         for name in (*SHARES, "fidelity", "fidelity_mask", "context_mask", "block_starts", "entropy"):
             for one, other in zip(getattr(part, name), getattr(whole, name), strict=True):
                 check_close(name, one, other[..., start:end])
+
+
+# More sinks than a block, or a sliding window, holds keys.
+MANY_SINKS = {"num_sink_tokens": WINDOW + 5, "max_block_length": 6, "locality_schedule": "localist"}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("layout", PADDING)
+@pytest.mark.parametrize(("filled_at", "dial"), [(0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
+@torch.no_grad()
+def test_sinks_beyond_what_a_cache_keeps(architecture: str, layout: str, filled_at: float, dial: float) -> None:
+    model = localised(architecture, **MANY_SINKS)
+    ids, mask = text(layout)
+    request = {"output_fidelity": True, "locality_dial": dial}
+    whole = model(ids, attention_mask=mask, use_cache=False, **request)
+    if filled_at != dial:  # what the cache holds of the upper layers then depends on that
+        model.config.locality.locality_schedule = [1.0, 0.0, 0.0, 0.0]
+        whole = model(ids, attention_mask=mask, use_cache=False, **request)
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :30], attention_mask=mask[:, :30], past_key_values=cache, **{**request, "locality_dial": filled_at})
+    for start, end in itertools.pairwise([30, 58, *range(59, LENGTH + 1)]):
+        arguments = {"attention_mask": mask[:, :end], "past_key_values": cache}
+        if end == LENGTH:  # a step that measures nothing takes another way
+            part = model(ids[:, start:end], **arguments, locality_dial=dial)
+        else:
+            part = model(ids[:, start:end], **arguments, **request)
+            layers = [0] if filled_at != dial else range(LAYERS)
+            for name in SHARES:
+                for layer in layers:
+                    check_close(name, getattr(part, name)[layer], getattr(whole, name)[layer][..., start:end])
+        if filled_at == dial:
+            is_token = mask[:, start:end].bool()
+            assert_close(part.logits[is_token], whole.logits[:, start:end][is_token], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_as_many_sinks_measure_what_the_matrix_does(architecture: str, dial: float) -> None:
+    model = localised(architecture, **{**MANY_SINKS, "locality_schedule": "linear"})
+    ids, mask = text("left")
+    request = {"output_fidelity": True, "output_entropy": True, "locality_dial": dial}
+    outputs = model(ids, attention_mask=mask, **request)
+    matrices = matrices_for(architecture, model, outputs, mask, dial)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+    native = native_pass(copy.deepcopy(untouched(architecture)), matrices, **inputs)
+    is_token = mask.bool()
+    assert_close(outputs.logits[is_token], native.logits[is_token], atol=1e-5, rtol=0)
+    check_measurements(outputs, matrices)
 
 
 # --- documents in one row

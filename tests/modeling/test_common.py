@@ -108,7 +108,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     if isinstance(theirs, torch.Tensor):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     elif isinstance(theirs, Mapping):
-        for name in theirs.keys() - {"past_key_values"}:
+        for name in theirs.keys() - {"cache", "past_key_values"}:
             assert_same(ours[name], theirs[name])
     elif isinstance(theirs, list | tuple):
         assert len(ours) == len(theirs)
@@ -125,6 +125,7 @@ def tokens(batch_size: int = 2, length: int = 9) -> torch.Tensor:
 IDS = tokens()
 LEFT_PADDED = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
 HOLED = torch.tensor([[1] * 9, [1] * 4 + [0] + [1] * 4])
+PACKED = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
 ENCODED = torch.randn(2, 5, 32, generator=torch.manual_seed(2))
 
 CHECKS: dict[str, Callable[[Kind], Any]] = {}
@@ -750,6 +751,7 @@ def export_of_any_length() -> None:
 
 EXCLUDED: dict[str, Callable[[], Any]] = {
     "Eager attention": lambda: asked(attn_implementation="eager")(IDS, locality_dial=0.5),
+    "Attention matrices": lambda: asked()(IDS, output_attentions=True, output_fidelity=True),
     "Static caches": lambda: asked().generate(IDS, cache_implementation="static", locality_dial=0.5, max_new_tokens=2),
     "Caches of other kinds": lambda: asked()(IDS, past_key_values=OtherCache(), locality_dial=0.5),
     "Masks of four dimensions": lambda: asked()(IDS, attention_mask=torch.ones(2, 1, 9, 9).tril(), locality_dial=0.5),
@@ -760,6 +762,11 @@ EXCLUDED: dict[str, Callable[[], Any]] = {
     "Longer blocks than a cache of dial 1 keeps": longer_blocks_than_the_cache_keeps,
     "Cropping a cache of dial 1": lambda: asked()(IDS, locality_dial=1.0).past_key_values.crop(-2),
     "Steps without the explicit blocks of the prompt": steps_without_the_explicit_blocks,
+    "Early exit": lambda: asked().generate(IDS, assistant_early_exit=1, locality_dial=0.5),
+    "A cache of packed documents": lambda: asked()(IDS, position_ids=PACKED, use_cache=True, locality_dial=0.5),
+    "Attention dropout": lambda: asked(attn_pdrop=0.1).train()(IDS, locality_dial=0.5),
+    "Attention that is not causal": lambda: asked()(IDS, is_causal=False, locality_dial=0.5),
+    "Arguments that are not known": lambda: asked()(IDS, position_bias=torch.ones(1), locality_dial=0.5),
     "Continuous batching": continuous_batching,
     "Tracing": lambda: torch.jit.trace(Logits(asked()), IDS),
     "Export of any length": export_of_any_length,

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from architectures import localised, text
 from torch.testing import assert_close
 
 from localist_hf.modeling import opaque_ops
@@ -146,3 +147,56 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
         ("place", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),
     ):
         torch.library.opcheck(getattr(operators, name), tuple(args))
+
+
+MASKS = {"padding between tokens": slice(10, 15), "padding at the start": slice(0, 5)}
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
+@torch.no_grad()
+def test_what_is_refused_is_refused_in_a_graph_too(make_model, make_text, backend: str, fullgraph: bool) -> None:
+    model, ids = make_model(n_layer=2, block_partition="window", locality_schedule="localist"), make_text(2, 30)
+    request = {"output_fidelity": True, "locality_dial": 0.5, "min_fidelity": 0.0}
+    compiled = torch.compile(model, backend=backend, fullgraph=fullgraph)
+    for name, padding in MASKS.items():
+        mask = torch.ones_like(ids)
+        mask[0, padding] = 0
+        if name == "padding between tokens":
+            with pytest.raises((RuntimeError, ValueError), match="`attention_mask` has padding between tokens"):
+                compiled(ids, attention_mask=mask, **request)
+        else:
+            logits = compiled(ids, attention_mask=mask, **request).logits
+            expected = model(ids, attention_mask=mask, **request).logits
+            assert_close(logits[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=0)
+    packed = torch.cat((torch.arange(12), torch.arange(18)))[None]
+    with pytest.raises((RuntimeError, ValueError), match=r"`position_ids` start anew.*`use_cache=False`"):
+        compiled(ids, position_ids=packed, use_cache=True, **request)
+    outputs = compiled(ids, position_ids=packed, use_cache=False, **request)
+    assert_close(outputs.logits, model(ids, position_ids=packed, **request).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("bias", "LlamaAttention adds a bias to its scores"), ("documents", "packed in one row see each other")],
+)
+@torch.no_grad()
+def test_masks_are_looked_at_in_a_graph_too(kind: str, message: str) -> None:
+    """A model whose masks say something else than ours count on, as a fork of an architecture may."""
+    model = localised("llama", block_partition="window")
+    ids, _ = text("none")
+    position = torch.cat((torch.arange(30), torch.arange(len(ids[0]) - 30)))[None]
+
+    def other_mask(module, args, kwargs):
+        causal = torch.ones(2, 1, len(ids[0]), len(ids[0]), dtype=torch.bool).tril()
+        if kind == "bias":
+            causal = torch.where(causal, -0.1, torch.finfo(torch.float32).min)
+        return args, kwargs | {"attention_mask": causal}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(other_mask, with_kwargs=True)
+    inputs = {"position_ids": position} if kind == "documents" else {}
+    compiled = torch.compile(model, backend="eager")
+    for forward in (model, compiled):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            forward(ids, **inputs, use_cache=False, output_fidelity=True, locality_dial=0.5, min_fidelity=0.0)

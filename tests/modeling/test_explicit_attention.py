@@ -88,3 +88,29 @@ def test_padding_gets_nothing_and_gives_no_nan():
     assert not result.own[1, :, :7].any() and not result.entropy[1, :, :7].any()
     sum(part.sum() for part in result).backward()
     assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("weight", "floor"), [(1.0, 0.0), (0.5, 0.0), (0.0, 0.0), (0.7, 0.5)])
+@pytest.mark.parametrize("upstream", [1.0, 1e3])
+def test_gradients_of_the_entropy_are_finite_however_large_the_upstream_one(weight: float, floor: float, upstream):
+    query, key, value, starts, documents, position = inputs(torch.float32)
+    query.requires_grad_()
+    result = explicit_attention(
+        query, key, value, None, starts, documents, 1, position[None], SCALE, SOFTCAP, weight, floor
+    )
+    (gradient,) = torch.autograd.grad(upstream * result.entropy.sum(), query, retain_graph=True)
+    assert gradient.isfinite().all() and gradient.any()
+    (unit,) = torch.autograd.grad(result.entropy.sum(), query)
+    torch.testing.assert_close(gradient, upstream * unit, rtol=1e-4, atol=1e-4)
+
+
+def test_a_local_set_of_which_nothing_is_seen_has_a_finite_gradient_under_a_guarantee():
+    # exp(-100) is no number in float32: the share inside is 0, and its logarithm is none.
+    query = torch.tensor([[[[0.0], [1.0]]]], requires_grad=True)
+    key, value = torch.tensor([[[[60.0], [-60.0]]]]), torch.ones(1, 1, 2, 1)
+    starts, documents = torch.tensor([[0, 1]]), torch.tensor([[0]])
+    result = explicit_attention(
+        query, key, value, None, starts, documents, 0, torch.tensor([[0, 1]]), 1.0, 60.0, weight=1.0, floor=0.9
+    )
+    sum(part.sum() for part in result).backward()
+    assert query.grad.isfinite().all()

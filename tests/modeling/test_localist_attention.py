@@ -286,14 +286,14 @@ def test_another_attention_implementation_is_refused(make_config):
 def test_a_cache_of_fixed_size_is_refused(make_config):
     cache = StaticCache(config=make_config(), max_cache_len=60)
     with pytest.raises(ValueError, match=r"`output_fidelity`.*StaticCache.*DynamicCache"):
-        build(make_config(), past_key_values=cache)
+        build(make_config(), cache=cache)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {"input_ids": None, "inputs_embeds": torch.zeros(2, LENGTH, 32)},
-        {"past_key_values": filled_cache(5)},
+        {"cache": filled_cache(5)},
     ],
     ids=["inputs_embeds", "filled cache"],
 )
@@ -303,7 +303,7 @@ def test_delimiters_need_the_tokens_or_explicit_starts(make_config, arguments: d
         ValueError, match=r"delimiter.*`input_ids` of all tokens, from the first one on.*`block_starts`"
     ):
         build(config, **arguments)
-    length = 55 if "past_key_values" in arguments else 50
+    length = 55 if "cache" in arguments else 50
     starts = torch.zeros(2, length, dtype=torch.long)
     assert torch.equal(build(config, block_starts=starts, **arguments).block_starts(0), starts)
 
@@ -340,7 +340,7 @@ def test_a_cache_without_packing_is_measured_as_one_text(make_config):
     # transformers separates packed documents only where there is no cache: with one, all keys are seen.
     position_ids = (torch.arange(LENGTH) % 25)[None]
     assert (build(make_config(), position_ids=position_ids).documents[:, 25:] == 25).all()
-    locality = build(make_config(), position_ids=position_ids, past_key_values=DynamicCache())
+    locality = build(make_config(), position_ids=position_ids, cache=DynamicCache())
     assert (locality.documents == 0).all()
 
 

@@ -1,6 +1,7 @@
 """What the localist classes add to the native ones must leave those whole: initialisation, arguments, generation."""
 
 import asyncio
+import contextvars
 import pickle
 import threading
 
@@ -14,18 +15,28 @@ from transformers import (
     DynamicCache,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    GenerationMixin,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
+from transformers.utils import ModelOutput
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf.modeling import locality_dial
 from localist_hf.modeling.local_cache import LocalCacheLayer
+from localist_hf.modeling.localist_model import LocalistGenerationMixin
 from localist_hf.modeling.locality import LOCALIST_ATTENTION
 
 
 LOCAL = {"locality_schedule": "localist"}
+
+
+def cache_of(outputs: ModelOutput) -> Cache | None:
+    """The cache, which transformers 5.24 has given another name."""
+    return outputs.get("cache", outputs.get("past_key_values"))
 
 
 # --- initialisation
@@ -110,7 +121,7 @@ def test_a_bounded_cache_goes_on_at_no_other_dial_whatever_is_measured(make_mode
     model, ids = make_model(locality_schedule=[0.0, 0.0, 1.0, 1.0]), make_text(1, 60)
     with torch.no_grad():
         cache = model(ids[:, :50], locality_dial=1.0, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="`past_key_values` was filled at dial 1"):
+        with pytest.raises(ValueError, match="key-value cache was filled at dial 1"):
             model(ids[:, 50:], past_key_values=cache, output_fidelity=layers)
 
 
@@ -252,6 +263,38 @@ def test_a_dial_set_in_one_task_leaves_the_others_alone(make_model, make_text) -
     assert asyncio.run(serve_all()) == [True] * 3
 
 
+def test_a_dial_set_inside_an_asyncio_task_holds_after_its_parent_has_left_its_own(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 40)
+    expected = {dial: model(ids, locality_dial=dial).logits for dial in (0.0, 0.4, 0.9)}
+
+    async def serve(has_left: asyncio.Event, dial: float | None) -> torch.Tensor:
+        if dial is not None:
+            model.set_locality_dial(dial)
+        await has_left.wait()
+        return model(ids).logits
+
+    async def parent() -> list[torch.Tensor]:
+        has_left = asyncio.Event()
+        with model.set_locality_dial(0.9):
+            tasks = [asyncio.create_task(serve(has_left, dial)) for dial in (0.4, None)]  # the second inherits it
+            await asyncio.sleep(0)
+        has_left.set()
+        return [await task for task in tasks] + [model(ids).logits]
+
+    for logits, dial in zip(asyncio.run(parent()), (0.4, 0.9, 0.0), strict=True):
+        assert torch.equal(logits, expected[dial])
+
+
+def test_settings_are_counted_as_long_as_any_context_holds_them(make_model) -> None:
+    model, before = make_model(**LOCAL), locality_dial._num_alive
+    with model.set_locality_dial(0.5):
+        context = contextvars.copy_context()
+        assert locality_dial._num_alive == before + 1
+    assert locality_dial._num_alive == before + 1
+    del context
+    assert locality_dial._num_alive == before
+
+
 def test_two_models_have_two_dials(make_model, make_text) -> None:
     one, other, ids = make_model(0, **LOCAL), make_model(1, **LOCAL), make_text(1, 30)
     with torch.no_grad(), one.set_locality_dial(0.5):
@@ -383,3 +426,177 @@ def test_prefill_in_chunks_gives_what_one_prefill_gives(make_model, make_text, p
     actual = model.generate(ids, **settings, prefill_chunk_size=chunk)
     assert torch.equal(actual.sequences, expected.sequences)
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits), atol=1e-4, rtol=1e-4)
+
+
+# --- what reaches the attention
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_a_cache_goes_by_both_of_its_names(make_model, make_text, name: str, dial: float) -> None:
+    model, ids = make_model(**LOCAL, block_partition="window"), make_text(2, 30)
+    whole = model(ids, locality_dial=dial).logits
+    for kind in (model, model.transformer):
+        cache = DynamicCache(config=model.config)
+        kind(ids[:, :20], **{name: cache}, locality_dial=dial)
+        assert cache.get_seq_length() == 20
+    last = model(ids[:, 20:], **{name: DynamicCache(config=model.config)}, locality_dial=dial)
+    assert not torch.allclose(last.logits, whole[:, 20:], atol=1e-3)  # without the cache it is another text
+    last = model(ids[:, 20:], **{name: cache}, locality_dial=dial)
+    assert_close(last.logits, whole[:, 20:], atol=1e-5, rtol=0)
+    texts = [model.generate(ids, **{name: DynamicCache(config=model.config)}, **GREEDY, locality_dial=dial)]
+    texts += [model.generate(ids, **GREEDY, use_cache=use_cache, locality_dial=dial) for use_cache in (True, False)]
+    assert all(torch.equal(text, texts[0]) for text in texts)
+
+
+def test_two_caches_are_refused(make_model, make_text) -> None:
+    with pytest.raises(ValueError, match="`cache` and `past_key_values` are both given"):
+        make_model()(make_text(1, 8), cache=DynamicCache(), past_key_values=DynamicCache(), locality_dial=0.5)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"output_fidelity": True}])
+def test_a_transformers_that_calls_its_arguments_otherwise_is_refused(make_model, make_text, request_) -> None:
+    class Renamed(GPT2LMHeadModel):
+        def forward(
+            self, input_ids=None, memory=None, attention_mask=None, use_cache=None, **kwargs
+        ) -> CausalLMOutputWithCrossAttentions:
+            return super().forward(input_ids, memory, attention_mask, use_cache=use_cache, **kwargs)
+
+    class Localist(LocalistGenerationMixin, Renamed, GenerationMixin):
+        config_class = LocalistGPT2Config
+
+    model = make_model(**LOCAL)
+    other = Localist(model.config)
+    other.load_state_dict(model.state_dict())
+    ids = make_text(1, 20)
+    assert_close(other(ids).logits, model(ids).logits, atol=1e-6, rtol=0)  # nothing is asked for
+    with pytest.raises(
+        ValueError, match=r"`forward` of Localist has no argument `cache` or `past_key_values` in transf"
+    ):
+        other(ids, **request_)
+    with pytest.raises(ValueError, match=r"has no argument `cache` or `past_key_values`"):
+        other.generate(ids, **GREEDY, locality_dial=0.5)
+
+
+@torch.no_grad()
+def test_keys_that_our_cache_does_not_know_of_are_refused(make_model, make_text) -> None:
+    """As those of a cache under a name that no version of ours knows."""
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    cache = DynamicCache()
+    model(ids, past_key_values=cache)
+
+    def hidden(module, args, kwargs):
+        return args, kwargs | {model._cache_argument: cache}
+
+    hooks = [layer.attn.register_forward_pre_hook(hidden, with_kwargs=True) for layer in model.transformer.h]
+    with pytest.raises(ValueError, match=r"attends to 40 keys in layer 0, where the text and its cache have 20 tokens"):
+        model(ids, locality_dial=0.5, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+
+
+def test_another_cache_than_the_prepared_one_is_refused(make_model, make_text) -> None:
+    model = make_model(**LOCAL)
+
+    def swap(module, args, outputs):
+        outputs[model._cache_argument] = DynamicCache()
+        return outputs
+
+    model.transformer.register_forward_hook(swap)
+    with pytest.raises(ValueError, match="LocalistGPT2LMHeadModel has filled another cache than the one that it was"):
+        model(make_text(1, 20), locality_dial=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("position_bias", torch.zeros(1)), ("indices", torch.zeros(1)), ("cu_seq_lens_q", torch.tensor([0, 20]))],
+)
+def test_arguments_that_reach_the_attention_and_are_not_known_are_refused(make_model, make_text, name, value) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    for request in ({"locality_dial": 0.5}, {"output_fidelity": [3]}):
+        with pytest.raises(ValueError, match=rf"`{name}` reaches the attention of layer . \(GPT2Attention\)"):
+            model(ids, **request, **{name: value})
+        model(ids, **request, **{name: None})
+
+
+def test_attention_that_is_not_causal_is_refused(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    for request in ({"locality_dial": 0.5}, {"output_fidelity": [3]}):
+        model(ids, **request, is_causal=True)
+        with pytest.raises(ValueError, match="`is_causal` is False; locality is of attention to the tokens before"):
+            model(ids, **request, is_causal=False)
+    model.config.is_causal = False
+    with pytest.raises(ValueError, match=r"`config\.is_causal` is False"):
+        model(ids, locality_dial=0.5)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"locality_dial": 1.0}, {"output_fidelity": True}])
+@torch.no_grad()
+def test_positions_of_one_text_without_a_mask_are_no_packed_documents(make_model, make_text, request_) -> None:
+    model, ids = make_model(**LOCAL), make_text(2, 30)
+    for first, use_cache in ((0, True), (0, None), (5, True)):
+        position = torch.arange(first, first + 30)[None]
+        whole = model(ids, position_ids=position, **request_)
+        prompt = model(ids[:, :20], position_ids=position[:, :20], use_cache=use_cache, **request_)
+        step = model(ids[:, 20:], position_ids=position[:, 20:], past_key_values=cache_of(prompt), **request_)
+        assert_close(step.logits, whole.logits[:, 20:], atol=1e-5, rtol=0)
+
+
+def test_a_cache_of_packed_documents_is_refused_where_it_is_asked_for(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 30)
+    position = torch.cat((torch.arange(12), torch.arange(18)))[None]
+    for request in ({"locality_dial": 0.5}, {"output_fidelity": True}):
+        with pytest.raises(ValueError, match=r"`position_ids` start anew.*Pass `use_cache=False`"):
+            model(ids, position_ids=position, use_cache=True, **request)
+        outputs = model(ids, position_ids=position, **request)
+        assert cache_of(outputs) is None
+        alone = model(ids[:, 12:], use_cache=False, **request)
+        assert_close(outputs.logits[:, 12:], alone.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"min_fidelity": 0.8}, {"output_fidelity": True}])
+@torch.no_grad()
+def test_a_row_with_padding_on_its_left_is_what_it_is_alone(make_model, make_text, request_) -> None:
+    """Its positions too, which GPT-2 has learned: nobody need tell them."""
+    model, ids = make_model(**LOCAL, num_sink_tokens=1), make_text(2, 30)
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    outputs = model(ids, attention_mask=mask, **request_)
+    alone = model(ids[:1, 11:], **request_)
+    assert_close(outputs.logits[:1, 11:], alone.logits, atol=1e-5, rtol=0)
+    if outputs.get("block_share"):
+        for layer in range(4):
+            assert_close(outputs.block_share[layer][:1, :, 11:], alone.block_share[layer], atol=1e-5, rtol=0)
+    prompt = model(ids[:, :20], attention_mask=mask[:, :20], **request_)
+    step = model(ids[:, 20:], attention_mask=mask, past_key_values=cache_of(prompt), **request_)
+    assert_close(step.logits, outputs.logits[:, 20:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"locality_dial": 1.0}, {"min_fidelity": 0.5}])
+def test_attention_dropout_under_the_dial_is_refused(make_model, make_text, request_) -> None:
+    model, ids = make_model(**LOCAL, attn_pdrop=0.1), make_text(1, 20)
+    model(ids, **request_)  # there is none in evaluation
+    model.train()(ids, output_fidelity=True)
+    with pytest.raises(ValueError, match=r"attention dropout of layer 0 is 0\.1; under the dial it must be 0"):
+        model(ids, **request_)
+
+
+def test_early_exit_is_refused_before_anything_is_changed(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 20)
+    free = model.generate(ids, **GREEDY)
+    for request in ({"locality_dial": 0.5}, {"min_fidelity": 0.5}):
+        with pytest.raises(ValueError, match=r"`assistant_early_exit` is 2; under `locality_dial`"):
+            model.generate(ids, **GREEDY, assistant_early_exit=2, **request)
+    assert model.config.num_hidden_layers == 4
+    assert torch.equal(model.generate(ids, **GREEDY), free)
+
+
+def test_models_made_of_one_configuration_have_dials_of_their_own(make_config, make_text) -> None:
+    config, ids = make_config(**LOCAL), make_text(1, 20)
+    one, other = LocalistGPT2LMHeadModel(config).eval(), LocalistGPT2LMHeadModel(config).eval()
+    free = other(ids).logits
+    with one.set_locality_dial(1.0):
+        assert torch.equal(other(ids).logits, free)
+    one.config.locality_dial = 1.0
+    assert torch.equal(other(ids).logits, free)

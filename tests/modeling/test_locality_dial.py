@@ -306,9 +306,9 @@ def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
 def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
     model, ids = make_model(locality_schedule="localist"), make_text(1, 40)
     cache = model(ids, locality_dial=1.0, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"`past_key_values` was filled at dial 1"):
+    with pytest.raises(ValueError, match="key-value cache was filled at dial 1"):
         model(ids[:, :1], past_key_values=cache, locality_dial=0.5)
-    with pytest.raises(ValueError, match=r"`past_key_values` was filled at dial 1"):
+    with pytest.raises(ValueError, match="key-value cache was filled at dial 1"):
         model(ids[:, :1], past_key_values=cache)
     with pytest.raises(RuntimeError, match="cannot be cropped"):
         cache.crop(-1)

@@ -21,10 +21,12 @@ from transformers import (
     BertConfig,
     BloomConfig,
     CLIPVisionConfig,
+    DiffLlamaConfig,
     DogeConfig,
     DynamicCache,
     Gemma3nTextConfig,
     Gemma4TextConfig,
+    GraniteMoeConfig,
     JambaConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -580,3 +582,79 @@ def test_normalised_values_leave_windows(ids: torch.Tensor) -> None:
     for parts in zip(*(getattr(outputs, name) for name in SHARES), strict=True):
         assert_close(sum(parts), torch.ones(2, 4, 50), atol=1e-5, rtol=0)
     assert torch.equal(model(ids).logits, expected)
+
+
+# --- what is shared, and what is assumed
+
+
+def test_models_of_one_configuration_are_localised_apart() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**TINY, initializer_range=0.3)
+    one, other, twin = (LlamaForCausalLM(config).eval() for _ in range(3))
+    before = config.to_dict()
+    localize(one, **SETTINGS, block_partition="window")
+    localize(other, locality_schedule="localist", block_partition="window", window_length=5)
+    assert one.config.locality.locality_schedule == "linear" and one.config.locality.window_length != 5
+    assert config.to_dict() == twin.config.to_dict() == before
+    assert not twin.config._attn_implementation.startswith("localist")
+    ids = torch.randint(3, 64, (1, 30))
+    free = other(ids).logits
+    with one.set_locality_dial(1.0):
+        assert torch.equal(other(ids).logits, free)
+        assert not torch.equal(one(ids).logits, one(ids, locality_dial=0.0).logits)
+    delocalize(one)
+    assert other.config.locality.window_length == 5 and "auto_map" not in one.config.to_dict()
+    assert {id(module.config) for module in one.modules() if hasattr(module, "config")} == {id(one.config)}
+
+
+def test_a_class_of_ours_leaves_the_configuration_that_it_is_made_of_as_it_was() -> None:
+    config = LlamaConfig(**TINY)
+    before = config.to_dict()
+    cls = modeling_localist.localist_class(LlamaForCausalLM)
+    one, other = cls(config, **SETTINGS), cls(config, locality_schedule="localist")
+    assert config.to_dict() == before
+    assert one.config.locality.locality_schedule == "linear"
+    assert other.config.locality.locality_schedule == "localist"
+
+
+def test_a_layer_that_attends_twice_is_refused() -> None:
+    """DiffLlama does, where a layer's locality is of one."""
+    model = localize(made("DiffLlamaForCausalLM", DiffLlamaConfig, **TINY), **SETTINGS)
+    ids = torch.randint(3, 64, (1, 30))
+    model(ids)
+    for request in ({"locality_dial": 1.0}, {"output_fidelity": True}):
+        with pytest.raises(ValueError, match=r"DiffLlamaAttention attends more than once in layer 0"):
+            model(ids, **request)
+
+
+@pytest.mark.parametrize("request_", [{"locality_dial": 0.5}, {"output_fidelity": True}])
+def test_a_forward_that_takes_use_cache_among_further_arguments(request_) -> None:
+    """As GraniteMoe's does."""
+    model = localize(made("GraniteMoeForCausalLM", GraniteMoeConfig, **TINY, num_local_experts=2), **SETTINGS)
+    ids = torch.randint(3, 64, (1, 30))
+    with torch.no_grad():
+        whole = model(ids, use_cache=False, **request_)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :20], past_key_values=cache, **request_)
+        step = model(ids[:, 20:], past_key_values=cache, **request_)
+    assert_close(step.logits, whole.logits[:, 20:], atol=1e-5, rtol=0)
+
+
+def test_a_configuration_that_is_not_causal_is_refused() -> None:
+    model = llama(is_causal=False)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be localised: by its configuration \(`is_causal`\)"):
+        localize(model)
+    assert type(model) is LlamaForCausalLM
+
+
+def test_a_sliding_window_of_which_the_configuration_does_not_tell_is_refused() -> None:
+    """A text shorter than that window shows nothing of it in its masks."""
+    model = localize(llama(), **SETTINGS)
+
+    def window(module, args, kwargs):
+        return args, kwargs | {"sliding_window": 40}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(window, with_kwargs=True)
+    with pytest.raises(ValueError, match="a sliding window of 40 keys in layer 0, of which the configuration"):
+        model(torch.randint(3, 64, (1, 30)), output_fidelity=True)

@@ -438,6 +438,29 @@ def test_a_given_tokenizer_takes_no_token_for_padding(make_trainer, make_model) 
     assert batch["labels"].tolist() == [[5, 9, 6, 9], [5, 9, -100, -100]]
 
 
+def test_sequences_without_what_the_tokenizer_puts_before_a_text_are_warned_of(
+    make_trainer, make_model, bos_tokenizer, tokenizer, transformers_warnings
+) -> None:
+    def warned(train: list, evaluation: list | None, tokenizer: PreTrainedTokenizerFast | None = bos_tokenizer) -> list:
+        transformers_warnings.clear()
+        datasets = [rows and Dataset.from_dict({"input_ids": rows}) for rows in (train, evaluation)]
+        LocalistTrainer(
+            model=model, args=args, train_dataset=datasets[0], eval_dataset=datasets[1], processing_class=tokenizer
+        )
+        return [record.getMessage() for record in transformers_warnings.records]
+
+    model, args = make_model(vocab_size=len(bos_tokenizer)), make_trainer().args
+    text = bos_tokenizer("Sentence number 1 says something.")["input_ids"]
+    bos = text[:1]
+    cut = [text[:4], text[4:8]]
+    (message,) = warned(cut, [bos + row for row in cut])
+    assert message.startswith(
+        "The last sequence of `train_dataset` does not begin with '<bos>', which the tokenizer puts"
+    )
+    assert len(warned(cut, cut)) == 2
+    assert warned([bos + cut[1]], None) == warned(cut, cut, tokenizer) == warned(cut, cut, None) == []
+
+
 def test_evaluation_of_padded_sequences_is_that_of_each_alone(make_trainer) -> None:
     alone = make_trainer(per_device_eval_batch_size=1).evaluate(ragged_dataset())
     together = make_trainer(per_device_eval_batch_size=4).evaluate(ragged_dataset())

@@ -1,0 +1,47 @@
+"""What a tokenizer puts before every text, as those of Gemma, Llama and Mistral do."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """
+    The tokens that a tokenizer puts before every text. A model that was trained with them is lost without, so a
+    sequence that is cut out of a longer text must begin with them too. It is what the tokenizer does that counts:
+    GPT-2's has a `bos_token`, and puts none before a text.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+
+    Returns:
+        `list[int]`: token ids; empty for most tokenizers.
+
+    Example:
+
+    ```python
+    >>> prefix = text_prefix(tokenizer)
+    >>> room = sequence_length - len(prefix)
+    >>> tokens = tokenizer(book, add_special_tokens=False)["input_ids"]
+    >>> sequences = [prefix + tokens[start : start + room] for start in range(0, len(tokens) - room + 1, room)]
+    ```
+    """
+    if not tokenizer("")["input_ids"]:
+        return []
+    # Of what surrounds an empty text some may stand after it, as an end-of-text does.
+    whole, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    places = range(len(whole) - len(own) + 1)
+    return whole[: next((start for start in places if whole[start : start + len(own)] == own), 0)]
+
+
+def have_prefix(sequences: Iterable[Mapping[str, Any]], prefix: list[int]) -> bool:
+    """Whether all of these sequences, in `"input_ids"` and perhaps padded under an `"attention_mask"`, begin so."""
+    for sequence in sequences:
+        tokens = list(map(int, sequence["input_ids"]))
+        if (mask := sequence.get("attention_mask")) is not None:
+            tokens = [token for token, is_seen in zip(tokens, mask, strict=True) if is_seen]
+        if tokens[: len(prefix)] != prefix:
+            return False
+    return True
