@@ -1,4 +1,4 @@
-"""Records of runs, model cards, publishing, and export to plain GPT-2."""
+"""Records of runs, model cards, publishing and updates of what is published, and export to plain GPT-2."""
 
 from .export import export_gpt2
 from .model_card import CARD_FILE, card_files, write_card
