@@ -1,6 +1,5 @@
 """The code that travels with a model, and what becomes of that of former versions."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,9 @@ def renewed_code(
     new = {name: path.read_bytes() for name, path in code_files(Path(modeling.__file__).with_name(entry)).items()}
     gone = ours - new.keys()
     for name in sorted(code.keys() - ours):
-        is_used = any(_names(code[other], name) for other in ours)
-        if name in new or is_used or any(_names(code[name], other) for other in gone):
+        is_used = any(f"from .{Path(name).stem} import".encode() in code[other] for other in ours)
+        uses_gone = any(Path(other).stem.encode() in code[name] for other in gone)
+        if name in new or is_used or uses_gone:
             raise ValueError(f"{name} is not of localist-hf, and stands among its code or builds on it.")
     pinned = {}
     if is_semantic and settings.get("semantic_layer") is None and any(_HALF_DEPTH in code[name] for name in ours):
@@ -99,11 +99,6 @@ def _entry(config: Mapping[str, Any], repo_id: str) -> str:
     if origin not in ("", repo_id):
         raise ValueError(f"its `auto_map` names the code of {origin!r}, which is where to renew it.")
     return entry
-
-
-def _names(content: bytes, name: str) -> bool:
-    """Whether a file of Python speaks of another one, as it must to import it."""
-    return re.search(rf"\b{re.escape(Path(name).stem)}\b".encode(), content) is not None
 
 
 def _mended_0_1(text: str) -> str:

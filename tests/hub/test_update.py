@@ -81,7 +81,7 @@ def test_code_is_replaced_and_nothing_else(hub: HubServer, api: HfApi, environme
     names = ["gpt2-quintic", "gpt2-quintic-lora", "llama-quintic"]
     ids = [f"org/localist-{name}" for name in names]
     for repo_id in ids:
-        put(api, repo_id, FORMER | {"notes.txt": b"mine", "handler.py": b"import torch\n", "gguf/local_cache.py": b""})
+        put(api, repo_id, FORMER | {"notes.txt": b"mine", "model.py": b"import torch\n", "gguf/local_cache.py": b""})
     put(api, ids[0], {"locality_config.py": BAND})
     before = {repo_id: hub.repo(repo_id).files() for repo_id in ids}
     heads = {repo_id: hub.repo(repo_id).head for repo_id in ids}
