@@ -15,7 +15,7 @@ from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from ..configuration import VARIANTS, variant_config
+from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
@@ -109,7 +109,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "dataloader_num_workers",
-    "neftune_noise_alpha", "eval_delay", "lora_rank", "locality_weight", "locality_warmup_steps",
+    "neftune_noise_alpha", "eval_delay", "lora_rank",
 )  # fmt: skip
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 _SEEDS = ("seed", "data_seed")
@@ -119,8 +119,7 @@ _FIXED = (
     "locality", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "seed", "data_seed",
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
     "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "optim", "optim_args", "bf16", "fp16", "neftune_noise_alpha", "target_fidelity", "locality_weight",
-    "locality_exponent", "locality_warmup_steps",
+    "optim", "optim_args", "bf16", "fp16", "neftune_noise_alpha", *LOCALITY_ARGUMENTS,
 )  # fmt: skip
 #: Flags of one part of a run alone, and what is secret.
 _NOT_KEPT = {
@@ -347,6 +346,8 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
     with ending_with(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
         saved = json.loads(path.read_text(encoding="utf-8"))
     known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
+    if isinstance(saved, dict):
+        saved = {"locality_objective": "context"} | saved  # which 0.2 left out
     if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known | {TEXT_PREFIX}:
         raise CommandError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
     return saved

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..modeling import LocalityFields
+from .locality_arguments import LOCALITY_ARGUMENTS
 from .variants import BASELINE_VARIANT, VARIANTS, variant_config, variant_name
 
 
@@ -179,8 +180,8 @@ class Grid:
             # `quintic` on windows is the variant `window`.
             variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
             training = {name: value for name, value in given.items() if name not in locality}
-            if variant == BASELINE_VARIANT:
-                training = {name: value for name, value in training.items() if name not in _OF_THE_LOSS}
+            if variant == BASELINE_VARIANT:  # without local layers there is no use for them
+                training = {name: value for name, value in training.items() if name not in LOCALITY_ARGUMENTS}
             differences = {
                 name: value
                 for name, value in given.items()
@@ -191,17 +192,7 @@ class Grid:
 
     def _shared(self, name: str) -> Any:
         """What the grid's runs have if they do not say otherwise."""
-        return (_LOCALITY_FIELDS | _OF_THE_LOSS | self.locality | self.training).get(name)
-
-
-# What trainers set where nothing else is said; a run without local layers has no use for them.
-_OF_THE_LOSS = {
-    "locality_objective": "context",
-    "target_fidelity": 0.9,
-    "locality_weight": 5.0,
-    "locality_exponent": 1,
-    "locality_warmup_steps": 0,
-}
+        return (_LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | self.training).get(name)
 
 
 def load_grid(name: str | Path) -> Grid:

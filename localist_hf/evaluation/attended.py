@@ -26,9 +26,9 @@ class AttentionInputs(NamedTuple):
 
 class Attended:
     """
-    The queries, keys and values of every layer in one forward pass at dial 0, in which the attention does not depend on
-    blocks: it can then be measured on any. That pass is given `keep` as its `observer`. Where it is differentiated,
-    what is measured is too.
+    The queries, keys and values of every layer in one forward pass, which do not depend on the layer's own blocks: its
+    attention can be measured on any. That pass is given `keep` as its `observer`; at a dial above 0 lower layers have
+    been held to their blocks in it. Where it is differentiated, what is measured is too.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
@@ -49,8 +49,10 @@ class Attended:
         **arguments: Any,
     ) -> None:
         """Takes note of what a layer's attention is handed."""
-        # Weights are measured as they are, before any dropout.
+        # Weights are measured as they are, before any dropout, and in the same precision.
         arguments |= {"dropout": 0.0}
+        device = query.device.type
+        self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         self._layers[module.layer_idx] = AttentionInputs(module, query, key, value, attention_mask, arguments)
 
     def measure(
@@ -58,10 +60,13 @@ class Attended:
         inputs: dict[str, torch.Tensor],
         layers: Sequence[int],
         output_entropy: bool = False,
+        locality_dial: float | None = 0.0,
+        min_fidelity: float | None = 0.0,
         **starts: torch.Tensor,
     ) -> LocalityMeasurements:
         """
-        What the forward pass would measure with these arguments, and at the price of its attention alone.
+        What these layers would measure with these arguments, given what the forward pass handed them, and at the price
+        of their attention alone.
 
         Args:
             inputs (`dict[str, torch.Tensor]`):
@@ -70,15 +75,18 @@ class Attended:
                 The layers to measure.
             output_entropy (`bool`, *optional*, defaults to `False`):
                 As for [`LocalistGPT2LMHeadModel.forward`].
+            locality_dial (`float`, *optional*, defaults to 0.0), min_fidelity (`float`, *optional*, defaults to 0.0):
+                The dial and the guarantee of these layers; `None` for what is set.
             starts (`torch.Tensor` of shape `(batch_size, length)`):
                 `block_starts` or `local_starts`.
 
         Raises:
             ValueError: for starts that are none of these inputs.
         """
-        request = LocalityRequest(layers, output_entropy, locality_dial=0.0, min_fidelity=0.0, **starts)
-        locality = build_locality(self._config, request, **inputs)
-        for layer in layers:
-            module, *tensors, mask, arguments = self._layers[layer]
-            localist_attention_forward(module, *tensors, mask, locality=locality, **arguments)
+        dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity}
+        locality = build_locality(self._config, LocalityRequest(layers, output_entropy, **dial, **starts), **inputs)
+        with torch.autocast(*self._autocast):
+            for layer in layers:
+                module, *tensors, mask, arguments = self._layers[layer]
+                localist_attention_forward(module, *tensors, mask, locality=locality, **arguments)
         return LocalityMeasurements(**measurements(locality, inputs["input_ids"].shape[1]))

@@ -1,35 +1,36 @@
 """A model on its own blocks and on others, all on the same positions."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling import LocalityFields, LocalityMeasurements
+from ..modeling import LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.locality import context_fidelity
 from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures
 from .locality_meter import label_losses
-from .visible_keys import local_set_sizes, visible_keys
+from .visible_keys import LocalSets, visible_keys
 
 
 @contextmanager
-def setting(config: LocalityFields, **fields: Any) -> Iterator[None]:
-    """Other settings, for as long as this lasts."""
-    former = {name: getattr(config, name) for name in fields}
+def setting(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Other attributes of a configuration or a model, for as long as this lasts."""
+    former = {name: getattr(owner, name) for name in attributes}
     try:
-        for name, value in fields.items():
-            setattr(config, name, value)
+        for name, value in attributes.items():
+            setattr(owner, name, value)
         yield
     finally:
         for name, value in former.items():
-            setattr(config, name, value)
+            setattr(owner, name, value)
 
 
 class Losses:
@@ -140,6 +141,23 @@ class Texts:
         return with_previous_blocks(starts[None], self.first[None], number).local_starts[0]
 
 
+class Matched(NamedTuple):
+    """
+    The lengths of windows and of last tokens that show as many keys as the own blocks do, and where all are compared.
+
+    Args:
+        counted (`dict[int | None, torch.BoolTensor]`):
+            For each sliding window (`None`: none), the line of positions that count under every kind of blocks.
+        lengths (`dict[str, tuple[int | None, int | None]]`), weights (`dict[str, float]`):
+            For each kind, the two lengths between which it shows as many keys, and the weight of the second; `None` for
+            own and wrong blocks, which have none.
+    """
+
+    counted: dict[int | None, torch.Tensor]
+    lengths: dict[str, tuple[int | None, int | None]]
+    weights: dict[str, float]
+
+
 class MeasuredBlocks(NamedTuple):
     """
     Figures on the model's own blocks and on others; by the kind of blocks also what is apart for each sequence: block
@@ -162,7 +180,8 @@ def on_blocks(
     at_dial_1: bool = False,
 ) -> MeasuredBlocks:
     """
-    Some layers on the model's own blocks and on others.
+    Some layers on the model's own blocks and on others. What a layer's sliding window hides is no part of a local set,
+    so layers with other windows count other positions, and other lengths show as many keys.
 
     Args:
         model ([`~transformers.PreTrainedModel`]), batches, texts ([`Texts`]), layers (`list[int]`):
@@ -177,75 +196,120 @@ def on_blocks(
             Whether to measure the losses at dial 1 too.
     """
     locality = model.config.locality
-    num_sinks = locality.num_sink_tokens
-
-    def local(starts: torch.Tensor) -> torch.Tensor:
-        return texts.with_previous(starts, num_previous_blocks)
-
-    def is_counted(local_starts: torch.Tensor) -> torch.Tensor:
-        return local_starts - texts.first > num_sinks
-
-    def mean_keys(local_starts: torch.Tensor, counted: torch.Tensor) -> float:
-        return (texts.place - local_starts + 1)[counted].double().mean().item() + num_sinks
-
+    windows, sets = locality.sliding_windows, LocalSets(texts.place, texts.first, locality.num_sink_tokens)
     wrong = texts.of_next_text(own)
-    of_own, of_wrong = local(own), local(wrong)
-    counted = is_counted(of_own) & is_counted(of_wrong)
-
-    # By name, the argument that takes such starts, what they are at each length, and the local starts that they make.
-    others = {
-        "windows": ("block_starts", texts.windows, lambda length: local(texts.windows(length))),
-        "recency": ("local_starts", texts.recent, texts.recent),
+    # By kind, the argument that takes such starts, and what they are at each length, where they have one.
+    kinds: dict[str, tuple[str, Callable[[int | None], torch.Tensor]]] = {
+        "own": ("block_starts", lambda _: own),
+        "wrong": ("block_starts", lambda _: wrong),
     }
-    if is_brief:
-        others = {}
-    lengths = {}
-    for name, (_, _, local_starts) in others.items():
-        length = 1
-        while (common := counted & is_counted(at_length := local_starts(length))).any():
-            if mean_keys(at_length, common) >= mean_keys(of_own, common):
-                lengths[name] = (max(1, length - 1), length)
-                break
-            length += 1
-    for name, both in lengths.items():
-        for length in both:
-            counted = counted & is_counted(others[name][2](length))
+    if not is_brief:
+        kinds |= {"windows": ("block_starts", texts.windows), "recency": ("local_starts", texts.recent)}
 
-    # What is measured: the argument, the starts that it takes, and the local starts that they make.
-    measured = {("own", None): ("block_starts", own, of_own), ("wrong", None): ("block_starts", wrong, of_wrong)}
-    for name, both in lengths.items():
-        argument, starts, local_starts = others[name]
-        measured |= {(name, length): (argument, starts(length), local_starts(length)) for length in both}
-    results = {}
+    def local_starts(kind: str, length: int | None) -> torch.Tensor:
+        argument, starts = kinds[kind]
+        line = starts(length)
+        return line if argument == "local_starts" else texts.with_previous(line, num_previous_blocks)
+
+    matched = {
+        window: _match(sets, local_starts, kinds, {window: 1}) for window in {windows[layer] for layer in layers}
+    }
+    counted = {layer: matched[windows[layer]].counted[windows[layer]] for layer in layers}
+    # What is measured of which layers.
+    wanted: dict[tuple[str, int | None], list[int]] = {}
+    for layer in layers:
+        for kind, lengths in matched[windows[layer]].lengths.items():
+            for length in {*lengths}:
+                wanted.setdefault((kind, length), []).append(layer)
+    figures, rows, losses = {}, {}, {}
     with setting(locality, num_previous_blocks=num_previous_blocks):
-        on_starts = [(argument, starts) for argument, starts, _ in measured.values()]
-        rows = _block_sums(model, batches, texts, layers, counted, on_starts)
-        for (key, (argument, starts, local_starts)), row_sums in zip(measured.items(), rows, strict=True):
-            sums = row_sums.sum(-1)
-            sizes = [local_set_sizes(texts.place, local_starts, texts.first, locality, layer) for layer in layers]
-            sums[:, 2] = torch.stack([size[counted].double().sum() for size in sizes])
-            at_1 = _losses_at_dial_1(model, batches, texts, argument, starts) if at_dial_1 else Losses()
-            results[key] = figures_of(sums), row_sums[-1, :2].T, at_1
+        on_starts = [(kinds[kind][0], kinds[kind][1](length), some) for (kind, length), some in wanted.items()]
+        for ((kind, length), some), sums in zip(
+            wanted.items(), _block_sums(model, batches, texts, counted, on_starts), strict=True
+        ):
+            for layer, of_rows in zip(some, sums, strict=True):
+                total = of_rows.sum(-1)
+                total[2] = sets.sizes(local_starts(kind, length), windows[layer])[counted[layer]].double().sum()
+                figures[kind, length, layer], rows[kind, length, layer] = _figures(total), of_rows[:2].T
+        if at_dial_1:  # one length for all layers that are local
+            local = Counter(window for window, value in zip(windows, locality.locality_lambdas, strict=True) if value)
+            _, lengths, weights = _match(sets, local_starts, kinds, local)
+            for kind, (low, high) in lengths.items():
+                argument, starts = kinds[kind]
+                found = {each: _losses_at_dial_1(model, batches, texts, argument, starts(each)) for each in {low, high}}
+                losses[kind] = found[low].between(found[high], weights[kind])
 
-    figures, shares, losses = ({kind: results[kind, None][part] for kind in ("own", "wrong")} for part in range(3))
-    for name, (low, high) in lengths.items():
-        least, most = (mean_keys(others[name][2](length), counted) for length in (low, high))
-        step, wanted = most - least, mean_keys(of_own, counted) - least
-        weight = wanted / step if step else 0.0
-        one, other = results[name, low], results[name, high]
-        figures[name], shares[name] = _between(one[0], other[0], weight), torch.lerp(one[1], other[1], weight)
-        losses[name] = one[2].between(other[2], weight)
+    def between(values: dict[tuple[str, int | None, int], torch.Tensor], kind: str, layer: int) -> torch.Tensor:
+        match = matched[windows[layer]]
+        low, high = match.lengths[kind]
+        return torch.lerp(values[kind, low, layer], values[kind, high, layer], match.weights[kind])
+
+    tables = {}
+    for kind in kinds:
+        of_layers = {layer: kind in matched[windows[layer]].lengths for layer in layers}
+        nothing = torch.full((4,), math.nan, dtype=torch.float64)
+        table = [between(figures, kind, layer) if is_there else nothing for layer, is_there in of_layers.items()]
+        tables[kind] = LocalityFigures(*torch.stack(table).T.tolist()) if any(of_layers.values()) else None
+    last = layers[-1]
+    of_last = matched[windows[last]].lengths
     controls = BlockControls(
         num_previous_blocks=num_previous_blocks,
-        num_counted=int(counted.sum()),
-        own=figures["own"],
-        wrong=figures["wrong"],
-        windows=figures.get("windows"),
-        recency=figures.get("recency"),
-        window_lengths=lengths.get("windows"),
-        recency_lengths=lengths.get("recency"),
+        num_counted=int(counted[last].sum()),
+        own=tables["own"],
+        wrong=tables["wrong"],
+        windows=tables.get("windows"),
+        recency=tables.get("recency"),
+        window_lengths=of_last.get("windows"),
+        recency_lengths=of_last.get("recency"),
     )
-    return MeasuredBlocks(controls, shares, losses if at_dial_1 else {})
+    return MeasuredBlocks(controls, {kind: between(rows, kind, last) for kind in of_last}, losses)
+
+
+def _match(
+    sets: LocalSets,
+    local_starts: Callable[[str, int | None], torch.Tensor],
+    kinds: Iterable[str],
+    num_layers: Mapping[int | None, int],
+) -> Matched:
+    """
+    Lengths of windows and of last tokens that show as many keys as the own blocks do, on average over layers: so many
+    with each of these sliding windows.
+    """
+
+    def counted_too(counted: dict[int | None, torch.Tensor], *others: torch.Tensor) -> dict[int | None, torch.Tensor]:
+        for each in others:
+            counted = {window: mask & sets.are_counted(each, window) for window, mask in counted.items()}
+        return counted
+
+    def is_any(counted: dict[int | None, torch.Tensor]) -> bool:
+        return any(mask.any() for mask in counted.values())
+
+    def mean_keys(of_kind: torch.Tensor, counted: dict[int | None, torch.Tensor]) -> float:
+        keys = count = 0.0
+        for window, mask in counted.items():
+            keys += num_layers[window] * sets.sizes(of_kind, window)[mask].double().sum().item()
+            count += num_layers[window] * mask.sum().item()
+        return keys / count
+
+    own = local_starts("own", None)
+    counted = counted_too(dict.fromkeys(num_layers, sets.first >= 0), own, local_starts("wrong", None))
+    lengths: dict[str, tuple[int | None, int | None]] = {"own": (None, None), "wrong": (None, None)}
+    weights, found = dict.fromkeys(lengths, 0.0), {}
+    for kind in kinds:
+        length = 1
+        while kind not in lengths and is_any(common := counted_too(counted, at_length := local_starts(kind, length))):
+            if mean_keys(at_length, common) >= mean_keys(own, common):
+                found[kind] = max(1, length - 1), length
+                break
+            length += 1
+    for kind, (low, high) in found.items():
+        if is_any(common := counted_too(counted, local_starts(kind, low), local_starts(kind, high))):
+            counted, lengths[kind] = common, (low, high)
+    for kind, (low, high) in lengths.items():
+        if low is not None:
+            least, most = (mean_keys(local_starts(kind, length), counted) for length in (low, high))
+            weights[kind] = (mean_keys(own, counted) - least) / (most - least) if most != least else 0.0
+    return Matched(counted, lengths, weights)
 
 
 def _losses_at_dial_1(
@@ -267,13 +331,12 @@ def _block_sums(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
     texts: Texts,
-    layers: list[int],
-    counted: torch.Tensor,
-    on_starts: Sequence[tuple[str, torch.Tensor]],
+    counted: Mapping[int, torch.Tensor],
+    on_starts: Sequence[tuple[str, torch.Tensor, list[int]]],
 ) -> list[torch.Tensor]:
     """
-    `layer_sums` of all batches over the `counted` positions, on each of these starts, given by the argument that takes
-    them; the number of keys is left at that.
+    `layer_sums` of all batches over the positions that are `counted` in each layer, on each of these starts, given by
+    the argument that takes them, and of these layers; the number of keys is left at that.
     """
     decoder = core_model(model).base_model
     sums: list[list[torch.Tensor]] = [[] for _ in on_starts]
@@ -281,43 +344,42 @@ def _block_sums(
         inputs = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
         attended = Attended(model.config)
         decoder(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0, observer=attended.keep)
-        masks = [texts.rows(counted, index, padding=False)] * len(layers)
-        for found, (argument, starts) in zip(sums, on_starts, strict=True):
+        masks = {layer: texts.rows(line, index, padding=False) for layer, line in counted.items()}
+        for found, (argument, starts, layers) in zip(sums, on_starts, strict=True):
             rows = {argument: texts.rows(starts, index).to(decoder.device)}
-            found.append(layer_sums(attended.measure(inputs, layers, **rows), masks, model.config, layers))
+            measured = attended.measure(inputs, layers, **rows)
+            found.append(layer_sums(measured, [masks[layer] for layer in layers], model.config, layers))
     return [torch.cat(found, -1) for found in sums]
 
 
 def layer_sums(
-    outputs: LocalityMeasurements, masks: Sequence[torch.Tensor], config: PreTrainedConfig, layers: Sequence[int]
+    outputs: LocalityMeasurements,
+    masks: Sequence[torch.Tensor],
+    config: PreTrainedConfig,
+    layers: Sequence[int],
+    documents: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Of each row block and outside share, visible keys and number of the masked positions: `(num_layers, 4, rows)`."""
+    """
+    Of each row block and outside share, visible keys and number of the masked positions: `(num_layers, 4, rows)`; for
+    `documents` see [`LocalityMeter.update`].
+    """
     measured = zip(layers, outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
     rows = []
     for layer, block, outside, starts, mask in measured:
         mask = mask.to(block.device)
         sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
-        sums += [(visible_keys(starts, config.locality, layer) * mask).sum(1), mask.sum(1)]
+        sums += [(visible_keys(starts, config.locality, layer, documents) * mask).sum(1), mask.sum(1)]
         # Not every device has float64.
         rows.append(torch.stack([each.float() for each in sums]).cpu().double())
     return torch.stack(rows)
 
 
 def figures_of(sums: torch.Tensor) -> LocalityFigures:
-    block, outside, keys, count = sums.T
-    return LocalityFigures(
-        visible_keys=(keys / count).tolist(),
-        context_fidelity=context_fidelity(block, outside).tolist(),
-        context_share=((block + outside) / count).tolist(),
-        fidelity=(1 - outside / count).tolist(),
-    )
+    return LocalityFigures(*_figures(sums).T.tolist())
 
 
-def _between(low: LocalityFigures, high: LocalityFigures, weight: float) -> LocalityFigures:
-    """What lies between two figures, the second having this weight."""
-    return LocalityFigures(
-        **{
-            name: [(1 - weight) * one + weight * other for one, other in zip(values, asdict(high)[name], strict=True)]
-            for name, values in asdict(low).items()
-        }
-    )
+def _figures(sums: torch.Tensor) -> torch.Tensor:
+    """The fields of [`LocalityFigures`], of sums `(..., 4)`."""
+    block, outside, keys, count = sums.unbind(-1)
+    shares = (block + outside) / count, 1 - outside / count
+    return torch.stack((keys / count, context_fidelity(block, outside), *shares), dim=-1)

@@ -31,13 +31,14 @@ class LocalityFigures:
 @dataclass(frozen=True)
 class BlockControls:
     """
-    The model's own blocks against others, at dial 0, all on the same positions: those that count under every one.
+    The model's own blocks against others, at dial 0, all on the same positions of a layer: those that count under every
+    one. Of layers with different sliding windows other positions count, and other lengths show as many keys.
 
     Args:
         num_previous_blocks (`int`):
             Blocks before its own that are local to a token too.
         num_counted (`int`):
-            Positions that the figures are of.
+            Positions that the last layer's figures are of.
         own (`LocalityFigures`):
             On the model's own blocks: those of its last layer, for every layer.
         wrong (`LocalityFigures`):
@@ -45,11 +46,12 @@ class BlockControls:
             about this text.
         windows (`LocalityFigures`, *optional*):
             On windows that show as many keys as the own blocks on average, as many windows before them being local too:
-            interpolated between the two `window_lengths`. `None` where the text is too short for any.
+            interpolated between two lengths. NaN in a layer for which there are none, as of a text too short for any;
+            `None` where that is every layer.
         recency (`LocalityFigures`, *optional*):
-            On the last n tokens with no blocks at all, likewise, between the two `recency_lengths`.
+            On the last n tokens with no blocks at all, likewise.
         window_lengths (`tuple[int, int]`, *optional*), recency_lengths (`tuple[int, int]`, *optional*):
-            In tokens.
+            The two lengths of the last layer, in tokens.
     """
 
     num_previous_blocks: int
@@ -119,7 +121,7 @@ class ControlResults:
         perplexity_on_blocks (`dict[str, float]`):
             At dial 1, as many blocks before being local as the model has, with the same blocks given to every layer:
             `"own"` (those of the last layer), `"wrong"`, and, where the text is long enough for them, `"windows"` and
-            `"recency"`, which show as many keys. Empty where no layer is local.
+            `"recency"`, which show as many keys on average over the layers that are local. Empty where no layer is.
         self_only_perplexity (`float`):
             At dial 1 with blocks of one token. Its distance from the perplexity at dial 1 is what the local part of the
             attention is worth.

@@ -14,6 +14,7 @@ from .check_model import check_model
 from .control_results import ControlResults, DialFigures, DocumentSums
 from .faithfulness import divergence_bits
 from .measure import evaluation_batches
+from .visible_keys import packed_documents
 
 
 _DIALS = tuple(tenth / 10 for tenth in range(11))
@@ -154,7 +155,8 @@ def _at_dials(
         for dial in dials:
             outputs = model(**inputs, **arguments, locality_dial=dial, output_fidelity=layers)
             losses[dial].add(outputs, labels)
-            sums[dial] = sums[dial] + layer_sums(outputs, outputs.fidelity_mask, config, layers).sum(-1)
+            of_layers = layer_sums(outputs, outputs.fidelity_mask, config, layers, packed_documents(inputs))
+            sums[dial] = sums[dial] + of_layers.sum(-1)
             if dial == 0:
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from .check_model import check_model
+from .block_controls import setting
+from .check_model import check_model, core_model
 from .locality_meter import label_losses
 
 
@@ -42,8 +43,9 @@ def measure_generation(
     seed: int = 0,
 ) -> dict[str, GenerationFigures]:
     """
-    Lets a model go on from the beginnings of texts, drawing every token from the whole distribution (temperature 1),
-    and compares what it writes with how the texts go on.
+    Lets a model go on from the beginnings of texts, drawing every token from the whole distribution (temperature 1, an
+    end-of-text token like any other), and compares what it writes with how the texts go on. What the model's own
+    `generation_config` says counts for nothing; it is changed meanwhile and restored: leave the model to this call.
 
     Args:
         model ([`LocalistGPT2LMHeadModel`] or any localised model):
@@ -80,22 +82,18 @@ def measure_generation(
     model.eval()
     texts = texts.to(model.device)
     prompts, figures = texts[:, :prompt_length], {}
+    # Nothing is padded; without such a token there is a warning. Without one that ends a text, all are as long.
+    whole = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, pad_token_id=0)
     for dial in dials:
         devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        # What is not set in the configuration that is passed is taken from the model's own.
+        with torch.random.fork_rng(devices), setting(core_model(model), generation_config=whole):
             torch.manual_seed(seed)
             written = model.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
+                generation_config=whole,
                 locality_dial=dial,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
-                repetition_penalty=1.0,
-                min_new_tokens=length,  # every text is as long
-                max_new_tokens=length,
-                pad_token_id=0,  # nothing is padded; without it there is a warning
             )
         figures[f"dial {dial:g}"] = _figures(written, judge, prompt_length)
     return figures | {"text": _figures(texts, judge, prompt_length)}

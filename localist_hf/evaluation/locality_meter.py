@@ -61,6 +61,7 @@ class LocalityMeter:
         outputs: LocalityMeasurements,
         labels: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        documents: torch.Tensor | None = None,
     ) -> None:
         """
         Adds a batch.
@@ -74,8 +75,10 @@ class LocalityMeter:
                 Takes one row for each sequence of this process's batch and gives those of all processes, such as
                 [`~accelerate.Accelerator.gather_for_metrics`], which leaves out the sequences that fill up the last
                 batch. By default there is one process.
+            documents (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Of packed rows the first position of each token's text; for the visible keys under a sliding window.
         """
-        self.add(outputs, *label_losses(outputs.logits, labels), gather)
+        self.add(outputs, *label_losses(outputs.logits, labels), gather, documents)
 
     def add(
         self,
@@ -83,6 +86,7 @@ class LocalityMeter:
         losses: torch.Tensor,
         num_labels: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        documents: torch.Tensor | None = None,
     ) -> None:
         """
         As `update`, where there are no logits.
@@ -92,7 +96,7 @@ class LocalityMeter:
                 With fidelity and entropy of every layer.
             losses (`torch.Tensor` of shape `(batch_size,)`), num_labels (`torch.Tensor` of shape `(batch_size,)`):
                 The sum of the cross-entropies of each sequence's labels in nats, and their number.
-            gather (`Callable`, *optional*):
+            gather (`Callable`, *optional*), documents (`torch.LongTensor`, *optional*):
                 See `update`.
         """
         # For each sequence, the sum of its labels' losses and their number, and for each layer the number of tokens
@@ -102,7 +106,7 @@ class LocalityMeter:
             starts = measured.block_starts[layer]
             sums += [(starts >= 0).sum(1), measured.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
             sums += [(measured[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
-            sums.append((visible_keys(starts, self._locality, layer) * mask).sum(1))
+            sums.append((visible_keys(starts, self._locality, layer, documents) * mask).sum(1))
         # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
         rows = torch.stack([value.float().to(losses.device) for value in sums], dim=1)
         rows = rows if gather is None else gather(rows)

@@ -132,9 +132,11 @@ class ProfileSums:
     def __init__(self) -> None:
         self._totals: dict[str, torch.Tensor] | None = None
 
-    def add(self, outputs: LocalityMeasurements, locality: LocalityFields) -> None:
-        """Adds a batch, of which fidelity and entropy of every layer were measured."""
-        sums = _sums(outputs, locality)
+    def add(
+        self, outputs: LocalityMeasurements, locality: LocalityFields, documents: torch.Tensor | None = None
+    ) -> None:
+        """Adds a batch, of which fidelity and entropy of every layer were measured; for `documents` see the meter."""
+        sums = _sums(outputs, locality, documents)
         totals = self._totals
         self._totals = sums if totals is None else {name: totals[name] + sums[name] for name in totals}
 
@@ -200,14 +202,16 @@ def _texts(batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor
         yield arguments
 
 
-def _sums(outputs: LocalityMeasurements, locality: LocalityFields) -> dict[str, torch.Tensor]:
+def _sums(
+    outputs: LocalityMeasurements, locality: LocalityFields, documents: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
     """Sums of a batch, for each layer and head `(num_layers, num_heads)` or for each layer `(num_layers,)`."""
     layers = zip(outputs.fidelity_mask, outputs.entropy, outputs.block_starts, strict=True)
     sums = defaultdict(list)
     for layer, (mask, entropy, starts) in enumerate(layers):
         for name in ("fidelity", *SHARES):
             sums[name].append((getattr(outputs, name)[layer] * mask[:, None]).sum(2))
-        sums["visible_keys"].append((visible_keys(starts, locality, layer) * mask).sum(1))
+        sums["visible_keys"].append((visible_keys(starts, locality, layer, documents) * mask).sum(1))
         sums["num_counted"].append(mask.sum(1))
         sums["entropy"].append(entropy.sum(2))  # 0 on padding
         sums["num_tokens"].append((starts >= 0).sum(1))

@@ -14,6 +14,7 @@ from .control_results import BlockControls, as_json
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, ProfileSums
 from .measure import evaluation_batches
+from .visible_keys import packed_documents
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +89,8 @@ def locality_report(
     meter, sums, last_starts = LocalityMeter(model.config), ProfileSums(), []
     for inputs, labels in batches:
         outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
-        meter.update(outputs, labels)
-        sums.add(outputs, locality)
+        meter.update(outputs, labels, documents=(documents := packed_documents(inputs)))
+        sums.add(outputs, locality, documents)
         last_starts.append(outputs.block_starts[-1].cpu())
         del outputs  # before the next batch makes others
     controls = None

@@ -11,6 +11,7 @@ from .causal_lm_collator import causal_lm_collator
 from .check_model import check_model, core_model
 from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
+from .visible_keys import packed_documents
 
 
 @torch.no_grad()
@@ -48,7 +49,8 @@ def measure(
         check_model("block_model", block_model, needs_head=False)
     meter = LocalityMeter(model.config)
     for inputs, labels in evaluation_batches(model, dataset, batch_size, block_model):
-        meter.update(model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False), labels)
+        outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
+        meter.update(outputs, labels, documents=packed_documents(inputs))
     return meter.compute()
 
 

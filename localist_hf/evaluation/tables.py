@@ -70,8 +70,8 @@ def report_table(report: LocalityReport, lambdas: Sequence[float]) -> str:
     ]
     if controls is not None:
         legend.append(
-            "own, wrong: psi on the last layer's blocks, and on those of another text, at the "
-            f"{controls.num_counted} positions that count under both"
+            "own, wrong: psi at dial 0 on the last layer's blocks, and on those of another text, at the positions that "
+            f"count under both ({controls.num_counted} in the last layer)"
         )
     return "\n".join([_layer_table(columns), "", *legend])
 

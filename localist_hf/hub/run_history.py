@@ -9,16 +9,12 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..configuration import variant_name
+from ..configuration import LOCALITY_ARGUMENTS, variant_name
 from ..modeling import LOCALITY_FIELDS
 
 
 #: The record's file in a run's folder.
 RECORD_FILE = "run.json"
-#: The training arguments of the locality loss.
-LOCALITY_ARGUMENTS = (
-    "locality_objective", "target_fidelity", "locality_weight", "locality_exponent", "locality_warmup_steps",
-)  # fmt: skip
 
 
 class RunHistory(TrainerCallback, ExportableState):
@@ -38,6 +34,10 @@ class RunHistory(TrainerCallback, ExportableState):
     """
 
     def __init__(self, started_from: str = "") -> None:
+        self.restart(started_from)
+
+    def restart(self, started_from: str) -> None:
+        """Forgets what was done: the trainer has another model, loaded from there."""
         self.started_from = started_from
         #: `base_model`, `base_run` and `base_weights` of [`RunRecord`]; found when training begins, since it may
         #: overwrite that folder.
@@ -60,9 +60,10 @@ class RunHistory(TrainerCallback, ExportableState):
         elif state.global_step:  # from a checkpoint of a trainer that kept no history
             unknown = dict.fromkeys(("planned_steps", "seed", "variant", "locality", "training"))
             self.parts = [unknown | {"steps": state.global_step}]
+        self.parts = [part for part in self.parts if part["steps"]]  # and not a run that failed before its first
         if self.base is None and state.is_world_process_zero:
             self.base = find_base(self.started_from)
-        settings = _settings(args, model, state.max_steps)
+        settings = _settings(args, state, model)
         if not self.parts or settings | {"steps": self.parts[-1]["steps"]} != self.parts[-1]:
             self.parts.append(settings | {"steps": 0})
         state.stateful_callbacks[name] = self.state()  # transformers saves it only where there is something already
@@ -70,6 +71,18 @@ class RunHistory(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts the step."""
         self.parts[-1]["steps"] += 1
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves out the steps after the best weights, where those have been loaded."""
+        surplus = state.global_step - state.best_global_step if has_best_weights(args, state) else 0
+        while surplus and self.parts:
+            left_out = min(surplus, self.parts[-1]["steps"])
+            self.parts[-1]["steps"] -= left_out
+            surplus -= left_out
+            if not self.parts[-1]["steps"]:
+                self.parts.pop()
 
 
 def find_history(trainer: transformers.Trainer) -> RunHistory:
@@ -92,20 +105,14 @@ def training_parts(trainer: transformers.Trainer) -> list[dict[str, Any]]:
     `locality` (fields of the configuration) and `training` (hyper-parameters). All but `steps` are `None` where a
     checkpoint of another trainer does not tell.
     """
-    parts = [dict(part) for part in find_history(trainer).parts]
-    surplus = trainer.state.global_step - trainer.state.best_global_step if has_best_weights(trainer) else 0
-    while parts and surplus >= parts[-1]["steps"]:
-        surplus -= parts.pop()["steps"]
-    if parts:
-        parts[-1]["steps"] -= surplus
-    return parts or [_settings(trainer.args, trainer.model, 0) | {"steps": 0}]
+    parts = [dict(part) for part in find_history(trainer).parts if part["steps"]]
+    return parts or [_settings(trainer.args, trainer.state, trainer.model) | {"steps": 0}]
 
 
-def has_best_weights(trainer: transformers.Trainer) -> bool:
-    """Whether training ended by loading the weights of an earlier step, as `load_best_model_at_end` asks for."""
-    state = trainer.state
+def has_best_weights(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether a training that has ended loaded the weights of an earlier step, as `load_best_model_at_end` asks for."""
     return (
-        trainer.args.load_best_model_at_end
+        args.load_best_model_at_end
         and state.best_model_checkpoint is not None
         and state.best_global_step not in (None, state.global_step)
     )
@@ -136,15 +143,17 @@ def weight_hashes(folder: str | Path) -> dict[str, str]:
     return hashes
 
 
-def _settings(args: TrainingArguments, model: Any, planned_steps: int) -> dict[str, Any]:
+def _settings(args: TrainingArguments, state: TrainerState, model: Any) -> dict[str, Any]:
     locality = model.config.locality
+    # The one that was found to fit the memory stands in the state alone, which others have from their checkpoint.
+    batch_size = (args.auto_find_batch_size and state.train_batch_size) or args.train_batch_size
     return {
-        "planned_steps": planned_steps,
+        "planned_steps": state.max_steps,
         "seed": args.seed,
         "variant": variant_name(locality),
         "locality": {name: getattr(locality, name) for name in LOCALITY_FIELDS},
         "training": {
-            "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "batch_size": batch_size * args.gradient_accumulation_steps * args.world_size,
             "optimizer": str(getattr(args.optim, "value", args.optim)),
             "learning_rate": args.learning_rate,
             "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),

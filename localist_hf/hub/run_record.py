@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..configuration import VARIANTS, variant_name
+from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_name
 from ..evaluation import ControlResults, GenerationFigures, text_prefix
 from ..evaluation.text_prefix import have_prefix
 from ..modeling.localist_model import SHARES
@@ -30,7 +30,6 @@ from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from .example import attention_example, stored_config
 from .run_history import (
-    LOCALITY_ARGUMENTS,
     LOCALITY_FIELDS,
     RECORD_FILE,
     find_base,
@@ -481,7 +480,7 @@ class RunRecord:
 def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     """What the evaluation of the trainer's present weights measured; `None` where there was none."""
     for entry in reversed(trainer.state.log_history):
-        if "train_runtime" in entry and has_best_weights(trainer):
+        if "train_runtime" in entry and has_best_weights(trainer.args, trainer.state):
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}

@@ -114,6 +114,12 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
             self.model.__dict__.pop("_is_accelerate_prepared", None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # By which our collator, and no model, tells packed texts apart.
+        if self.data_collator is causal_lm_collator and "seq_lengths" not in self._signature_columns:
+            self._signature_columns.append("seq_lengths")
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]; `model.push_to_hub` then finds tokenizer and card in that folder."""
         super().save_model(output_dir, _internal_call)

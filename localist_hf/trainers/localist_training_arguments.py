@@ -6,7 +6,8 @@ from numbers import Integral
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from .locality_arguments import LocalityArguments, check_not_negative
+from ..configuration import LocalityArguments
+from ..configuration.locality_arguments import check_not_negative
 
 
 # Numbers that transformers takes as they come, to fail or to go astray once training has begun.

@@ -1,6 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow.compute
@@ -8,17 +8,19 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
+from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
 from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
+from ..evaluation.visible_keys import packed_documents
 from ..hub import RunHistory
+from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
 from ..modeling.locality import context_fidelity
-from .locality_arguments import LocalityArguments
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
@@ -37,8 +39,10 @@ class LocalityLossMixin:
     among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
     from the model's configuration and `loss_l` from [`locality_loss`]. Under `locality_objective="contrast"` a layer's
     loss is that of psi and `CONTRAST_WEIGHT` times that of `psi - psi_moved` with the target `CONTRAST`, where
-    `psi_moved` is psi on the same text's [`moved_blocks`], over the positions that count on both (this project's own
-    definition).
+    `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
+    own definition). Under the dial, be it the configuration's or one that is set, both are what the layer shows under
+    it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
+    has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
 
     Every token that the model reads counts, prompts too, whatever the trainer's own loss is taken of; padding does not.
     A sequence is a row of the batch; in rows in which `position_ids` mark packed documents, a document. Preference
@@ -103,12 +107,17 @@ class LocalityLossMixin:
             for part, rows in parts.items():
                 label = name if part is None else f"{name}[{part!r}]"
                 _check_sequence_length(label, rows, num_positions(self.model.config))
+        self._meter = LocalityMeter(self.model.config)
+        self._begin_run()
+        self.add_callback(_AtRunBegin(self._begin_run))
+        self.add_callback(RunHistory(self.model.name_or_path))
+
+    def _begin_run(self) -> None:
+        """Forgets what a run before has left, however that ended: trainers are used again."""
         self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._has_labels = False
-        self._meter = LocalityMeter(self.model.config)
-        self.add_callback(RunHistory(self.model.name_or_path))
 
     @property
     def _lambdas(self) -> dict[int, float]:
@@ -116,9 +125,11 @@ class LocalityLossMixin:
         return {layer: value for layer, value in enumerate(self.model.config.locality.locality_lambdas) if value > 0}
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The model that `model_init` makes, of a class that can be trained."""
+        """The model that `model_init` makes, of a class that can be trained; nothing has been done to its weights."""
         model = super().call_model_init(trial)
         check_model("model_init()", model)
+        if "callback_handler" in vars(self):  # at the beginning of a run; before, the trainer is being made
+            find_history(self).restart(model.name_or_path)
         return model
 
     def get_batch_samples(
@@ -155,14 +166,15 @@ class LocalityLossMixin:
         if not model.training:
             measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
+            documents = packed_documents(inputs)
             if labels is None:
                 # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
                 # last batch; several processes may count a few sequences twice, as TRL does in its own metrics.
                 nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
-                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
+                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather, documents)
             else:
                 losses = _label_losses(measured.outputs, labels)
-                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
+                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics, documents)
             if not return_outputs:
                 return result
             loss, outputs = result
@@ -181,7 +193,7 @@ class LocalityLossMixin:
         is_part = self._is_part(num_items_in_batch)
         num_sequences = self._num_sequences if is_part else _count_sequences(inputs)
         moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text)
-        locality = self._locality_loss(measured.measurements, moved, _documents(inputs), num_sequences)
+        locality = self._locality_loss(measured.measurements, moved, packed_documents(inputs), num_sequences)
         locality = locality.to(own_loss.device)
         steps = 1 if is_part else self.current_gradient_accumulation_steps
         self._add_to_log(own_loss, locality, measured.measurements, steps)
@@ -201,7 +213,7 @@ class LocalityLossMixin:
     def _on_moved_blocks(
         self, measured: LocalityMeasurements, attended: Attended, text: dict[str, torch.Tensor]
     ) -> LocalityMeasurements:
-        """What the same attention measures on the text's blocks moved along it, somewhere else in every batch."""
+        """What the attention measures, given the same, on the text's blocks moved along it, anew in every batch."""
         starts = measured.block_starts[-1]
         if starts.shape != text["input_ids"].shape:
             raise ValueError(
@@ -210,7 +222,8 @@ class LocalityLossMixin:
             )
         documents = document_starts(*starts.shape, text.get("attention_mask"), text.get("position_ids"), starts.device)
         moved = moved_blocks(starts, documents, torch.rand(()).item())
-        return attended.measure(text, tuple(self._lambdas), block_starts=moved)
+        dial = {"locality_dial": None, "min_fidelity": None}  # as the model's own
+        return attended.measure(text, tuple(self._lambdas), **dial, block_starts=moved)
 
     def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
         """psi of every query, of each localised layer."""
@@ -310,6 +323,16 @@ class LocalityLossMixin:
             model.__class__ = sharded
 
 
+class _AtRunBegin(TrainerCallback):
+    """Calls a function at the beginning of every run: of a search's trials and of a retry with smaller batches too."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._function()
+
+
 def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As [`~localist_hf.evaluation.locality_meter.label_losses`], of the outputs of TRL's head too."""
     length = labels.shape[1]  # before which PEFT may put learned tokens of its own
@@ -318,19 +341,11 @@ def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, tor
     return label_losses(outputs.logits[:, -length:], labels)
 
 
-def _documents(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The first position of each token's document in packed rows, which the model tells in the same way."""
-    if inputs.get("position_ids") is None or inputs.get("attention_mask") is not None:
-        return None
-    input_ids = inputs["input_ids"]
-    return document_starts(*input_ids.shape, position_ids=inputs["position_ids"], device=input_ids.device)
-
-
 def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
     """The number of a batch's sequences."""
     if "input_ids" not in inputs:
         raise ValueError(f"A batch holds {', '.join(map(repr, inputs))}; the locality loss needs 'input_ids'.")
-    documents = _documents(inputs)
+    documents = packed_documents(inputs)
     if documents is None:
         return len(inputs["input_ids"])
     # Of every document of two tokens or more there is one second token. Shorter ones are padding of packed rows.

@@ -19,7 +19,7 @@ from localist_hf.cli.arguments import _FIXED, RunArguments, parse
 from localist_hf.cli.main import main
 from localist_hf.cli.train import card_of, prepare_trainer
 from localist_hf.hub import RunRecord
-from localist_hf.trainers import LocalistTrainer
+from localist_hf.trainers import LocalistTrainer, LocalityArguments
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +219,7 @@ def test_a_resumed_run_goes_on_with_its_own_settings(stopped: Path) -> None:
         (("--learning_rate", "1"), "`learning_rate` is 1.0, but the run in '{}' began with 5e-05"),
         (("--lora-rank", "2"), "`lora_rank` is 2, but the run in '{}' began with 0"),
         (("--locality", "{{}}"), "`locality` is {{}}, but the run in '{}' began with {{'min_block_length': 3"),
+        (("--locality_objective", "fidelity"), "`locality_objective` is 'fidelity', but the run in '{}' began with 'c"),
         (("--target_fidelity", "0.5"), "`target_fidelity` is 0.5, but the run in '{}' began with 0.9"),
     ],
 )
@@ -232,6 +233,19 @@ def test_a_resumed_run_cannot_become_another(stopped: Path, extra, message: str,
 def test_every_flag_of_a_run_is_fixed_or_says_nothing_about_it() -> None:
     names = {entry.name for entry in fields(RunArguments)}
     assert names - {*_FIXED} == {"language", "license", "overwrite_output_dir"}
+    assert {entry.name for entry in fields(LocalityArguments)} <= {*_FIXED}
+
+
+def test_a_run_of_0_2_goes_on_with_its_objective(stopped: Path, capsys) -> None:
+    """It was kept only where it was not the default."""
+    path = stopped / "run_settings.json"
+    saved = json.loads(path.read_text())
+    del saved["locality_objective"]
+    resume = ["--output-dir", str(stopped), "--resume_from_checkpoint", "true"]
+    for kept, objective in ((saved, "context"), (saved | {"locality_objective": "fidelity"}, "fidelity")):
+        path.write_text(json.dumps(kept))
+        assert parse(resume)[1].locality_objective == objective
+        refused(capsys, f"began with {objective!r}", *resume, "--locality_objective", "contrast")
 
 
 def test_a_resumed_run_keeps_its_model(stopped: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:

@@ -8,8 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, Grid, load_grid
-from localist_hf.trainers.locality_arguments import LocalityArguments
+from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, Grid, LocalityArguments, load_grid
 
 
 def names(grid: Grid) -> list[str]:

@@ -23,16 +23,16 @@ def test_shorter_sequences_are_padded_under_a_mask_and_without_labels() -> None:
     ]  # a token 0 is a label
 
 
-def test_padding_that_is_there_already_has_no_label() -> None:
+def test_padding_that_is_there_already_has_no_label_and_predicts_none() -> None:
     features = [
         {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]},
         {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 0]},
     ]
     batch = causal_lm_collator(features)
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 5, 6], [5, 6, -100, -100]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 6], [5, 6, -100, -100]]
     with_labels = causal_lm_collator([feature | {"labels": feature["input_ids"]} for feature in features])
-    assert torch.equal(with_labels["labels"], batch["labels"])
+    assert with_labels["labels"].tolist() == [[-100, -100, 5, 6], [5, 6, -100, -100]]
 
 
 def test_given_labels_and_columns_of_the_model_are_kept() -> None:
@@ -43,6 +43,36 @@ def test_given_labels_and_columns_of_the_model_are_kept() -> None:
     batch = causal_lm_collator(features)
     assert batch["labels"].tolist() == [[-100, 6, -100], [-100, -100, 7]]
     assert batch["block_starts"].tolist() == [[0, 0, -1], [0, 0, 2]]
+
+
+def test_no_text_packed_in_a_row_predicts_the_first_token_of_the_next() -> None:
+    """Nor does one of a single token, as padding of such rows is one."""
+    features = [
+        {"input_ids": [5, 6, 7, 8, 9, 4], "position_ids": [0, 1, 0, 1, 2, 0]},
+        {"input_ids": [5, 6, 7, 0, 0, 0], "position_ids": [3, 4, 0, 0, 0, 0]},
+    ]
+    batch = causal_lm_collator(features)
+    assert batch["labels"].tolist() == [[5, 6, -100, 8, 9, -100], [5, 6, -100, -100, -100, -100]]
+    with_labels = causal_lm_collator([feature | {"labels": feature["input_ids"]} for feature in features])
+    assert torch.equal(with_labels["labels"], batch["input_ids"])
+    masked = causal_lm_collator([feature | {"attention_mask": [1] * 6} for feature in features])  # one text each
+    assert torch.equal(masked["labels"], batch["input_ids"])
+
+
+def test_the_lengths_of_packed_texts_stand_for_their_positions() -> None:
+    """As TRL packs them."""
+    features = [
+        {"input_ids": [5, 6, 7, 8], "seq_lengths": [3, 1], "attention_mask": [1, 1, 1, 1]},
+        {"input_ids": torch.tensor([9, 8, 7, 6]), "seq_lengths": torch.tensor([2, 2]), "attention_mask": [1, 1, 1, 1]},
+    ]
+    batch = causal_lm_collator(features)
+    assert batch.keys() == {"input_ids", "position_ids", "labels"}
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
+    assert batch["labels"].tolist() == [[5, 6, 7, -100], [9, 8, -100, 6]]
+    with pytest.raises(ValueError, match=r"'seq_lengths' of a sequence are \[3, 2\]; they must sum to its 4 tokens"):
+        causal_lm_collator([features[0] | {"seq_lengths": [3, 2]}])
+    with pytest.raises(ValueError, match="A sequence has no 'seq_lengths'"):
+        causal_lm_collator([features[0], {"input_ids": [1, 2, 3, 4]}])
 
 
 def test_texts_packed_into_rows_of_different_lengths_are_refused() -> None:

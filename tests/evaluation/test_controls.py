@@ -1,5 +1,6 @@
 """`measure_controls`: each figure is what its definition says, text by text, from explicit attention matrices."""
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import reference
 import torch
+from architectures import localised, text, untouched
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
@@ -46,14 +48,17 @@ def perplexity(model, rows: list[list[int]], starts: Callable | None = None, **k
 
 
 @torch.no_grad()
-def figures_by_matrix(model, gpt2, rows: list[list[int]], previous: int, layer: int) -> dict:
-    """`own`, `wrong`, and for each length `("windows", n)` and `("recency", n)`: block, outside and keys a position."""
-    sinks = model.config.num_sink_tokens
+def figures_by_matrix(model, native, rows: list[list[int]], previous: int, layers: list[int]) -> list[dict]:
+    """
+    Of each layer `own`, `wrong`, and for each length `("windows", n)` and `("recency", n)`: block, outside and keys of
+    every position, and whether it counts.
+    """
+    sinks, tables = model.config.locality.num_sink_tokens, [{} for _ in layers]
     own = [model(torch.tensor([row]), output_fidelity=[3]).block_starts[0][0] for row in rows]
     text_of_stream = [i for i, row in enumerate(rows) for _ in row]
     stream_of = {}  # text, position in it -> place in the stream
-    for place, text in enumerate(text_of_stream):
-        stream_of[text, place - text_of_stream.index(text)] = place
+    for place, number in enumerate(text_of_stream):
+        stream_of[number, place - text_of_stream.index(number)] = place
     place_of = {place: key for key, place in stream_of.items()}
 
     def wrong(text: int) -> torch.Tensor:
@@ -66,14 +71,12 @@ def figures_by_matrix(model, gpt2, rows: list[list[int]], previous: int, layer: 
             starts.append(current)
         return torch.tensor(starts)
 
-    tables = {}
-    for text, row in enumerate(rows):
+    for number, row in enumerate(rows):
         length = len(row)
-        weights = gpt2(torch.tensor([row]), output_attentions=True).attentions[layer]
+        attentions = native(torch.tensor([row]), output_attentions=True).attentions
         documents = torch.zeros(1, length, dtype=torch.long)
-        visible = reference.visible_keys(documents, length)
         position = torch.arange(length)
-        partitions = {"own": own[text], "wrong": wrong(text)}
+        partitions = {"own": own[number], "wrong": wrong(number)}
         partitions |= {("windows", n): position - position % n for n in range(1, 40)}
         local_sets = {
             name: reference.local_set(starts[None], documents, sinks, length, previous)
@@ -82,24 +85,48 @@ def figures_by_matrix(model, gpt2, rows: list[list[int]], previous: int, layer: 
         for n in range(1, 40):
             near = (position[:, None] - position < n) & (position <= position[:, None])
             local_sets["recency", n] = (near | ((position < sinks) & (position <= position[:, None])))[None, None]
-        for name, local in local_sets.items():
-            nowhere = torch.full((1, length), length)  # a sink that counts is outside of the block
-            of = reference.shares(weights, local, nowhere, documents, sinks)
-            counted = reference.counted(visible, local, documents)[0]
-            table = (of["block_share"][0].mean(0), of["outside_share"][0].mean(0), local[0, 0].sum(-1), counted)
-            tables.setdefault(name, []).append(table)
-    return {name: [torch.cat(parts) for parts in zip(*table, strict=True)] for name, table in tables.items()}
+        nowhere = torch.full((1, length), length)  # a sink that counts is outside of the block
+        for layer, table in zip(layers, tables, strict=True):
+            window = model.config.locality.sliding_windows[layer] or length
+            visible = reference.visible_keys(documents, length) & (position[:, None] - position < window)
+            for name, local in local_sets.items():
+                seen = local & visible
+                of = reference.shares(attentions[layer], seen, nowhere, documents, sinks)
+                shares = [of[f"{part}_share"][0].mean(0) for part in ("block", "outside")]
+                entry = (*shares, seen[0, 0].sum(-1), reference.counted(visible, seen, documents)[0])
+                table.setdefault(name, []).append(entry)
+    return [
+        {name: [torch.cat(parts) for parts in zip(*entries, strict=True)] for name, entries in table.items()}
+        for table in tables
+    ]
 
 
-def check_blocks(results: ControlResults, model, gpt2, rows: list[list[int]]) -> None:
+def matched_lengths(tables: list[dict], kind: str) -> tuple[int, int] | None:
+    """Between which as many keys are seen as in the own blocks, on average over layers with these tables."""
+    for n in range(1, 40):
+        common = [torch.stack([table[name][3] for name in ("own", "wrong", (kind, n))]).all(0) for table in tables]
+        if not torch.stack(common).any():
+            break
+        own, other = (
+            torch.cat([table[name][2][mask] for table, mask in zip(tables, common, strict=True)]).double().mean()
+            for name in ("own", (kind, n))
+        )
+        if other >= own:
+            return max(1, n - 1), n
+    return None
+
+
+def check_blocks(results: ControlResults, model, native, rows: list[list[int]]) -> None:
     for blocks in results.blocks:
-        for index, layer in enumerate(results.layers):
-            tables = figures_by_matrix(model, gpt2, rows, blocks.num_previous_blocks, layer)
-            names = ["own", "wrong"]
-            names += [("windows", n) for n in blocks.window_lengths or ()]
-            names += [("recency", n) for n in blocks.recency_lengths or ()]
+        of_layers = figures_by_matrix(model, native, rows, blocks.num_previous_blocks, results.layers)
+        for index, tables in enumerate(of_layers):
+            lengths_of = {kind: matched_lengths([tables], kind) for kind in ("windows", "recency")}
+            names = ["own", "wrong", *((kind, n) for kind, both in lengths_of.items() for n in both or ())]
             common = torch.stack([tables[name][3] for name in names]).all(0)
-            assert blocks.num_counted == common.sum() > 20
+            assert common.sum() > 20
+            if tables is of_layers[-1]:
+                assert (blocks.window_lengths, blocks.recency_lengths) == (*lengths_of.values(),)
+                assert blocks.num_counted == common.sum()
 
             def figures(name, common=common, tables=tables) -> list[float]:
                 block, outside, keys, _ = (each.double()[common] for each in tables[name])
@@ -112,7 +139,7 @@ def check_blocks(results: ControlResults, model, gpt2, rows: list[list[int]]) ->
 
             assert given(blocks.own) == pytest.approx(figures("own"), abs=1e-5)
             assert given(blocks.wrong) == pytest.approx(figures("wrong"), abs=1e-5)
-            for name, lengths in (("windows", blocks.window_lengths), ("recency", blocks.recency_lengths)):
+            for name, lengths in lengths_of.items():
                 found = getattr(blocks, name)
                 low, high = (figures((name, n)) for n in lengths)
                 # As many keys as the own blocks show, and everything else at the same place between the two.
@@ -142,6 +169,36 @@ def test_more_previous_blocks_are_measured_too(make_model, gpt2_twin, rows) -> N
     results = measure_controls(model, Dataset.from_dict({"input_ids": rows}))
     assert [blocks.num_previous_blocks for blocks in results.blocks] == [0, 1, 2]
     check_blocks(results, model, gpt2_twin(model, "eager"), rows)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sinks", "previous"), [("mistral", 0, 1), ("gemma3", 2, 1), ("gpt_oss", 3, 1)]
+)
+@torch.no_grad()
+def test_what_a_sliding_window_hides_counts_for_nothing(architecture: str, sinks: int, previous: int) -> None:
+    """In a layer with one, other positions count than in a layer without, and other lengths show as many keys."""
+    model = localised(architecture, num_sink_tokens=sinks, num_previous_blocks=previous)
+    native = copy.deepcopy(untouched(architecture))
+    native.set_attn_implementation("eager")
+    rows = [row[:length].tolist() for row, length in zip(text(batch_size=3)[0], LENGTHS, strict=True)]
+    results = measure_controls(model, Dataset.from_dict({"input_ids": rows}), 3, dials=(0, 1), num_previous_blocks=[])
+    assert results.layers == [1, 2, 3]
+    check_blocks(results, model, native, rows)
+    # At dial 1 every layer has the same: as many keys as the own blocks on average over those that are local.
+    tables = figures_by_matrix(model, native, rows, previous, results.layers)
+    for kind, argument in (("windows", "block_starts"), ("recency", "local_starts")):
+        found, losses = torch.tensor(results.documents.losses[kind]), []
+        for n in matched_lengths(tables, kind):
+            for row in rows:
+                position = torch.arange(len(row))[None]
+                starts = position - position % n if kind == "windows" else (position - n + 1).clamp(min=0)
+                ids = torch.tensor([row])
+                outputs = model(ids, labels=ids, **{argument: starts}, locality_dial=1.0)
+                losses.append(outputs.loss.item() * (len(row) - 1))
+        low, high = torch.tensor(losses).view(2, -1)
+        place = (found - low) / (high - low)
+        assert place == pytest.approx(place.mean().expand(3), abs=0.05)
+        assert -0.5 <= place.mean() <= 1.5
 
 
 def test_the_dial_and_the_perplexities_are_those_of_each_text_alone(make_model, rows) -> None:
@@ -253,7 +310,6 @@ def test_dials_rise_from_0_to_1(make_model, rows, dials: tuple[float, ...]) -> N
 
 
 def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> None:
-    """But for the perplexities: what stands before a text predicts its first token."""
     model = make_model(num_sink_tokens=1)
     separate = measure_controls(model, Dataset.from_dict({"input_ids": rows})).to_dict()
     width = 64
@@ -269,7 +325,9 @@ def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> Non
     for dataset in (left, packed):
         found = measure_controls(model, dataset, batch_size=2).to_dict()
         assert_close(found["blocks"], separate["blocks"])
-        assert_close([each["locality"] for each in found["dials"]], [each["locality"] for each in separate["dials"]])
+        for name in ("dials", "divergence", "perplexity_on_blocks", "self_only_perplexity", "all_local_perplexity"):
+            assert_close(found[name], separate[name])
+        assert sum(found["documents"]["labels"]) == sum(separate["documents"]["labels"])
 
 
 def assert_close(value, expected) -> None:

@@ -1,6 +1,7 @@
 """The number of keys in a local set, under a sliding window too, and models whose decoder is no whole transformer."""
 
 import math
+from pathlib import Path
 
 import pytest
 import reference
@@ -9,7 +10,8 @@ from datasets import Dataset
 from transformers import MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from localist_hf import localize
-from localist_hf.evaluation import locality_probe, measure, measure_controls
+from localist_hf.evaluation import locality_probe, locality_report, measure, measure_controls
+from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
 @pytest.mark.parametrize("window", [None, 5, 9, 20])
@@ -50,9 +52,36 @@ def test_controls_under_a_window_show_no_more_keys_than_it_has(make_text) -> Non
     )  # fmt: skip
     model = localize(MistralForCausalLM(config), num_sink_tokens=1, block_partition="window", window_length=6)
     results = measure_controls(model, Dataset.from_dict({"input_ids": make_text(2, 40).tolist()}))
-    for blocks in results.blocks:
-        for figures in filter(None, (blocks.own, blocks.wrong, blocks.windows, blocks.recency)):
-            assert 1 < figures.visible_keys[0] <= 4
+    blocks, with_previous = results.blocks
+    for figures in (blocks.own, blocks.wrong, blocks.windows, blocks.recency):
+        assert 1 < figures.visible_keys[0] < 4
+    # With the block before its own a token has all that the window shows it: nothing is left to count.
+    assert (with_previous.num_counted, with_previous.windows, with_previous.recency) == (0, None, None)
+    assert all(math.isnan(figures.context_fidelity[0]) for figures in (with_previous.own, with_previous.wrong))
+
+
+def test_sinks_of_texts_packed_in_a_row_are_seen_as_far_as_the_window_reaches(make_text, tmp_path: Path) -> None:
+    config = MistralConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=97, sliding_window=12,
+    )  # fmt: skip
+    settings = {"min_block_length": 2, "max_block_length": 5, "num_sink_tokens": 2}
+    model = localize(MistralForCausalLM(config), **settings).eval()
+    rows = [make_text(1, length, seed=length)[0].tolist() for length in (20, 13, 27)]
+    separate = Dataset.from_dict({"input_ids": rows})
+    tokens, positions = ([place for row in rows for place in of(row)] for of in (list, lambda row: range(len(row))))
+    packed = Dataset.from_dict({"input_ids": [tokens], "position_ids": [positions]})
+    expected, found = measure(model, separate), measure(model, packed)
+    assert found == pytest.approx(expected, rel=1e-5)
+    profiles = [locality_report(model, data).profile for data in (separate, packed)]
+    assert profiles[0].visible_keys.tolist() == pytest.approx(profiles[1].visible_keys.tolist())
+    dials = [measure_controls(model, data, dials=(0, 1)).dials[0].locality for data in (separate, packed)]
+    assert dials[0].visible_keys == pytest.approx(dials[1].visible_keys)
+    assert dials[0].visible_keys[-1] == pytest.approx(expected["visible_keys_layer_1"])
+    args = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    arguments = LocalistTrainingArguments(str(tmp_path), **args)
+    trainer = LocalistTrainer(model, arguments, eval_dataset=packed)
+    assert trainer.evaluate()["eval_visible_keys"] == pytest.approx(expected["visible_keys"])
 
 
 def test_a_model_whose_decoder_is_a_part_of_its_transformer(make_text) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
@@ -293,6 +293,60 @@ def test_training_twice_adds_up(make_trainer: Callable, tmp_path: Path) -> None:
     assert steps_and_settings(record) == [(2, "linear", 3), (1, "linear", 3)]
     assert record.earlier_parts[0]["training"]["learning_rate"] == 10 * record.training["learning_rate"]
     assert record.from_scratch
+
+
+def test_a_new_model_of_model_init_has_a_history_of_its_own(
+    make_trainer: Callable, make_local_model: Callable, family: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", seed=3)
+    assert finish(trainer).from_scratch
+    trainer.model_init = lambda: make_local_model("quintic", family / "base")
+    record = finish(trainer)
+    assert steps_and_settings(record) == [(1, "quintic", 3)]
+    assert record.base_weights == weight_hashes(family / "base")
+
+
+def test_steps_after_the_best_weights_count_in_no_training_that_follows(make_trainer: Callable, tmp_path: Path) -> None:
+    """Nor are any left out where training was interrupted, which loads no best weights."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+
+    class Interrupt(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs) -> None:
+            if args.seed == 4 and state.global_step == 3:
+                raise KeyboardInterrupt
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+            metrics["eval_loss"] = abs(state.global_step - 2)  # the least at step 2
+
+    trainer = make_trainer(tmp_path / "run", "linear", max_steps=4, seed=3, **saving, **best)
+    trainer.add_callback(Interrupt())
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    trainer.args.seed = 4
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.args.seed, trainer.args.load_best_model_at_end = 5, False
+    assert steps_and_settings(finish(trainer)) == [(2, "linear", 3), (3, "linear", 4), (4, "linear", 5)]
+
+
+def test_a_retry_with_smaller_batches_is_the_run_that_there_was(make_trainer: Callable, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", "linear", auto_find_batch_size=True, per_device_train_batch_size=2)
+    compute_loss = trainer.compute_loss
+
+    def only_one_row(model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > 1:
+            raise RuntimeError("CUDA out of memory.")
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = only_one_row
+    trainer.train()
+    trainer.compute_loss = compute_loss
+    trainer.save_model()
+    trainer.evaluate()
+    record = RunRecord.from_trainer(trainer)
+    assert steps_and_settings(record) == [(1, "linear", 42)]
+    assert record.training["batch_size"] == 1
 
 
 def test_what_a_foreign_checkpoint_does_not_tell_is_unknown(make_trainer: Callable, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
+from architectures import localised, text
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
@@ -19,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import HPSearchBackend
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure
@@ -182,10 +186,16 @@ def test_zero_weight_is_plain_fine_tuning(make_trainer, make_model) -> None:
     assert any(not torch.equal(tensor, plain[name]) for name, tensor in trained("linear", 3.0).items())
 
 
-def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> None:
+# Where a single layer is local, what it is handed is the same on any blocks, under the dial too.
+@pytest.mark.parametrize(
+    "schedule",
+    [{"locality_schedule": "linear"}, {"locality_schedule": [0.0, 0.0, 0.0, 0.8], "locality_dial": 0.5}],
+    ids=["dial 0", "dial 0.5"],
+)
+def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model, schedule: dict) -> None:
     """psi, and its distance from psi on the same blocks moved along the text."""
     settings = {"locality_objective": "contrast", "target_fidelity": 0.7, "locality_exponent": 2}
-    trainer = make_trainer(max_steps=1, rows=2, max_grad_norm=0, **settings)
+    trainer = make_trainer(make_model(**schedule), max_steps=1, rows=2, max_grad_norm=0, **settings)
     shares = []
 
     def keep(starts: torch.Tensor, documents: torch.Tensor, share: float) -> torch.Tensor:
@@ -194,7 +204,7 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> N
 
     with patch("localist_hf.trainers.locality_loss_mixin.moved_blocks", keep):
         found = first_gradients(trainer)
-    model = make_model(locality_schedule="linear")
+    model = make_model(**schedule)
     input_ids = torch.tensor(random_dataset(2)["input_ids"])
     outputs = model(input_ids, labels=input_ids, output_fidelity=True)
     starts = moved_blocks(outputs.block_starts[-1], torch.zeros_like(input_ids), *shares)
@@ -210,6 +220,42 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model) -> N
     )
     (outputs.loss + 3.0 * locality).backward()
     assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("dial", "min_fidelity", "is_saved", "bf16"),
+    [
+        (0.0, 0.0, False, True),
+        (0.5, 0.0, True, False),
+        (1.0, 0.0, False, True),
+        (0.0, 0.6, False, False),
+        (0.3, 0.9, True, True),
+    ],
+)
+def test_blocks_that_are_not_moved_make_no_contrast(
+    make_trainer, dial: float, min_fidelity: float, is_saved: bool, bf16: bool
+) -> None:
+    """Under any dial, of the configuration or set for a while, and in the precision of the model's own attention."""
+    differences = []
+
+    def keep(fidelity: torch.Tensor, mask: torch.Tensor, target: float, *args) -> torch.Tensor:
+        if target == 0.5:
+            assert mask.any()
+            differences.append((fidelity.detach() * mask[:, None]).abs().max().item())
+        return locality_loss(fidelity, mask, target, *args)
+
+    held = {"locality_dial": dial, "min_fidelity": min_fidelity}
+    model = localised("llama", block_partition="window", window_length=7, **(held if is_saved else {}))
+    args = make_trainer(max_steps=1, locality_objective="contrast", bf16=bf16).args
+    trainer = LocalistTrainer(model, args, train_dataset=Dataset.from_dict({"input_ids": text()[0].tolist()}))
+    module = "localist_hf.trainers.locality_loss_mixin"
+    with (
+        nullcontext() if is_saved else model.set_locality_dial(dial, min_fidelity),
+        patch(f"{module}.moved_blocks", lambda starts, *_: starts),
+        patch(f"{module}.locality_loss", keep),
+    ):
+        trainer.train()
+    assert differences == [0.0] * 3
 
 
 def test_contrast_tells_own_blocks_from_moved_ones(make_trainer, make_model) -> None:
@@ -276,6 +322,69 @@ def test_logs_hold_each_quantity_as_a_series(make_trainer) -> None:
             assert entry[f"fidelity_layer_{layer}"] == pytest.approx(1 - shares[3])
             assert entry[f"context_fidelity_layer_{layer}"] == pytest.approx(shares[2] / (shares[2] + shares[3]))
         assert entry["loss"] == pytest.approx(entry["lm_loss"] + 3.0 * entry["locality_loss"], rel=1e-4)
+
+
+class FailOnce(TrainerCallback):
+    """Ends the first run with an exception, after its first step."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.errors = [error]
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        if self.errors:
+            raise self.errors.pop()
+
+
+def second_training(trainer: LocalistTrainer) -> None:
+    trainer.train()
+    trainer.train()
+
+
+def training_after_an_exception(trainer: LocalistTrainer) -> None:
+    trainer.add_callback(FailOnce(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.evaluate()
+    trainer.train()
+
+
+def retry_with_smaller_batches(trainer: LocalistTrainer) -> None:
+    trainer.add_callback(FailOnce(RuntimeError("CUDA out of memory.")))
+    trainer.args.auto_find_batch_size = True
+    trainer.train()
+    assert trainer.state.train_batch_size < 2
+
+
+def trials_of_a_search(trainer: LocalistTrainer) -> None:
+    class Backend:
+        def ensure_available(self) -> None:
+            pass
+
+        def run(self, trainer: Trainer, n_trials: int, direction: str) -> None:
+            for number in range(n_trials):
+                trainer.train(trial={"learning_rate": 1e-3 * number})
+
+    backends = {HPSearchBackend.WANDB: Backend}
+    with (
+        patch.dict("sys.modules", wandb=SimpleNamespace(run=SimpleNamespace(id="trial"))),
+        patch.dict("transformers.trainer.ALL_HYPERPARAMETER_SEARCH_BACKENDS", backends),
+        patch("transformers.integrations.integration_utils.is_wandb_available", lambda: True),
+    ):
+        trainer.hyperparameter_search(lambda trial: {}, n_trials=2, backend="wandb")
+    assert trainer.args.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "train", [second_training, training_after_an_exception, retry_with_smaller_batches, trials_of_a_search]
+)
+def test_a_run_logs_nothing_of_the_run_before(make_trainer, make_model, train: Callable) -> None:
+    """A run of three steps that logs after two leaves the third unlogged."""
+    trainer = make_trainer(max_steps=3, logging_steps=2, rows=6)
+    if train is trials_of_a_search:
+        trainer.model_init = lambda: make_model(locality_schedule="linear")
+    train(trainer)
+    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx(entry["lm_loss"] + 3.0 * entry["locality_loss"], rel=1e-4)
 
 
 def test_tensorboard_gets_the_series(make_trainer, tmp_path: Path, monkeypatch) -> None:
@@ -558,6 +667,14 @@ def test_packing_changes_no_gradient(make_trainer, make_model, objective_on_fixe
     for size, steps in ((3, 1), (1, 3), (2, 2)):
         split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
         assert_same(first_gradients(make_trainer(dataset=packed, **split, **settings)), alone)
+    # By themselves documents predict nothing of each other either, nor where TRL's packing tells them apart.
+    by_lengths = [[len(text) for text in row] for row in rows]
+    unlabelled = packed.remove_columns("labels")
+    for dataset in (unlabelled, unlabelled.remove_columns("position_ids").add_column("seq_lengths", by_lengths)):
+        trainer = make_trainer(dataset=dataset, per_device_train_batch_size=3, **settings)
+        expected = trainer.evaluate(ragged_dataset())["eval_perplexity"]
+        assert trainer.evaluate(dataset)["eval_perplexity"] == pytest.approx(expected, rel=1e-4)
+        assert_same(first_gradients(trainer), alone)
 
 
 class OwnLoss(Trainer):

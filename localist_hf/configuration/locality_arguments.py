@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any
 
@@ -84,6 +84,10 @@ class LocalityArguments:
         if self.greater_is_better is None and metric is not None and _LOWER_IS_BETTER.fullmatch(metric):
             self.greater_is_better = False
         super().__post_init__()
+
+
+#: These arguments and what trainers set where nothing else is said.
+LOCALITY_ARGUMENTS: dict[str, Any] = {each.name: each.default for each in fields(LocalityArguments)}
 
 
 def check_not_negative(arguments: Any, names: Sequence[str]) -> None:
