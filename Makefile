@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family base study results smollm2 test browser test-slow test-gpu bench lint clean
+.PHONY: demo family base study results smollm2 test test-versions test-oldest browser test-slow test-gpu bench lint clean anew
 
 demo: $(READY)
 	$(BIN)/localist-hf family quick --output-dir runs/demo --jobs 2
@@ -42,6 +42,16 @@ smollm2: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
+# The suite with the oldest and with the newest versions that pyproject.toml allows, constraints.txt aside. Torch is the
+# CUDA build of PyPI there: 5 GB for each environment.
+test-versions: .venv-oldest/.ready .venv-newest/.ready
+	.venv-oldest/bin/python -m pytest -n 2
+	.venv-newest/bin/python -m pytest -n 2
+
+# What CI runs of it: the code that travels with every model, on the oldest.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n 2 tests/modeling
+
 test-slow: $(READY) browser
 	$(BIN)/python -m pytest -m slow
 
@@ -61,7 +71,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 # Installed anew when the pinned versions or the package's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -72,3 +82,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+.venv-oldest/.ready: RESOLUTION := lowest-direct
+.venv-newest/.ready: RESOLUTION := highest
+.venv-newest/.ready: anew
+.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml $(READY)
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION) --editable '.[dev]'
+	touch $@
+
+anew: # what is newest changes from day to day

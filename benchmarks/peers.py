@@ -9,6 +9,7 @@ no cache in training.
 import contextlib
 import copy
 import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
 from localist_hf.modeling.fused_attention import attention_with_lse
-from localist_hf.modeling.locality import context_fidelity
+from localist_hf.modeling.locality import CACHE_ARGUMENTS, context_fidelity
 from localist_hf.trainers.locality_loss import locality_loss
 
 
@@ -38,6 +39,9 @@ Task = Callable[[], object]
 _MAX_BLOCK_LENGTH = 64
 _TARGET_FIDELITY, _LOCALITY_WEIGHT, _EXPONENT = 0.9, 5.0, 1  # LocalistTrainingArguments' defaults
 _EPS = 1e-3  # of the context fidelity in the loss
+
+# What the plain models call their key-value cache.
+_CACHE = next(name for name in CACHE_ARGUMENTS if name in inspect.signature(GPT2LMHeadModel.forward).parameters)
 
 #: Every task: its name, and what builds it for a shape.
 TASKS: dict[str, Callable[[Shape], Task]] = {}
@@ -362,7 +366,7 @@ def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
         prompt = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial)
 
     def prepare() -> Task:
-        cache = copy.deepcopy(prompt.past_key_values)
+        cache = copy.deepcopy(getattr(prompt, _CACHE))
 
         @torch.no_grad()
         def decode() -> None:
@@ -372,8 +376,8 @@ def _decoding(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
                     input_ids=tokens,
                     attention_mask=ones[:, :length],
                     position_ids=ones[:, :1] * (length - 1),
-                    past_key_values=cache,
                     use_cache=True,
+                    **{_CACHE: cache},
                     **dial,
                 )
                 tokens = step.logits.argmax(-1)
@@ -420,8 +424,8 @@ def _cache_bytes(model: PreTrainedModel, shape: Shape, **dial: float) -> Task:
 
     @torch.no_grad()
     def measure() -> int:
-        cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial).past_key_values
-        model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True, **dial)
+        cache = getattr(model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **dial), _CACHE)
+        model(input_ids=input_ids[:, -1:], use_cache=True, **{_CACHE: cache}, **dial)
         storages = [rows.untyped_storage() for layer in cache.layers for rows in (layer.keys, layer.values)]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

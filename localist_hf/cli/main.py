@@ -36,6 +36,7 @@ _COMMANDS = {
     "evaluate": "measure and draw where the attention of any causal language model goes",
     "view": "read a model's attention on a page, with the dial",
     "publish": "publish runs as repositories on the Hub",
+    "update": "give published repositories the code of this version",
     "export": "write a run as a plain GPT-2 folder",
 }
 

@@ -263,7 +263,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[tuple[str, Interv
                 name.remove()
             return False
         names.append(name)
-        taken.append(box)
+        taken.append(box.padded(2))  # matplotlib before 3.11 rounds the size of a text
     return True
 
 

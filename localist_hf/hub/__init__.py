@@ -1,4 +1,4 @@
-"""Records of runs, model cards, publishing, and export to plain GPT-2."""
+"""Records of runs, model cards, publishing and updates of what is published, and export to plain GPT-2."""
 
 from .export import export_gpt2
 from .model_card import CARD_FILE, card_files, write_card
@@ -17,6 +17,7 @@ from .publish import (
 )
 from .run_history import RECORD_FILE, RunHistory
 from .run_record import RunRecord, last_evaluation
+from .update import update
 
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "publish",
     "push_to_hub",
     "repository_files",
+    "update",
     "upload",
     "write_card",
 ]

@@ -28,12 +28,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
 from .. import modeling
 from ..modeling.modeling_localist import auto_map
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
+from .model_code import code_files, renewed_code
 from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
 from .run_record import RunRecord
 from .space import SPACE_TAG, Space, make_space
@@ -145,9 +145,14 @@ def repository_files(
         name for name, path in [*files.items(), (code.name, code)] if isinstance(path, Path) and not path.is_file()
     ]:
         raise ValueError(f"{str(folder)!r} is no complete run: {missing[0]} is missing.")
+    code = {name: path.read_bytes() for name, path in code_files(code).items()}
     if not record.adapter:
-        files["config.json"] = _checked_config(folder, record)
-    files |= {Path(path).name: Path(path) for path in sorted([str(code), *get_relative_import_files(code)])}
+        config = _checked_config(folder, record)
+        # The folder has the code of the version that trained it.
+        code, pinned = renewed_code(config, code)
+        config.get("locality", config).update(pinned)
+        files["config.json"] = _json(config)
+    files |= {name: content for name, content in code.items() if content is not None}
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
     files |= card_files(folder, repo_id, base_model, space)
@@ -170,7 +175,7 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} is no complete run: {path.name} is missing.")
-    adapter = _read_json(path)
+    adapter = read_json(path)
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
     config = record.model_config.to_dict() | {"architectures": [record.architecture]}
@@ -192,10 +197,10 @@ def _auto_map(record: RunRecord) -> dict[str, str]:
     return auto_map(record.model_config)
 
 
-def _checked_config(folder: Path, record: RunRecord) -> bytes:
+def _checked_config(folder: Path, record: RunRecord) -> dict[str, Any]:
     """The configuration, with the code of this repository alone; refused if damaged, or not the one measured."""
-    _read_json(folder / "generation_config.json")
-    values = _read_json(folder / "config.json")
+    read_json(folder / "generation_config.json")
+    values = read_json(folder / "config.json")
     try:
         type(record.model_config)(**values)
     except StrictDataclassError as error:
@@ -208,7 +213,7 @@ def _checked_config(folder: Path, record: RunRecord) -> bytes:
             raise ValueError(
                 f"`{name}` in config.json of {str(folder)!r} is {value!r}; the run was measured with {measured!r}."
             )
-    return _json(values | {"auto_map": _auto_map(record)})
+    return values | {"auto_map": _auto_map(record)}
 
 
 def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
@@ -219,7 +224,7 @@ def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
             f"{str(folder)!r} holds no tokenizer that others can load ({missing[0]} is missing), without which the "
             "model cannot be used; give the trainer one as `processing_class`, or save it there."
         )
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     files["tokenizer_config.json"] = _json({key: value for key, value in settings.items() if key not in _MACHINE_KEYS})
     with tempfile.TemporaryDirectory() as published:
         for name, content in files.items():
@@ -231,7 +236,13 @@ def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
     return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    The JSON object in a file.
+
+    Raises:
+        ValueError: where it holds none.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -365,7 +376,7 @@ def publish(
     api = api or HfApi()
     publication = prepare(folder, namespace, base_model, name, space)
     repositories = publication.repositories
-    with _explained(f"the account of {api.endpoint}"):
+    with explained(f"the account of {api.endpoint}"):
         account = api.whoami()
     allowed = [account["name"], *(org["name"] for org in account.get("orgs", ()))]
     if namespace not in allowed:
@@ -402,7 +413,7 @@ def publish(
     for path, reason in publication.left_out.items():
         report(f"left out: {path}: {reason}")
     if collection is not None:
-        with _explained(f"the collection {collection!r}"):
+        with explained(f"the collection {collection!r}"):
             slug = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True).slug
             for repo_id in repositories:
                 api.add_collection_item(slug, repo_id, item_type="model", exists_ok=True)
@@ -500,7 +511,7 @@ def upload(
     Raises:
         PublishError: see [`publish`].
     """
-    with _explained(repo_id):
+    with explained(repo_id):
         if info is None:
             try:
                 info = api.repo_info(repo_id, revision=revision, repo_type=repo_type)
@@ -580,7 +591,7 @@ def full_repository_id(api: HfApi, repo_id: str) -> str:
     """A repository's id, under the account's own name where it has no namespace."""
     if "/" in repo_id:
         return repo_id
-    with _explained(f"the account of {api.endpoint}"):
+    with explained(f"the account of {api.endpoint}"):
         return f"{api.whoami()['name']}/{repo_id}"
 
 
@@ -591,7 +602,7 @@ def find_model(api: HfApi, repo_id: str) -> ModelInfo | None:
     Raises:
         PublishError: where the Hub cannot be asked.
     """
-    with _explained(repo_id, again=""):
+    with explained(repo_id, again=""):
         try:
             return api.model_info(repo_id, files_metadata=True)
         except RepositoryNotFoundError:
@@ -613,7 +624,7 @@ def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | Non
     Raises:
         PublishError: where it holds another app, or is public and shows what is private, or cannot be asked for.
     """
-    with _explained(repo_id, again=""):
+    with explained(repo_id, again=""):
         try:
             info = api.space_info(repo_id)
         except RepositoryNotFoundError:
@@ -656,8 +667,8 @@ _AGAIN = "It shows its former state or the whole new one; the same call made aga
 
 
 @contextmanager
-def _explained(what: str, again: str = _AGAIN) -> Iterator[None]:
-    """Turns what the client raises into a message that says what to do."""
+def explained(what: str, again: str = _AGAIN) -> Iterator[None]:
+    """Turns what the client raises into a [`PublishError`] that says what to do."""
     try:
         yield
     except LocalTokenNotFoundError as error:

@@ -212,7 +212,7 @@ class Reading:
         outputs = self.model.generate(
             input_ids=prefix,
             attention_mask=torch.ones_like(prefix),
-            past_key_values=self._cache_before(position, dial),
+            cache=self._cache_before(position, dial),
             locality_dial=dial,
             min_fidelity=0.0,
             max_new_tokens=max_new_tokens,
@@ -236,7 +236,7 @@ class Reading:
             return whole_cache(config)
         if dial not in self._caches:
             cache = whole_cache(config)
-            inputs = {"input_ids": self.passage.input_ids[None].to(self.model.device), "past_key_values": cache}
+            inputs = {"input_ids": self.passage.input_ids[None].to(self.model.device), "cache": cache}
             core_model(self.model).base_model(**inputs, use_cache=True, locality_dial=dial, min_fidelity=0.0)
             for other in self._caches.keys() - {0.0}:
                 del self._caches[other]
@@ -286,7 +286,7 @@ def read(
     if block_starts is not None and block_starts.shape != passage.input_ids.shape:
         raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
     rows, cache, locality = AttentionRows(core.config), whole_cache(core.config), core.config.locality
-    request = {"past_key_values": cache, "use_cache": True, "locality_dial": 0.0, "min_fidelity": 0.0}
+    request = {"cache": cache, "use_cache": True, "locality_dial": 0.0, "min_fidelity": 0.0}
     if block_starts is None:
         request["output_fidelity"] = [locality.num_hidden_layers - 1]
     outputs = decoder(input_ids=input_ids, observer=rows.keep, **request)

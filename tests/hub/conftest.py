@@ -167,6 +167,8 @@ def api(hub: HubServer, plain_client: None) -> HfApi:
 def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was first made with
     monkeypatch.setenv("HF_TOKEN", TOKEN)

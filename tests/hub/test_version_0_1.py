@@ -1,5 +1,9 @@
-"""A repository that version 0.1 published still loads: by its own code anywhere, by ours where both mean the same."""
+"""
+A repository that version 0.1 published still loads: by its own code, which `localist-hf update` mends for transformers
+5.24, and by ours where both mean the same.
+"""
 
+import inspect
 import json
 import os
 import shutil
@@ -10,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Model
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.hub.model_code import renewed_code
 
 
 FOLDER = Path(__file__).with_name("version_0_1")
@@ -29,7 +34,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 torch.set_num_threads(1)
-repository, saved = {str(REPOSITORY)!r}, sys.argv[1]
+repository, saved = sys.argv[1:]
 expected = load_file({str(FOLDER / "expected.safetensors")!r})
 tokens = expected["input_ids"]
 greedy = GenerationConfig(max_new_tokens=8, do_sample=False, pad_token_id=1, eos_token_id=[])
@@ -52,19 +57,34 @@ def compare(model):
 """
 
 
-def run(folder: Path, code: str) -> None:
+@pytest.fixture(params=["as it was", "mended"])
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "as it was":
+        if "past_key_values" not in inspect.signature(GPT2Model.forward).parameters:
+            pytest.skip("its code is wrong with transformers 5.24 and newer")
+        return REPOSITORY
+    repository = shutil.copytree(REPOSITORY, tmp_path / "mended")
+    code = {path.name: path.read_bytes() for path in repository.glob("*.py")}
+    mended, _ = renewed_code(json.loads((repository / "config.json").read_text()), code)
+    for name, content in mended.items():
+        (repository / name).write_bytes(content)
+    return repository
+
+
+def run(folder: Path, repository: Path, code: str) -> None:
     """Runs code after `COMPARE` in a fresh process, with an empty cache."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPARE + code, str(folder / "saved")],
+        [sys.executable, "-c", COMPARE + code, str(repository), str(folder / "saved")],
         env=os.environ | {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
-def test_strangers_load_it_and_what_they_save_of_it(tmp_path: Path) -> None:
+def test_strangers_load_it_and_what_they_save_of_it(repository: Path, tmp_path: Path) -> None:
     run(
         tmp_path,
+        repository,
         """
 sys.modules["localist_hf"] = None  # it may be installed where the tests run
 for folder in (repository, saved):
@@ -78,10 +98,11 @@ for folder in (repository, saved):
     )
 
 
-def test_its_code_and_ours_share_a_process(tmp_path: Path) -> None:
+def test_its_code_and_ours_share_a_process(repository: Path, tmp_path: Path) -> None:
     """Whichever was loaded last: what one registers does not change what the other does."""
     run(
         tmp_path,
+        repository,
         """
 theirs = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -274,6 +274,7 @@ def attention_matrices_asked_for_by_the_configuration(kind: Kind):
 @check
 def attention_matrices_asked_for_when_loading(kind: Kind):
     model = kind.lm_class.from_pretrained(kind.saved(), output_attentions=True, attn_implementation="eager")
+    model.generation_config.return_dict_in_generate = True  # the oldest transformers saves it only so
     model.save_pretrained(kind.folder)
     return model(IDS).attentions, kind.lm_class.from_pretrained(kind.folder)(IDS).logits
 
@@ -615,7 +616,10 @@ def exported(kind: Kind):
 @check
 def exported_by_transformers(kind: Kind):
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-    return DynamoExporter().export(kind.model(), inputs, DynamoConfig())(**inputs).logits
+    exported = DynamoExporter().export(kind.model(), inputs, DynamoConfig())
+    # The oldest transformers gives torch's own program.
+    run = exported.module() if isinstance(exported, torch.export.ExportedProgram) else exported
+    return run(**inputs).logits
 
 
 @check
