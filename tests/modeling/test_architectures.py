@@ -377,8 +377,15 @@ MANY_SINKS = {"num_sink_tokens": WINDOW + 5, "max_block_length": 6, "locality_sc
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2", "gpt_oss"])
-@pytest.mark.parametrize("layout", PADDING)
-@pytest.mark.parametrize(("filled_at", "dial"), [(0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("layout", "filled_at", "dial"),
+    [
+        ("left", 1.0, 1.0),
+        ("right", 1.0, 1.0),
+        ("none", 0.0, 1.0),
+        pytest.param("left", 0.5, 0.5, marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_sinks_beyond_what_a_cache_keeps(architecture: str, layout: str, filled_at: float, dial: float) -> None:
     model = localised(architecture, **MANY_SINKS)
@@ -406,7 +413,7 @@ def test_sinks_beyond_what_a_cache_keeps(architecture: str, layout: str, filled_
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2", "gpt_oss"])
-@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dial", [0.5, 1.0])
 @torch.no_grad()
 def test_as_many_sinks_measure_what_the_matrix_does(architecture: str, dial: float) -> None:
     model = localised(architecture, **{**MANY_SINKS, "locality_schedule": "linear"})
