@@ -122,7 +122,7 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """
-        Keeps the keys and values of the first tokens as they come, with zeros for those to come.
+        Keeps the keys and values of the first tokens as they come, as many as have come.
 
         Args:
             first (`torch.LongTensor` of shape `(batch_size,)`):
@@ -130,17 +130,19 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
             key (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`), value (`torch.Tensor`):
                 Of the last `length` tokens, the new ones among them.
         """
-        if self.sinks is None:
-            batch_size, num_heads, _, width = key.shape
-            size = (batch_size, num_heads, self.num_sink_tokens)
-            self.sinks = key.new_zeros(*size, width), value.new_zeros(*size, value.shape[3])
+        kept = self.sinks or (key[:, :, :0], value[:, :, :0])
+        num_sinks = min(self.num_sink_tokens, self.cumulative_length)
         dropped = self.cumulative_length - key.shape[2]
-        position = first[:, None] + torch.arange(self.num_sink_tokens, device=first.device) - dropped
+        position = first[:, None] + torch.arange(num_sinks, device=first.device) - dropped
         is_here = ((position >= 0) & (position < key.shape[2]))[:, None, :, None]
         index = position.clamp(0, key.shape[2] - 1)[:, None, :, None]
         self.sinks = tuple(
-            torch.where(is_here, tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[3])), before)
-            for tensor, before in zip((key, value), self.sinks, strict=True)
+            torch.where(
+                is_here,
+                tensor.gather(2, index.expand(-1, tensor.shape[1], -1, tensor.shape[3])),
+                F.pad(before, (0, 0, 0, num_sinks - before.shape[2])),
+            )
+            for tensor, before in zip((key, value), kept, strict=True)
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -150,8 +150,9 @@ class Locality:
         }
         #: Layers that need blocks; the others are plain attention.
         self.layers = self.measured | dialled
-        # Read once: a configuration's attributes are slow.
-        self.num_sink_tokens, self.sliding_windows = self.config.num_sink_tokens, self.config.sliding_windows
+        # Read once: a configuration's attributes are slow. A text has no more sinks than tokens.
+        self.num_sink_tokens = min(self.config.num_sink_tokens, self.documents.shape[1])
+        self.sliding_windows = self.config.sliding_windows
         self.seen = self.cache.get_seq_length() if self.cache is not None else 0
         #: The layers whose values define the blocks of every layer above them.
         self.semantic_band = self.config.semantic_band
@@ -414,7 +415,7 @@ class Locality:
                 if isinstance(cached, BlockCacheLayer):
                     pass  # made so by a caller who wants to remove tokens again
                 elif layer in self.only_local:
-                    limits = (self.config.max_local_length, self.num_sink_tokens, window)
+                    limits = (self.config.max_local_length, self.config.num_sink_tokens, window)
                     cache.layers[layer] = LocalCacheLayer(*limits)
                 elif layer in searching:
                     cache.layers[layer] = BlockCacheLayer() if window is None else SlidingBlockCacheLayer(window)
