@@ -40,13 +40,13 @@ smollm2: $(READY)
 	$(BIN)/python examples/smollm2.py runs/smollm2
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The suite with the oldest and with the newest versions that pyproject.toml allows, constraints.txt aside. Torch is the
 # CUDA build of PyPI there: 5 GB for each environment.
 test-versions: .venv-oldest/.ready .venv-newest/.ready
-	.venv-oldest/bin/python -m pytest -n 2
-	.venv-newest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
 
 # What CI runs of it: the code that travels with every model, on the oldest.
 test-oldest: .venv-oldest/.ready

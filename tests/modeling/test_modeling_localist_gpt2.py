@@ -633,7 +633,7 @@ def test_two_forward_passes_keep_their_measurements_apart(make_model, make_text)
 
 def test_gradients_that_torch_would_compile_wrongly_are_refused(make_model, make_text, monkeypatch):
     monkeypatch.setattr(locality, "_COMPILES_GRADIENTS", False)
-    model, ids = make_model(n_layer=2), make_text(1, 20)
+    model, ids = make_model(n_layer=1), make_text(1, 20)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     for request in ({"output_fidelity": True}, {"locality_dial": 0.5}):
