@@ -1,5 +1,6 @@
 """Whether a model's own text degrades under the dial: variety, repetition, and what the base thinks of it."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,9 @@ def _figures(texts: torch.Tensor, judge: PreTrainedModel, prompt_length: int) ->
     labels = texts.clone()
     labels[:, :prompt_length] = -100
     texts = texts.to(judge.device)
-    losses, _ = label_losses(judge.eval()(input_ids=texts, use_cache=False).logits, labels)
+    takes_dial = "locality_dial" in inspect.signature(core_model(judge).forward).parameters
+    free = {"locality_dial": 0.0, "min_fidelity": 0.0} if takes_dial else {}
+    losses, _ = label_losses(judge.eval()(input_ids=texts, use_cache=False, **free).logits, labels)
     written = texts[:, prompt_length:].tolist()
     return GenerationFigures(
         num_tokens=len(written[0]),

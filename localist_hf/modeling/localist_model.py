@@ -3,6 +3,7 @@
 
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -87,6 +88,7 @@ class LocalistMixin:
     output_class: ClassVar[type[ModelOutput]]
     _native_arguments: ClassVar[tuple[str, ...]]
     _cache_argument: ClassVar[str | None]
+    _counts_from_zero: ClassVar[bool]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Gives `forward` the native arguments and ours by name: transformers reads there what a model takes."""
@@ -99,6 +101,10 @@ class LocalistMixin:
         own = inspect.signature(LocalistMixin.forward).parameters
         cls._native_arguments = tuple(parameter.name for parameter in native if parameter.name != "self")
         cls._cache_argument = next((name for name in CACHE_ARGUMENTS if name in cls._native_arguments), None)
+        # Models that count positions from the padding token on, such as Roberta, have a function of this name for it.
+        file = sys.modules[native_forward.__module__]
+        entries = (file, *vars(file).values())
+        cls._counts_from_zero = not any(hasattr(entry, "create_position_ids_from_input_ids") for entry in entries)
         if "output_class" not in cls.__dict__:
             cls.output_class = _localist_output(_native_output(native_forward))
 
@@ -175,11 +181,10 @@ class LocalistMixin:
             return self.output_class(**super().forward(**kwargs, return_dict=True, locality=None))
         self._check_arguments(kwargs)
         self._prepare_cache(locality, kwargs)
-        if kwargs.get("position_ids") is None and kwargs.get("attention_mask") is not None:
+        is_told = kwargs.get("position_ids") is not None or kwargs.get("attention_mask") is None
+        if not is_told and self._counts_from_zero and "position_ids" in self._native_arguments:
             # Where a row begins with padding, some models would count that too.
-            positions = locality.positions_in_text()
-            if positions is not None and "position_ids" in self._native_arguments:
-                kwargs["position_ids"] = positions
+            kwargs["position_ids"] = locality.positions_in_text()
         outputs = super().forward(**kwargs, return_dict=True, locality=locality)
         locality.check_attended(type(self).__name__, getattr(outputs, self._cache_argument, None))
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]

@@ -218,11 +218,14 @@ class Locality:
                     f"`{argument}` reaches the attention of layer {layer} ({name}) and may change it in ways that are "
                     "not known here; its locality can be neither measured nor held."
                 )
-        if arguments.get("softcap") is not None and module.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]:
-            raise ValueError(
-                f"{name} has its scores soft-capped, which `sdpa` does not do; its locality can be neither measured "
-                "nor held. Load the model with `attn_implementation='eager'` and localise it then."
-            )
+        for argument in ("softcap", "s_aux"):
+            is_sdpa = module.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
+            if is_sdpa and arguments.get(argument) is not None:
+                raise ValueError(
+                    f"`{argument}` reaches the attention of layer {layer} ({name}), and `sdpa` does nothing with it; "
+                    "its locality can be neither measured nor held. If it is the model's own, load that with "
+                    "`attn_implementation='eager'` and localise it then."
+                )
         window = arguments.get("sliding_window")
         if window is not None and window != self.sliding_windows[layer]:
             raise ValueError(

@@ -219,7 +219,8 @@ def _check_layers(model: PreTrainedModel, locality: LocalityConfig) -> None:
 
 def _locality_config(config: PreTrainedConfig, settings: dict[str, Any]) -> LocalityConfig:
     """What is set, in place of what the configuration says, and checked against the model."""
-    settings = {**settings_of(config), **settings}
+    # Copied, since lists among them may be the caller's, or another model's.
+    settings = copy.deepcopy({**settings_of(config), **settings})
     check_settings(settings)
     layers = DynamicCache(config=config).layers
     return LocalityConfig(

@@ -38,6 +38,16 @@ def test_what_is_written_depends_on_the_dial_and_the_seed_alone(make_model, make
     assert max(figures["dial 0"].repetition_4) < 0.1
 
 
+@torch.no_grad()
+def test_the_judge_is_free_whatever_its_dial(make_model, make_text) -> None:
+    model, judge, texts = make_model(seed=1), make_model(seed=2, locality_schedule="localist"), make_text(2, 30)
+    expected = measure_generation(model, judge, texts, prompt_length=10, dials=(0.0,))
+    with judge.set_locality_dial(1.0):
+        assert measure_generation(model, judge, texts, prompt_length=10, dials=(0.0,)) == expected
+    judge.config.locality_dial, judge.config.min_fidelity = 0.5, 0.9
+    assert measure_generation(model, judge, texts, prompt_length=10, dials=(0.0,)) == expected
+
+
 # What a checkpoint may set and every call would take over.
 OWN_GENERATION = {
     "temperature": 0.1, "top_k": 1, "top_p": 0.1, "min_p": 0.9, "top_h": 0.1, "typical_p": 0.1, "epsilon_cutoff": 0.5,

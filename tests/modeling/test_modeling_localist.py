@@ -37,6 +37,7 @@ from transformers import (
     MambaConfig,
     PreTrainedModel,
     Qwen3NextConfig,
+    RobertaConfig,
     T5Config,
 )
 
@@ -649,8 +650,39 @@ def test_soft_capping_that_the_attention_does_not_do_is_not_measured() -> None:
 
     for layer in model.model.layers:
         layer.self_attn.register_forward_pre_hook(capped, with_kwargs=True)
-    with pytest.raises(ValueError, match=r"LlamaAttention has its scores soft-capped, which `sdpa` does not do"):
-        model(torch.randint(3, 64, (1, 30)), output_fidelity=True)
+    ids = torch.randint(3, 64, (1, 30))
+    with pytest.raises(ValueError, match=r"`softcap` reaches the attention of layer 0 \(LlamaAttention\), and `sdpa`"):
+        model(ids, output_fidelity=True)
+    with pytest.raises(ValueError, match=r"`s_aux` reaches the attention of layer 0 \(LlamaAttention\), and `sdpa`"):
+        localize(llama(), **SETTINGS)(ids, s_aux=torch.zeros(4), output_fidelity=True)
+
+
+def test_settings_are_the_model_s_own() -> None:
+    schedule, delimiters = [0.0, 0.0, 0.5, 1.0], [3, 4, 5]
+    one, other = (
+        localize(llama(), locality_schedule=schedule, block_partition="delimiter", delimiter_token_ids=delimiters)
+        for _ in range(2)
+    )
+    ids = torch.randint(3, 64, (1, 30))
+    expected = one(ids, locality_dial=0.9).logits
+    schedule[:], delimiters[:] = [1.0] * 4, [9]
+    other.config.locality.locality_schedule[0] = 1.0
+    assert torch.equal(one(ids, locality_dial=0.9).logits, expected)
+
+
+@torch.no_grad()
+def test_positions_that_begin_elsewhere_are_left_to_the_model() -> None:
+    """Roberta's begin after the padding token's id, and it looks for padding itself."""
+    fields = {**TINY, "initializer_range": 0.3, "is_decoder": True}
+    model = localize(made("RobertaForCausalLM", RobertaConfig, **fields), **SETTINGS)
+    ids = torch.randint(3, 64, (2, 30))
+    mask = torch.ones_like(ids)
+    ids[0, :9] = mask[0, :9] = 0
+    outputs = model(ids, attention_mask=mask, output_fidelity=True)
+    free = model(ids, attention_mask=mask)
+    assert_close(outputs.logits[mask.bool()], free.logits[mask.bool()], atol=1e-5, rtol=0)
+    alone = model(ids[:1, 9:], output_fidelity=True)
+    assert_close(outputs.logits[:1, 9:], alone.logits, atol=1e-5, rtol=0)
 
 
 def test_a_configuration_that_is_not_causal_is_refused() -> None:
