@@ -748,6 +748,7 @@ class Logits(torch.nn.Module):
         return self.model(ids, locality_dial=0.5, min_fidelity=0.0, use_cache=False).logits
 
 
+@torch.no_grad()  # compiled by torch 2.11, gradients are what is refused
 def export_of_any_length() -> None:
     length = torch.export.Dim("length", min=4, max=20)
     torch.export.export(Logits(asked()), (IDS,), dynamic_shapes={"ids": {1: length}}, strict=False)
