@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from localist_hf.hub import model_card
+from localist_hf.modeling import locality_dial
 
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -52,6 +53,13 @@ Settings = float | int | str | list | None
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_dial_outlives_its_test() -> Iterator[None]:
+    """One that is set from now on holds for the thread, and a compiled graph then looks for it."""
+    yield
+    locality_dial._SETTINGS.set(())
 
 
 @pytest.fixture(scope="session", autouse=True)
