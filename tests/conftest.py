@@ -5,6 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may reach the network
 
+import gc
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from localist_hf.hub import model_card
 from localist_hf.modeling import locality_dial
 
 
+# What is imported stays: looking through it again and again would take a good part of the tests' time.
+gc.freeze()
+gc.set_threshold(10_000)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 # The same examples in every run, and no database in the working tree.

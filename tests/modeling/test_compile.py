@@ -123,7 +123,7 @@ def test_a_cache_of_fixed_size_is_refused_by_name(make_model, make_text, compile
         model.generate(make_text(1, 12), max_new_tokens=4, locality_dial=0.5, cache_implementation="static")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("query_length", [1, 21])
 def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length: int) -> None:
     """The same shapes, dtypes and strides as their stand-ins for tracing, and results that share no memory."""
