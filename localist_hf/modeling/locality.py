@@ -219,8 +219,9 @@ class Locality:
                     "not known here; its locality can be neither measured nor held."
                 )
         for argument in ("softcap", "s_aux"):
-            is_sdpa = module.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]
-            if is_sdpa and arguments.get(argument) is not None:
+            # In this order: a configuration's attributes are slow.
+            is_given = arguments.get(argument) is not None
+            if is_given and module.config._attn_implementation == LOCALIST_ATTENTION["sdpa"]:
                 raise ValueError(
                     f"`{argument}` reaches the attention of layer {layer} ({name}), and `sdpa` does nothing with it; "
                     "its locality can be neither measured nor held. If it is the model's own, load that with "
@@ -235,11 +236,12 @@ class Locality:
 
     def _check_documents(self, arguments: dict[str, Any]) -> None:
         """Refuses packed documents that start elsewhere than those of `position_ids`."""
+        given = {name: arguments[name] for name in _DOCUMENT_ARGUMENTS[:3] if arguments.get(name) is not None}
+        if not given:  # as in every step of a generation
+            return
         position = torch.arange(self.documents.shape[1], device=self.documents.device)
         expected = (self.documents == position).flatten()
-        for name in _DOCUMENT_ARGUMENTS[:3]:
-            if (value := arguments.get(name)) is None:
-                continue
+        for name, value in given.items():
             value = value.to(expected.device)
             if name == "seq_idx":  # the number of each token's document
                 starts = F.pad(value.diff(dim=-1) != 0, (1, 0), value=True).flatten()

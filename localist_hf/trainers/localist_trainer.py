@@ -76,8 +76,9 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
             check_model("model", model)
         collator = causal_lm_collator if data_collator is None else data_collator
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            self._warn_of_sequences_without(text_prefix(self.processing_class))
+        tokenizer = self.processing_class
+        if isinstance(tokenizer, PreTrainedTokenizerBase) and (prefix := text_prefix(tokenizer)):
+            self._warn_of_sequences_without(prefix)
 
     def _warn_of_sequences_without(self, prefix: list[int]) -> None:
         for name in ("train_dataset", "eval_dataset"):
