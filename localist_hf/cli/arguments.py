@@ -19,8 +19,8 @@ from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
+from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .folders import write_whole
 
 
 DEFAULT_VARIANT = "quintic"

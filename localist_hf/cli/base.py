@@ -19,13 +19,14 @@ from ..hub import RunRecord, write_card
 from ..hub.run_history import weight_hashes
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
+from ..whole_file import write_whole
 from .data import some_of, tokenize_and_pack
-from .errors import CommandError
-from .folders import held, write_whole
+from .errors import INPUT_ERRORS, CommandError, ending_with
+from .folders import CARD_FILES, RUN_FILES, check_own, claim, held, replacing
 from .grid_runs import training_arguments
 from .models import load_config, load_model, load_tokenizer
 from .python_text import python_card, python_text, split_text
-from .train import run_training
+from .train import run_training, start_anew
 
 
 #: The small trained base that comes with this package.
@@ -71,6 +72,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=2500, help="training steps")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument(
+        "--overwrite-output-dir", action="store_true", help="replace the model that is in the folder, or other files"
+    )
     args = parser.parse_args(arguments)
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
@@ -78,6 +82,15 @@ def main(arguments: list[str]) -> None:
     if not 0 <= args.seed < 2**32:
         raise CommandError(f"`seed` is {args.seed}; it must be between 0 and 2**32 - 1.")
     with held(args.output_dir), tempfile.TemporaryDirectory() as training:
+        with ending_with(2, *INPUT_ERRORS):
+            if (args.output_dir / "config.json").exists() and not args.overwrite_output_dir:
+                raise ValueError(
+                    f"`output_dir` is {str(args.output_dir)!r}, which already holds a model. Choose another folder, or "
+                    "pass `--overwrite-output-dir`."
+                )
+            check_own(args.output_dir, "run", RUN_FILES, args.overwrite_output_dir)
+        if args.overwrite_output_dir:
+            start_anew(args.output_dir)
         train_base(Path(training), args.output_dir, args.steps, args.batch_size, args.seed)
 
 
@@ -124,16 +137,18 @@ def train_base(training: Path, folder: Path, steps: int, batch_size: int, seed: 
     run_training(trainer, model_name="base", license="apache-2.0", **card)
     controls = measure_controls(trainer.model, parts["held-out"], batch_size=16)
     record = RunRecord.load(training).with_measurements(controls=controls)
-    trainer.model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    leave_out_code(folder)
-    dataclasses.replace(record, weights=weight_hashes(folder)).save(folder)
+    with replacing(folder) as saving:
+        trainer.model.to(torch.bfloat16).save_pretrained(saving)
+        tokenizer.save_pretrained(saving)
+        leave_out_code(saving)
+        dataclasses.replace(record, weights=weight_hashes(saving)).save(saving)
+    claim(folder, "run", CARD_FILES)
     write_card(folder)
     print(f"The base: {folder}")
 
 
 def leave_out_code(folder: Path) -> None:
-    """Removes the code from a model's folder that stands in this package, beside the same code; see [`copy_base`]."""
+    """Removes the code from where a model was just saved; this package holds the same. See [`copy_base`]."""
     for path in folder.glob("*.py"):
         path.unlink()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -146,16 +161,20 @@ def copy_base(folder: Path) -> None:
     Puts the package's base, its code with it, into a folder beside the runs that start from it.
 
     Raises:
-        ValueError: where another base stands there, or another model's weights.
+        ValueError: where another base stands there, another model's weights, or what is not ours.
     """
     record = RunRecord.load(BASE)
-    if (found := RunRecord.find(folder)) is not None:
-        found.check_weights(folder)
-        if found.weights != record.weights:
-            raise ValueError(f"{folder} holds another base than this package has; choose another `--output-dir`.")
-        return
-    load_model(str(BASE), load_config(str(BASE), {})).save_pretrained(folder)
-    load_tokenizer(str(BASE), VOCABULARY_SIZE).save_pretrained(folder)
-    record.check_weights(folder)
-    record.save(folder)
-    write_card(folder)
+    with held(folder, timeout=60):  # where another process copies it too
+        if (found := RunRecord.find(folder)) is not None:
+            found.check_weights(folder)
+            if found.weights != record.weights:
+                raise ValueError(f"{folder} holds another base than this package has; choose another `--output-dir`.")
+            return
+        check_own(folder, "run", RUN_FILES)
+        with replacing(folder) as saving:
+            load_model(str(BASE), load_config(str(BASE), {})).save_pretrained(saving)
+            load_tokenizer(str(BASE), VOCABULARY_SIZE).save_pretrained(saving)
+            record.check_weights(saving)
+            record.save(saving)
+        claim(folder, "run", CARD_FILES)
+        write_card(folder)

@@ -22,18 +22,17 @@ from ..evaluation import (
     with_interval,
 )
 from ..modeling import LOCALITY_FIELDS, LocalityFields
+from ..whole_file import write_whole
 from .arguments import locality_settings
 from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, ending_with
-from .folders import held, write_whole
+from .folders import MEASURED_FILES, check_own, claim, held
 from .models import checked_sequence_length, load
 from .python_text import python_text, split_text
 
 
-REPORT_FILE = "locality.json"
 #: Sequences of the text that is measured where none is given.
 NUM_DEFAULT = 32
-SHARES_PICTURE, HEADS_PICTURE = "shares_over_depth.png", "context_fidelity_of_heads.png"
 #: So many tokens are measured at a time, but a whole sequence at least.
 _BATCH_TOKENS = 4096
 
@@ -90,10 +89,12 @@ def write_report(
     """Writes numbers and pictures to a folder, which must be there, and gives the files' paths."""
     settings = {field: getattr(locality, field) for field in LOCALITY_FIELDS}
     content = {"model": name, "locality": settings, "lambdas": locality.locality_lambdas, **others, **report.to_dict()}
-    write_whole(folder / REPORT_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    plot_shares_over_depth({name: [report.metrics]}, name, folder / SHARES_PICTURE)
-    plot_heads(report.profile.context_fidelity, folder / HEADS_PICTURE, name)
-    return [folder / file for file in (REPORT_FILE, SHARES_PICTURE, HEADS_PICTURE)]
+    paths = [folder / file for file in MEASURED_FILES]
+    numbers, shares, heads = paths
+    write_whole(numbers, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    plot_shares_over_depth({name: [report.metrics]}, name, shares)
+    plot_heads(report.profile.context_fidelity, heads, name)
+    return paths
 
 
 def describe(report: LocalityReport, locality: LocalityFields) -> str:
@@ -133,6 +134,7 @@ def main(arguments: list[str]) -> None:
     folder = args.output_dir or Path("runs/evaluate") / name
     with held(folder):
         with ending_with(2, *INPUT_ERRORS):
+            check_own(folder, "measurement", MEASURED_FILES)
             for file in args.text_file:
                 check_source(None, None, file, "text")
             model, tokenizer = load(args.model, locality_settings(args.locality))
@@ -153,5 +155,6 @@ def main(arguments: list[str]) -> None:
                 controls = measure_controls(model, sequences, batch_size, block_model)
             print(describe_controls(controls))
             others["dial_and_blocks"] = controls.to_dict()
+        claim(folder, "measurement", MEASURED_FILES)
         paths = write_report(report, name, locality, folder, others)
     print(f"\nWritten: {', '.join(map(str, paths))}")

@@ -24,13 +24,14 @@ from ..evaluation import (
 from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
-from ..hub import RunRecord, write_card
+from ..hub import RunRecord, own_text_in, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
+from ..whole_file import write_whole
 from .base import BASE, copy_base
 from .data import check_source, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .folders import held, write_whole
+from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
 from .grid_runs import GridWork, Task, do_all
 from .models import checked_sequence_length, load_config, load_tokenizer
 from .python_text import python_card, python_text, split_text
@@ -74,10 +75,15 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
     with ending_with(2, *INPUT_ERRORS):
         grid = load_grid(args.grid)
+        check_own(args.output_dir, "grid", GRID_FILES)
         work = prepare(grid, args)
         tasks = work.tasks
         for task in tasks:
             work.check(task)
+        if args.model_cards is not None:
+            for folder in {BASE_NAME, *(task.run.folder_name for task in tasks)}:
+                check_own(args.model_cards / folder, "card", CARD_FILES)
+                own_text_in(args.model_cards / folder)
     if args.shard is not None:
         index, number = args.shard
         tasks = tasks[index - 1 :: number]
@@ -147,6 +153,8 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
             raise ValueError(
                 f"The text to train on has {len(train)} sequences of {length} tokens; one step needs {size}."
             )
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    claim(args.output_dir, "grid", GRID_FILES)
     if args.model is None:
         copy_base(Path(base))
     return work
@@ -220,6 +228,7 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
         # With the records, so that the cards can be written anew and checked without the models.
         for folder in of_cards:
             (args.model_cards / folder.name).mkdir(parents=True, exist_ok=True)
+            claim(args.model_cards / folder.name, "card", CARD_FILES)
             RunRecord.load(folder).save(args.model_cards / folder.name)
         for name in runs:
             print(f"Model card: {write_card(args.model_cards / name)}")

@@ -1,17 +1,62 @@
-"""The folder of a run: held by one process at a time, and written as a whole."""
+"""An output folder: held by one process at a time, told from other people's, and given its files as a whole."""
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
+from ..hub.model_code import is_own_code
+from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, ending_with
 
 
 _LOCK_FILE = ".localist-hf.lock"
-_STAGING = ".saving"
+#: The files of a folder that are ours, by the kind of output that they are part of; and under `_SAVED` those of the
+#: model that was saved last, under `_STALE` those that go when the next one is in place.
+_OWN_FILES = ".localist-hf.json"
+_SAVED, _STALE = "saved", "stale"
+#: Where a model is written, and its name when it is whole: from then on it takes the place of the one before, whatever
+#: happens meanwhile.
+_STAGING, _WHOLE = ".localist-hf.saving", ".localist-hf.saved"
+_INTERNAL = {_LOCK_FILE, _OWN_FILES, _STAGING, _WHOLE}
+#: What a model cannot be loaded without; of one that is only partly in place it is not there.
+_ENTRIES = ("config.json", "adapter_config.json")
+
+#: What a run writes while it trains: its settings, or its place in a grid, and checkpoints.
+TRAINING_FILES = ("run_settings.json", "plan.json", "checkpoint-[0-9]*")
+#: What a card is made of.
+CARD_FILES = (RECORD_FILE, CARD_FILE, PICTURE_FILE, EVAL_RESULTS_FILE)
+#: What a run writes of itself when its model is saved.
+RESULT_FILES = (*CARD_FILES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+_WEIGHTS = (
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+    *_ENTRIES,
+)  # fmt: skip
+#: What a run leaves in its folder when it ends.
+RUN_FILES = (
+    *RESULT_FILES, *_WEIGHTS, "generation_config.json", "training_args.bin", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja",
+)  # fmt: skip
+#: What a measurement writes.
+MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
+#: What a grid writes beside the folders of its runs.
+GRID_FILES = (
+    "table.md", "untrained/*.json", "context_fidelity_over_depth.png", PICTURE_FILE, "frontier.png",
+    "perplexity_over_dial.png", "attention_map.png",
+)  # fmt: skip
+_WRITTEN = {
+    "run": (*TRAINING_FILES, *RUN_FILES), "measurement": MEASURED_FILES, "grid": GRID_FILES, "card": CARD_FILES
+}  # fmt: skip
+# What former versions left, which kept no list of their files: a file, and a key in it.
+_SIGNS = {"run_settings.json": "locality", RECORD_FILE: "metrics", "plan.json": "controls", "locality.json": "lambdas"}
 
 
 class FolderHeld(CommandError):
@@ -19,10 +64,17 @@ class FolderHeld(CommandError):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, timeout: float = 0) -> Iterator[None]:
     """
-    Holds a run's folder, which is made where it is missing, for this process alone; the operating system lets it go
-    when the process ends, however that happens. A folder that was made and is still empty at the end is removed.
+    Holds an output folder, which is made where it is missing, for this process alone; the operating system lets it go
+    when the process ends, however that happens. A folder that was made and is still empty at the end is removed. Where
+    another process ended while a model was put in its place, that is done now.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        timeout (`float`, *optional*, defaults to 0):
+            Seconds to wait for another process.
 
     Raises:
         FolderHeld: where another process holds it.
@@ -33,15 +85,20 @@ def held(folder: Path) -> Iterator[None]:
     with ending_with(2, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=timeout)
         except Timeout:
             raise FolderHeld(
                 f"`output_dir` is {str(folder)!r}, where another `localist-hf` is at work; choose another folder, or "
                 "wait for its end."
             ) from None
     try:
+        if (folder / _WHOLE).is_dir():
+            _put_in_place(folder)
+        shutil.rmtree(folder / _STAGING, ignore_errors=True)
         yield
     finally:
+        if not _entries(folder):
+            (folder / _OWN_FILES).unlink(missing_ok=True)
         with suppress(OSError):
             (folder / _LOCK_FILE).unlink()
         lock.release()
@@ -50,34 +107,191 @@ def held(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
+def check_own(folder: Path, kind: str, patterns: Sequence[str], replaces: bool = False) -> list[str]:
+    """
+    Refuses an output folder that holds what this program has not written: one that holds nothing of ours, and one with
+    somebody else's files where ours would be.
+
+    Args:
+        folder (`Path`):
+            The folder, which need not be there.
+        kind (`str`):
+            What is written to it: `"run"`, `"measurement"`, `"grid"` or `"card"`.
+        patterns (`Sequence[str]`):
+            The files that are, as paths in it; `*` stands for any characters.
+        replaces (`bool`, *optional*, defaults to `False`):
+            Whether whatever stands there is to be replaced.
+
+    Returns:
+        `list[str]`: what is there of the files that would be written and is not ours.
+
+    Raises:
+        ValueError: where there is any, or the folder is not ours, and nothing is to be replaced.
+    """
+    own = _read_own(folder, kind)
+    others = [name for name in _found(folder, patterns) if not _matches(name, (own or {}).get(kind, ()))]
+    if replaces:
+        return others
+    if own is None and (entries := _entries(folder)):
+        raise ValueError(
+            f"`output_dir` is {str(folder)!r}, which holds what localist-hf has not written ({_some(entries)}); choose "
+            "another folder, new or empty."
+        )
+    if others:
+        raise ValueError(
+            f"`output_dir` is {str(folder)!r}, where {_some(others)} would be written to and stands there already, "
+            "which this command has not written; move it away, or choose another folder."
+        )
+    return []
+
+
+def claim(folder: Path, kind: str, patterns: Sequence[str], leaving: Sequence[str] = ()) -> None:
+    """
+    Notes, before they are written, that files of an output folder are ours. [`check_own`] tells whether they can be.
+
+    Args:
+        folder (`Path`), kind (`str`), patterns (`Sequence[str]`):
+            As for [`check_own`].
+        leaving (`Sequence[str]`, *optional*):
+            Files that go when the next model is in place.
+    """
+    own = _read_own(folder, kind) or {}
+    own[kind] = sorted({*own.get(kind, ()), *patterns, *leaving})
+    own[_SAVED] = sorted({*own.get(_SAVED, ()), *leaving})
+    _write_own(folder, own)
+
+
 @contextmanager
 def replacing(folder: Path, is_main_process: bool = True) -> Iterator[Path]:
     """
-    A folder to save a model to, whose files take the place of those in `folder` when all of them are written. Weights
-    of the model before are removed; where the saving fails, that model stays as it is.
+    A folder to save a model to, whose files take the place of those of the model before when all of them are written;
+    where the saving fails, that model stays as it is. They are put in place at once: should the process end meanwhile,
+    the next one that holds the folder completes it, and until then no model can be loaded there. What is not ours
+    stays.
+
+    Raises:
+        CommandError: where something that is not ours has come to stand in the way; the new model is kept beside it.
     """
     staging = folder / _STAGING
     try:
         yield staging
         if is_main_process:
-            saved = {path.name for path in staging.iterdir()}
-            for name in saved:
-                (staging / name).replace(folder / name)
-            for pattern in ("*.safetensors", "*.safetensors.index.json", "adapter_config.json"):
-                for path in folder.glob(pattern):
-                    if path.name not in saved:
-                        path.unlink()
+            _replace(folder, staging)
     finally:
         if is_main_process:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that holds the whole text or, where that fails, what it held before."""
-    path = path.resolve()
-    unfinished = path.with_name(f".{path.name}.unfinished")
+def _replace(folder: Path, staging: Path) -> None:
+    own = _read_own(folder, "run") or {}
+    saved = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+    told = {*own.get("run", ()), *own.get(_SAVED, ())}
+    others = [name for name in saved if _is_occupied(folder, name, _matches(name, told))]
+    if others:
+        rescued = next(path for n in range(1, 1000) if not (path := folder / f"saved-model-{n}").exists())
+        staging.rename(rescued)
+        raise CommandError(
+            f"`output_dir` is {str(folder)!r}, where {_some(others)} stands, which localist-hf has not written; the "
+            f"model is saved in {str(rescued)!r} instead.",
+            status=1,
+        )
+    own["run"] = sorted({*own.get("run", ()), *saved})
+    own[_STALE] = sorted({*own.get(_STALE, ()), *own.get(_SAVED, ())} - set(saved))
+    own[_SAVED] = saved
+    _write_own(folder, own)
+    staging.rename(folder / _WHOLE)
+    _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    whole, own = folder / _WHOLE, _read_own(folder, "run") or {}
+    going: list[str] = []
+    if any((whole / name).exists() for name in _ENTRIES):  # or else the new ones are there
+        # A record is of the weights that go.
+        going = [name for name in (*_ENTRIES, RECORD_FILE) if _matches(name, own.get("run", ()))]
+    for name in [*going, *own.get(_STALE, ())]:
+        (folder / name).unlink(missing_ok=True)
+        if len(parts := Path(name).parts) > 1:
+            with suppress(OSError):  # not empty
+                (folder / parts[0]).rmdir()
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    last = (*_ENTRIES, RECORD_FILE)
+    for path in sorted(files, key=lambda path: last.index(path.name) if path.name in last else -1):
+        target = folder / path.relative_to(whole)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    own.pop(_STALE, None)
+    _write_own(folder, own)
+    shutil.rmtree(whole)
+
+
+def _is_occupied(folder: Path, name: str, is_ours: bool) -> bool:
+    """Whether a file cannot be put into a folder: one that is not ours is there, or a folder in place of a file."""
+    path = folder / name
+    between = [parent for parent in path.parents if folder in parent.parents]
+    in_the_way = any((parent.exists() or parent.is_symlink()) and not parent.is_dir() for parent in between)
+    return in_the_way or path.is_dir() or (not is_ours and (path.exists() or path.is_symlink()))
+
+
+def _entries(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in _INTERNAL) if folder.is_dir() else []
+
+
+def _found(folder: Path, patterns: Sequence[str]) -> list[str]:
+    return sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _matches(name: str, patterns: Sequence[str] | set[str]) -> bool:
+    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _read_own(folder: Path, kind: str) -> dict[str, list[str]] | None:
+    """
+    The files that are ours, by their kind; `None` for a folder in which there are none. Of what a former version left,
+    that kept no list, it is what is there of those that it wrote.
+    """
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        own = _read_object(folder / _OWN_FILES)
+        for name in chain.from_iterable(own.values()):
+            if Path(name).is_absolute() or ".." in Path(name).parts:  # what comes from elsewhere may hold anything
+                raise ValueError(f"{name!r} is no path in this folder.")
+        return own
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{str(folder / _OWN_FILES)!r} is damaged: {error}") from error
+    if not _is_of_former_version(folder, kind):
+        return None
+    found = _found(folder, _WRITTEN[kind])
+    if kind != "run":
+        return {kind: found}
+    code = [path.name for path in folder.glob("*.py") if is_own_code(path.read_bytes())]
+    return {kind: [*found, *code], _SAVED: [*_found(folder, _WEIGHTS), *code]}
+
+
+def _is_of_former_version(folder: Path, kind: str) -> bool:
+    # A family's own folder holds those of its runs.
+    places = folder.glob("*/plan.json") if kind == "grid" else [folder / name for name in _SIGNS]
+    for path in places:
+        with suppress(ValueError, OSError):
+            if _SIGNS[path.name] in _read_object(path):
+                return True
+    return False
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object.")
+    return values
+
+
+def _write_own(folder: Path, own: dict[str, list[str]]) -> None:
+    write_whole(folder / _OWN_FILES, f"{json.dumps(own, indent=2)}\n")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -26,12 +26,13 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration import Grid, GridRun
 from ..evaluation import ControlResults, measure, measure_controls, measure_generation
-from ..hub import RunRecord
+from ..hub import RunRecord, own_text_in
 from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
+from ..whole_file import write_whole
 from .errors import CommandError, one_line
-from .folders import FolderHeld, held, write_whole
+from .folders import RUN_FILES, TRAINING_FILES, FolderHeld, check_own, claim, held
 from .models import load_adapter, load_config, load_model
 from .train import run_training
 
@@ -160,9 +161,12 @@ class GridWork:
         Refuses what is there of a task already and is not what the grid says.
 
         Raises:
-            ValueError: for another plan, or weights that were not measured.
+            ValueError: for another plan, weights that were not measured, or what is not ours.
         """
         path, plan = self.path(task), self.plan(task)
+        if task.is_trained:
+            check_own(path, "run", (*TRAINING_FILES, *RUN_FILES))
+            own_text_in(path)
         try:
             if task.is_trained:
                 found = json.loads((path / _PLAN_FILE).read_text(encoding="utf-8"))
@@ -203,6 +207,7 @@ def do(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
             if work.is_done(task):  # by another process, since this one looked
                 return Done(_summary(work, task))
             if task.is_trained:
+                claim(path, "run", TRAINING_FILES)
                 write_whole(path / _PLAN_FILE, f"{json.dumps(work.plan(task), indent=2)}\n")
                 if RunRecord.find(path) is None:
                     _train(work, task.run, path, is_quiet)

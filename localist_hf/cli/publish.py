@@ -18,6 +18,7 @@ from ..hub import (
     find_space,
     prepare,
     publish,
+    with_own_text_of,
 )
 from .errors import INPUT_ERRORS, ending_with
 
@@ -107,7 +108,9 @@ def ask(publication: Publication, api: HfApi) -> dict[str, str]:
         if base_model is not None and find_model(api, base_model) is None:
             print(f"The Hub shows no model {base_model!r}, which `--base-model` names.\n")
         for repo_id, files in publication.repositories.items():
-            found[repo_id] = describe(find_model(api, repo_id), files)
+            info = find_model(api, repo_id)
+            found[repo_id] = describe(info, files)
+            publication.repositories[repo_id] = with_own_text_of(api, repo_id, files, info)
     except PublishError as error:
         print(f"What exists already is not known, since the Hub could not be asked: {error}\n")
     if (space := publication.space) is not None:

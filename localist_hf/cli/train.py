@@ -15,14 +15,14 @@ from transformers.pytorch_utils import Conv1D
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table, text_prefix
 from ..evaluation.locality_meter import QUANTITIES, metric_names
-from ..hub import RECORD_FILE, PublishError
+from ..hub import CARD_FILE, PublishError, own_text_in
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
 from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
-from .folders import held, replacing
+from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, held, replacing
 from .models import checked_sequence_length, load_config, load_model, load_tokenizer
 
 
@@ -123,12 +123,35 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
             f"`output_dir` is {args.output_dir!r}, which already holds a run. Choose another folder, or pass "
             "`--resume_from_checkpoint true` to go on with it or `--overwrite_output_dir` to start anew."
         )
+    if args.process_index == 0:  # which holds the folder for all
+        check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES), replaces=run.overwrite_output_dir)
+        if not run.overwrite_output_dir:
+            own_text_in(folder)
     model = Path(run.model).resolve()
     if run.overwrite_output_dir and folder.resolve() in (model, *model.parents):
         raise ValueError(
             f"`output_dir` is {args.output_dir!r}, which holds `model` {run.model!r}; a run cannot overwrite what it "
             "starts from. Choose another folder."
         )
+
+
+def start_anew(folder: Path) -> None:
+    """
+    Says what a run that overwrites a folder replaces there, removes the checkpoints, and has the rest go when the new
+    model is in place.
+    """
+    patterns = (*TRAINING_FILES, *RUN_FILES)
+    replaced = sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+    if replaced:
+        print(f"`overwrite_output_dir` replaces in {folder}: {', '.join(replaced)}", flush=True)
+    leaving = [name for name in check_own(folder, "run", RUN_FILES, replaces=True) if (folder / name).is_file()]
+    try:
+        own_text_in(folder)
+    except ValueError:
+        leaving.append(CARD_FILE)
+    claim(folder, "run", TRAINING_FILES, leaving)
+    for checkpoint in list_checkpoints(folder):
+        shutil.rmtree(checkpoint)
 
 
 def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[str, Any]) -> None:
@@ -172,7 +195,10 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         with replacing(folder, args.should_save) as saving:
             trainer.save_model(str(saving), _internal_call=True)  # without the push: its card needs the evaluation
-            (folder / RECORD_FILE).unlink(missing_ok=True)  # of the weights that are replaced now
+        if args.should_save:
+            with ending_with(1, ValueError):
+                check_own(folder, "run", RESULT_FILES)
+            claim(folder, "run", RESULT_FILES)
         trainer.save_state()
         trainer.save_metrics("train", result.metrics)
         metrics = trainer.evaluate()
@@ -183,11 +209,11 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
                 f"{args.learning_rate}. There is no model card and no record for such a model.",
                 status=1,
             )
-        if args.push_to_hub:
-            with ending_with(1, ValueError, PublishError):
+        with ending_with(1, ValueError, PublishError):
+            if args.push_to_hub:
                 trainer.push_to_hub(**card)  # which makes the card too
-        else:
-            trainer.create_model_card(**card)
+            else:
+                trainer.create_model_card(**card)
     except BaseException as error:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
@@ -229,8 +255,8 @@ def main(arguments: list[str]) -> None:
             keep_prefix(text_prefix(trainer.processing_class), args, kept)
         if args.should_save:
             if run.overwrite_output_dir:
-                for checkpoint in list_checkpoints(folder):
-                    shutil.rmtree(checkpoint)
+                start_anew(folder)
+            claim(folder, "run", TRAINING_FILES)
             save_settings(kept, folder)
         metrics = run_training(trainer, **card_of(run))
     if args.process_index > 0:

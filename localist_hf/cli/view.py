@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub import RECORD_FILE
 from ..page import read_all, saved_page
+from ..page.saved_page import is_saved_page
 from .arguments import locality_settings
 from .base import BASE
 from .errors import INPUT_ERRORS, CommandError, ending_with
-from .folders import write_whole
 from .models import load
 from .python_text import python_reference
 
@@ -104,12 +104,14 @@ def main(arguments: list[str]) -> None:
             settings = {"locality_schedule": "quintic"} | settings
         if args.save is not None and not args.save.parent.is_dir():
             raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
+        if args.save is not None and args.save.exists() and not is_saved_page(args.save):
+            raise CommandError(f"`save` is {str(args.save)!r}, which is there and no page of ours; give another name.")
         loaded = {model: load_for_reading(model, settings) for model in wanted}
 
     if args.save is not None:
         with ending_with(2, *INPUT_ERRORS):
             readings = read_all([loaded[model] for model in wanted], text)
-            write_whole(args.save, saved_page(readings).html)
+            saved_page(readings).save(args.save)
         print(f"Written: {args.save}")
         return
 

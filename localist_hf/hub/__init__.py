@@ -1,7 +1,7 @@
 """Records of runs, model cards, publishing and updates of what is published, and export to plain GPT-2."""
 
 from .export import export_gpt2
-from .model_card import CARD_FILE, card_files, write_card
+from .model_card import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, card_files, own_text_in, write_card
 from .publish import (
     Publication,
     PublishError,
@@ -14,6 +14,7 @@ from .publish import (
     push_to_hub,
     repository_files,
     upload,
+    with_own_text_of,
 )
 from .run_history import RECORD_FILE, RunHistory
 from .run_record import RunRecord, last_evaluation
@@ -22,6 +23,8 @@ from .update import update
 
 __all__ = [
     "CARD_FILE",
+    "EVAL_RESULTS_FILE",
+    "PICTURE_FILE",
     "RECORD_FILE",
     "Publication",
     "PublishError",
@@ -34,11 +37,13 @@ __all__ = [
     "find_space",
     "full_repository_id",
     "last_evaluation",
+    "own_text_in",
     "prepare",
     "publish",
     "push_to_hub",
     "repository_files",
     "update",
     "upload",
+    "with_own_text_of",
     "write_card",
 ]

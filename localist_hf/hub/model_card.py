@@ -15,6 +15,7 @@ from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
 from ..evaluation.check_model import num_positions
 from ..evaluation.differences import are_of_documents
+from ..whole_file import write_whole
 from .card_controls import attention_is_used, block_controls, dial_controls, dial_sweep, wrong_blocks
 from .card_sentences import (
     block_phrase,
@@ -43,6 +44,7 @@ from .card_sentences import (
 )
 from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
+from .own_text import own_text, with_own_text
 from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings
 
 
@@ -62,7 +64,8 @@ def card_files(
     folder: str | Path, repo_id: str | None = None, base_model: str | None = None, space: str | None = None
 ) -> dict[str, bytes]:
     """
-    The card of a run with its picture, and its evaluation results where the data set has a Hub id.
+    The card of a run with its picture, and its evaluation results where the data set has a Hub id. What people wrote
+    into their part of the card that is in the folder stays.
 
     Args:
         folder (`str` or `Path`):
@@ -78,13 +81,14 @@ def card_files(
         `dict[str, bytes]`: path in the repository to content.
 
     Raises:
-        ValueError: where a number is missing, or the run started from the very repository that the card is for.
+        ValueError: where a number is missing, the run started from the very repository that the card is for, or the
+            card in the folder is not as [`write_card`] left it.
     """
-    records = load_siblings(folder)
+    own, records = own_text_in(folder), load_siblings(folder)
     record = records[0]
     repo_id = repo_id or record.repository_id()
     files = {
-        CARD_FILE: str(model_card(records, repo_id, base_model, space)).encode(),
+        CARD_FILE: with_own_text(str(model_card(records, repo_id, base_model, space)), own).encode(),
         PICTURE_FILE: _picture(records),
     }
     if record.data["dataset_id"]:
@@ -103,8 +107,19 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     for name, content in card_files(folder, repo_id).items():
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_whole(path, content)
     return Path(folder) / CARD_FILE
+
+
+def own_text_in(folder: str | Path) -> str:
+    """
+    What people wrote into their part of the card in a run's folder; nothing where there is no card.
+
+    Raises:
+        ValueError: where it is not as [`write_card`] left it.
+    """
+    path = Path(folder) / CARD_FILE
+    return own_text(path.read_text(encoding="utf-8"), repr(str(path))) if path.is_file() else ""
 
 
 def model_card(

@@ -44,6 +44,11 @@ def code_files(entry: Path) -> dict[str, Path]:
     return {Path(path).name: Path(path) for path in sorted([str(entry), *get_relative_import_files(entry)])}
 
 
+def is_own_code(content: bytes) -> bool:
+    """Whether a file of Python is of the code that travels with models, of whatever version."""
+    return content.startswith(_HEADER)
+
+
 def renewed_code(
     config: Mapping[str, Any], code: Mapping[str, bytes], repo_id: str = ""
 ) -> tuple[dict[str, bytes | None], dict[str, Any]]:
@@ -69,7 +74,7 @@ def renewed_code(
         ValueError: where the code is not ours, or somebody else's stands among it.
     """
     entry = _entry(config, repo_id)
-    ours = {name for name, content in code.items() if content.startswith(_HEADER)}
+    ours = {name for name, content in code.items() if is_own_code(content)}
     if entry not in ours:
         raise ValueError(f"{entry} is not there, or not as localist-hf wrote it.")
     settings = config.get("locality", config)

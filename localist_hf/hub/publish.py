@@ -34,7 +34,8 @@ from .. import modeling
 from ..modeling.modeling_localist import auto_map
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .model_code import code_files, renewed_code
-from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
+from .own_text import keep_own_text, own_text, with_own_text
+from .run_history import LOCALITY_FIELDS, RECORD_FILE, WEIGHT_FILES, weight_hashes
 from .run_record import RunRecord
 from .space import SPACE_TAG, Space, make_space
 
@@ -55,7 +56,7 @@ _MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
 # What must not outlive a new publication: of two sets of weights the wrong one is loaded, and a pickle never belongs
 # there. Everything else in a repository may be somebody's.
 _STALE = (
-    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors",
+    WEIGHT_FILES,
     r"model\.safetensors\.index\.json",
     r"adapter_config\.json",
     r"(training_args|pytorch_model.*)\.bin",
@@ -397,6 +398,15 @@ def publish(
         known = [*bases.values(), *filter(None, found.values())]
         hides = private or any(info.private for info in known)
         old_space = find_space(api, publication.space.repo_id, hides)
+    repositories = {
+        repo_id: with_own_text_of(api, repo_id, files, found[repo_id]) for repo_id, files in repositories.items()
+    }
+    if publication.space is not None:
+        space_card = None
+        if old_space is not None and is_space_of_ours(old_space):
+            space_card = card_on_hub(api, publication.space.repo_id, old_space, "space")
+        if space_card is not None:
+            own_text(space_card, f"{CARD_FILE} of the Space {space}", "Remove the file there")
     commits = []
     for repo_id, files in repositories.items():
         info = found[repo_id]
@@ -405,7 +415,7 @@ def publish(
     if publication.space is not None:
         revisions = {repo_id: info.sha for repo_id, info in bases.items()}
         revisions |= {repo_id: commit.oid for repo_id, commit in zip(repositories, commits, strict=True)}
-        repo_id, files = publication.space.repo_id, publication.space.files(revisions)
+        repo_id, files = publication.space.repo_id, publication.space.files(revisions, space_card)
         commits.append(upload(api, repo_id, files, private=hides or None, info=old_space, repo_type="space"))
         report(f"{api.endpoint}/spaces/{repo_id}: {_what_was_done(commits[-1], old_space)}")
         if hides or any(info.gated for info in known):
@@ -490,7 +500,8 @@ def upload(
     """
     Makes a repository hold these files, in one commit.
 
-    Weights of an earlier publication and pickles are removed in the same commit; other files of the repository stay.
+    Weights of an earlier publication and pickles are removed in the same commit; other files of the repository stay,
+    and so does what people wrote into their part of the card.
 
     Args:
         api ([`~huggingface_hub.HfApi`]):
@@ -502,19 +513,22 @@ def upload(
         private (`bool`, *optional*):
             Whether a new repository is private; by default what the namespace prescribes.
         info ([`~huggingface_hub.ModelInfo`] or [`~huggingface_hub.SpaceInfo`], *optional*):
-            What the repository was found to be; the upload is refused if it has changed since.
+            What the repository was found to be, and `files` made for that ([`with_own_text_of`]); the upload is refused
+            if it has changed since.
         repo_type (`str`, *optional*, defaults to `"model"`):
             Or `"space"`: a new one is of Gradio.
         commit_message (`str`, *optional*), revision (`str`, *optional*), options:
             As in [`~huggingface_hub.HfApi.create_commit`].
 
     Raises:
+        ValueError: where the card there was edited, but for the part that is kept.
         PublishError: see [`publish`].
     """
     with explained(repo_id):
         if info is None:
             try:
                 info = api.repo_info(repo_id, revision=revision, repo_type=repo_type)
+                files = with_own_text_of(api, repo_id, files, info, repo_type)
             except RepositoryNotFoundError:
                 sdk = "gradio" if repo_type == "space" else None
                 api.create_repo(repo_id, private=private, repo_type=repo_type, space_sdk=sdk)
@@ -535,6 +549,41 @@ def upload(
             parent_commit=info.sha,
             **options,
         )
+
+
+def card_on_hub(api: HfApi, repo_id: str, info: ModelInfo | SpaceInfo | None, repo_type: str = "model") -> str | None:
+    """
+    The card of a repository as it was found; `None` where there is none.
+
+    Raises:
+        PublishError: where it cannot be had.
+    """
+    if info is None or CARD_FILE not in {sibling.rfilename for sibling in info.siblings or ()}:
+        return None
+    with explained(repo_id, again=""), tempfile.TemporaryDirectory() as folder:
+        path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=info.sha, local_dir=folder)
+        return Path(path).read_text(encoding="utf-8")
+
+
+def with_own_text_of(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    info: ModelInfo | SpaceInfo | None,
+    repo_type: str = "model",
+) -> dict[str, Path | bytes]:
+    """
+    What a repository is to hold, with what people wrote into their part of the card that is there.
+
+    Raises:
+        ValueError: where that card was edited elsewhere, or is not ours.
+        PublishError: where it cannot be had.
+    """
+    found = card_on_hub(api, repo_id, info, repo_type)
+    if found is None or CARD_FILE not in files:
+        return dict(files)
+    card = keep_own_text(files[CARD_FILE].decode(), found, f"{CARD_FILE} of {repo_id}")
+    return {**files, CARD_FILE: card.encode()}
 
 
 def push_to_hub(
@@ -575,7 +624,7 @@ def push_to_hub(
             if tags := kwargs.pop("tags", None):
                 card = ModelCard(files[CARD_FILE].decode())
                 card.data.tags = list(dict.fromkeys([*card.data.tags, *tags]))
-                files[CARD_FILE] = str(card).encode()
+                files[CARD_FILE] = with_own_text(str(card), own_text(files[CARD_FILE].decode(), "The card")).encode()
             kwargs.pop("max_shard_size", None)  # the shards are those of the folder
             message = commit_message or "Upload model"
             return upload(api, repo_id, files, private, commit_message=message, revision=revision, **kwargs)
@@ -630,8 +679,10 @@ def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | Non
         except RepositoryNotFoundError:
             return None
     # A new Space has a card, and nothing to replace.
-    is_ours = info.card_data is not None and SPACE_TAG in (info.card_data.tags or ())
-    if not is_ours and {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes", CARD_FILE}:
+    if not is_space_of_ours(info) and {sibling.rfilename for sibling in info.siblings or ()} - {
+        ".gitattributes",
+        CARD_FILE,
+    }:
         raise PublishError(
             f"`space` is {repo_id!r}, which exists and is no Space that this command has made; give another name."
         )
@@ -643,6 +694,11 @@ def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | Non
             "been uploaded."
         )
     return info
+
+
+def is_space_of_ours(info: SpaceInfo) -> bool:
+    """Whether a Space says that this library has made it."""
+    return info.card_data is not None and SPACE_TAG in (info.card_data.tags or ())
 
 
 def find_bases(api: HfApi, space: Space) -> dict[str, ModelInfo]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..modeling import LOCALITY_FIELDS
 
 #: The record's file in a run's folder.
 RECORD_FILE = "run.json"
+#: The files from which transformers and PEFT load a model's and an adapter's weights.
+WEIGHT_FILES = r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors"
 
 
 class RunHistory(TrainerCallback, ExportableState):
@@ -135,9 +138,11 @@ def run_name(folder: Path) -> str:
 
 
 def weight_hashes(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weight file in a folder, by its name."""
+    """SHA-256 of every weight file of the model or the adapter in a folder, by its name; others may lie beside them."""
     hashes = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
+        if re.fullmatch(WEIGHT_FILES, path.name) is None:
+            continue
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

@@ -28,6 +28,7 @@ from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
+from ..whole_file import write_whole
 from .example import attention_example, stored_config
 from .run_history import (
     LOCALITY_FIELDS,
@@ -267,18 +268,23 @@ class RunRecord:
         return self.weights == other.base_weights
 
     def save(self, folder: str | Path) -> None:
-        """Writes the record to a run's folder."""
+        """
+        Writes the record to a run's folder.
+
+        Raises:
+            ValueError: where a file of this name is there that is no record.
+        """
         path = Path(folder) / RECORD_FILE
+        if path.exists() and not _is_record(path):
+            raise ValueError(f"{str(path)!r} is no record of a run, and would be overwritten; move it away.")
         values = asdict(self)
         for name in _METRICS:
             if (metrics := values[name]) is not None:
                 values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
-        unfinished = path.with_name(f".{RECORD_FILE}")
         text = json.dumps(values, indent=2, allow_nan=False)
         # Lists of numbers in one line each; strings have their line ends escaped.
         text = re.sub(r'\[\n([^\[\]{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
-        unfinished.write_text(f"{text}\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, f"{text}\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunRecord":
@@ -486,6 +492,15 @@ def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
             return {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
     return None
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is the record of a run, of whatever version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(values, dict) and {"name", "metrics", "weights"} <= values.keys()
 
 
 def load_siblings(folder: str | Path) -> list[RunRecord]:

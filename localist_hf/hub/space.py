@@ -10,6 +10,7 @@ from importlib.metadata import version
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..page.saved_page import TITLE
+from .own_text import keep_own_text, with_own_text
 from .own_wheel import Wheel, own_wheel
 
 
@@ -89,13 +90,18 @@ class Space:
     requirements: bytes
     wheel: Wheel
 
-    def files(self, revisions: Mapping[str, str]) -> dict[str, bytes]:
+    def files(self, revisions: Mapping[str, str], found: str | None = None) -> dict[str, bytes]:
         """
         What the repository holds.
 
         Args:
             revisions (`Mapping[str, str]`):
                 The commit of each of `models` and `bases`.
+            found (`str`, *optional*):
+                The card that is there; what people wrote into their part of it stays.
+
+        Raises:
+            ValueError: where that card was edited elsewhere.
         """
         pinned = {repo_id: revisions[repo_id] for repo_id in [*self.models, *self.bases]}
         data = SpaceCardData(
@@ -111,9 +117,12 @@ class Space:
         )
         lines = [f"- [{name}](https://huggingface.co/{name}/tree/{pinned[name]})" for name in self.models]
         card = SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{_CARD.format(title=TITLE, models=chr(10).join(lines))}")
+        text = with_own_text(str(card))
+        if found is not None:
+            text = keep_own_text(text, found, f"README.md of the Space {self.repo_id}")
         app = _APP.format(wheel=self.wheel.name, models=_literal(self.models), revisions=_literal(pinned))
         return {
-            "README.md": str(card).encode(),
+            "README.md": text.encode(),
             "app.py": app.encode(),
             "requirements.txt": self.requirements,
             self.wheel.name: self.wheel.content,

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..version import __version__
+from ..whole_file import write_whole
 from .page_data import page_data
 from .reading import Reading, read_all
 
@@ -32,7 +33,7 @@ class Page:
 
     def save(self, path: str | Path) -> None:
         """Writes the page to a file, which any browser opens."""
-        Path(path).write_text(self.html, encoding="utf-8")
+        write_whole(path, self.html)
 
     def _repr_html_(self) -> str:
         # A frame of its own keeps a notebook's styles and the page's apart.
@@ -78,6 +79,12 @@ def view(
     """
     models = [model] if compare is None else [model, compare]
     return saved_page(read_all([(each, tokenizer) for each in models], text))
+
+
+def is_saved_page(path: Path) -> bool:
+    """Whether a file is such a page, of whatever version."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="localist-hf' in file.read(1024)
 
 
 def saved_page(readings: Sequence[Reading]) -> Page:

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import HfApi
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -14,7 +15,17 @@ from transformers.utils import logging
 from ..evaluation import causal_lm_collator, text_prefix
 from ..evaluation.check_model import check_model
 from ..evaluation.text_prefix import have_prefix
-from ..hub import RunRecord, full_repository_id, last_evaluation, repository_files, upload, write_card
+from ..hub import (
+    CARD_FILE,
+    RunRecord,
+    full_repository_id,
+    last_evaluation,
+    own_text_in,
+    repository_files,
+    upload,
+    write_card,
+)
+from ..whole_file import write_whole
 from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss_mixin import LocalityLossMixin
@@ -123,9 +134,14 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`]; `model.push_to_hub` then finds tokenizer and card in that folder."""
+        model = self.accelerator.unwrap_model(self.model)
+        card = Path(output_dir or self.args.output_dir) / CARD_FILE
+        before = card.read_bytes() if card.is_file() else None
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save and isinstance(model, PeftModel):  # PEFT writes a draft, and into a card that is there
+            card.unlink(missing_ok=True) if before is None else write_whole(card, before)
         if self.args.should_save and output_dir is None:
-            self.accelerator.unwrap_model(self.model).name_or_path = self.args.output_dir
+            model.name_or_path = self.args.output_dir
 
     def create_model_card(
         self,
@@ -157,10 +173,12 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
 
         Raises:
             ValueError: where the present weights have not been evaluated or not been saved: a card without its numbers
-                cannot be made.
+                cannot be made; and where the card in the output folder was edited, but for the part at its end that is
+                kept.
         """
         if not self.is_world_process_zero():
             return
+        own_text_in(self.args.output_dir)  # refused before the record is another
         record = RunRecord.from_trainer(
             self,
             name=model_name,

@@ -121,6 +121,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     (root / "binary.md").write_bytes(b"\xff\xfe")
     (root / "broken-family" / "base").mkdir(parents=True)
     (root / "broken-family" / "base" / "run.json").write_text("{")
+    (root / "broken-family" / ".localist-hf.json").write_text("{}")
     return root
 
 

@@ -16,7 +16,7 @@ from localist_hf.cli.models import load
 from localist_hf.evaluation import measure
 
 
-FILES = {"context_fidelity_of_heads.png", "locality.json", "shares_over_depth.png"}
+FILES = {".localist-hf.json", "context_fidelity_of_heads.png", "locality.json", "shares_over_depth.png"}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from localist_hf.cli import data, family, grid_runs
+from localist_hf.cli import data, family, folders, grid_runs
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
 
@@ -216,6 +216,7 @@ def test_shards_share_the_work_and_are_put_together(workspace: Path, capsys) -> 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(workspace: Path, capsys) -> None:
     with grid_runs.held(Path("family/quintic")):
+        folders.claim(Path("family"), "grid", folders.GRID_FILES)
         main(["family", *flags()])
     printed = capsys.readouterr().out
     assert "quintic, seed 0: another process is at it" in printed

@@ -312,7 +312,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_gone(flags, tmp_path: P
         refused(capsys, f"`output_dir` is '{folder}', where another `localist-hf` is at work", *flags)
         process.kill()
     train(*flags)
-    assert sorted(path.name for path in folder.glob(".*")) == []
+    assert [path.name for path in folder.glob(".*")] == [".localist-hf.json"]
 
 
 class FullDisk:
@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_no_half_of_a_model(flags, tmp_path: Path, capsys, mo
     FullDisk(monkeypatch, room=0)
     flags += ["--save_strategy", "no"]
     refused(capsys, f"`output_dir` is '{folder}', on whose disk no space is left (Error while", *flags, status=1)
-    assert [path.name for path in folder.iterdir()] == ["run_settings.json"]
+    assert {path.name for path in folder.iterdir()} == {".localist-hf.json", "run_settings.json"}
 
 
 def test_a_full_disk_loses_nothing_that_is_there(stopped: Path, flags, capsys, monkeypatch) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.cli.publish import show
-from localist_hf.hub import PublishError, prepare, publish, repository_files
+from localist_hf.hub import PublishError, prepare, publish, repository_files, upload
 from localist_hf.hub.run_history import weight_hashes
 
 
@@ -328,6 +328,55 @@ def test_an_adapter_does_not_get_the_weights_of_another_run_of_its_base_s_name(r
     shutil.copytree(family / "quintic-seed1", runs / "quintic-seed1")
     change_record(runs / "quintic-lora", base_run="quintic", base_weights=weight_hashes(runs / "quintic-seed1"))
     with pytest.raises(ValueError, match="was trained on the local folder 'quintic', which nobody else can load"):
+        prepare(runs, "org")
+
+
+OWN_PART = "is made anew. -->\n"
+
+
+def edit(card: bytes, old: str, new: str) -> bytes:
+    text = card.decode()
+    assert text.count(old) == 1
+    return text.replace(old, new).encode()
+
+
+def test_what_people_wrote_into_a_card_is_kept(hub: HubServer, api: HfApi, runs: Path) -> None:
+    card = runs / "base" / "README.md"
+    card.write_bytes(edit(card.read_bytes(), OWN_PART, f"{OWN_PART}\nOf the folder.\n"))
+    publish(runs, "org", api=api, report=str)
+    assert b"\nOf the folder.\n" in files_of(hub, "base")["README.md"]
+    there = edit(files_of(hub, "quintic")["README.md"], OWN_PART, f"{OWN_PART}\nOf the Hub.\n")
+    api.upload_file(path_or_fileobj=there, path_in_repo="README.md", repo_id="org/localist-gpt2-quintic")
+    head = hub.repo("org/localist-gpt2-quintic").head
+    publish(runs, "org", api=api, report=str)
+    assert hub.repo("org/localist-gpt2-quintic").head == head
+    change_weights(runs / "quintic")
+    publish(runs, "org", api=api, report=str)
+    new = files_of(hub, "quintic")["README.md"]
+    assert b"123.45" in new
+    assert b"\nOf the Hub.\n" in new
+
+
+def test_a_card_that_people_have_edited_elsewhere_is_not_overwritten(hub: HubServer, api: HfApi, runs: Path) -> None:
+    publish(runs, "org", api=api, report=str)
+    there = edit(files_of(hub, "quintic")["README.md"], "## Citation", "## Mine\n\nMy words.\n\n## Citation")
+    api.upload_file(path_or_fileobj=there, path_in_repo="README.md", repo_id="org/localist-gpt2-quintic")
+    heads = {name: hub.repo(f"org/localist-gpt2-{name}").head for name in ("base", "quintic")}
+    change_weights(runs / "quintic")  # with it the card of the base is another, which would be uploaded first
+    message = r"^README\.md of org/localist-gpt2-quintic is not as .* Remove the file there; text of your own"
+    with pytest.raises(ValueError, match=message):
+        publish(runs, "org", api=api, report=str)
+    with pytest.raises(ValueError, match=message):
+        show(prepare(runs, "org"), api)
+    with pytest.raises(ValueError, match=message):
+        upload(api, "org/localist-gpt2-quintic", repository_files(runs / "quintic"))
+    assert {name: hub.repo(f"org/localist-gpt2-{name}").head for name in heads} == heads
+    api.delete_file("README.md", repo_id="org/localist-gpt2-quintic")
+    publish(runs, "org", api=api, report=str)
+    assert b"My words." not in files_of(hub, "quintic")["README.md"]
+    card = runs / "quintic" / "README.md"
+    card.write_bytes(edit(card.read_bytes(), "## Citation", "## Mine\n\n## Citation"))
+    with pytest.raises(ValueError, match=r"README\.md' is not as .* Move the file away"):
         prepare(runs, "org")
 
 

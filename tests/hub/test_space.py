@@ -181,6 +181,28 @@ def test_publishing_again_changes_nothing_or_follows_the_models(
     assert after[MODELS[0]] != before[MODELS[0]]
 
 
+def test_what_people_wrote_into_its_card_is_kept_and_what_they_changed_is_not_overwritten(
+    hub: HubServer, api: HfApi, runs: Path
+) -> None:
+    publish(runs, "org", space=SPACE, api=api, report=str)
+    card = hub.repo(SPACE, "space").files()["README.md"].decode()
+    begin = "is made anew. -->\n"
+    assert card.count(begin) == 1
+    there = card.replace(begin, f"{begin}\nMy words.\n")
+    api.upload_file(path_or_fileobj=there.encode(), path_in_repo="README.md", repo_id=SPACE, repo_type="space")
+    api.delete_file("app.py", repo_id=SPACE, repo_type="space")
+    publish(runs, "org", space=SPACE, api=api, report=str)
+    files = hub.repo(SPACE, "space").files()
+    assert files["README.md"].decode() == there
+    assert "app.py" in files
+    there = card.replace("sdk: gradio", "sdk: gradio\npinned: true")
+    api.upload_file(path_or_fileobj=there.encode(), path_in_repo="README.md", repo_id=SPACE, repo_type="space")
+    head = hub.repo(SPACE, "space").head
+    with pytest.raises(ValueError, match=f"README.md of the Space {SPACE} is not as this version"):
+        publish(runs, "org", space=SPACE, api=api, report=str)
+    assert hub.repo(SPACE, "space").head == head
+
+
 def test_nothing_of_this_machine_is_uploaded(hub: HubServer, api: HfApi, runs: Path, wheel: Wheel) -> None:
     (runs / "quintic/.env").write_text("secret")
     publish(runs, "org", space=SPACE, api=api, report=str)
