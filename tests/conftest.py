@@ -59,6 +59,13 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_other_files_left_is_not_looked_through() -> None:
+    """Accelerate collects garbage after every training: beside all that torch compiled before, a tenth of a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_dial_outlives_its_test() -> Iterator[None]:
     """One that is set from now on holds for the thread, and a compiled graph then looks for it."""
