@@ -139,8 +139,8 @@ def main(arguments: list[str]) -> None:
                 check_source(None, None, file, "text")
             model, tokenizer = load(args.model, locality_settings(args.locality))
             length = checked_sequence_length(args.sequence_length, model.config)
-            sequences = load_sequences(args.text_file, tokenizer, length)
             block_model = None if args.block_model is None else load(args.block_model, {})[0]
+            sequences = load_sequences(args.text_file, tokenizer, length)
         device = PartialState().device
         model.to(device)
         if block_model is not None:

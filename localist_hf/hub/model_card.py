@@ -3,13 +3,14 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
@@ -149,14 +150,17 @@ def model_card(
             f"The run started from {base_model} and cannot be published over it; give it another name (`--name`, or "
             "`hub_model_id` of a trainer)."
         )
+    text = _template().render(_context(records, repo_id, namespace, base_model) | {"space": space})
+    return ModelCard(f"---\n{_metadata(record, repo_id, base_model).to_yaml()}\n---\n\n{text}")
+
+
+@cache
+def _template() -> Template:
+    """Compiled once, which takes longer than filling it in."""
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    template = environment.from_string(
-        resources.files(__package__).joinpath("model_card_template.md").read_text("utf-8")
-    )
-    text = template.render(_context(records, repo_id, namespace, base_model) | {"space": space})
-    return ModelCard(f"---\n{_metadata(record, repo_id, base_model).to_yaml()}\n---\n\n{text}")
+    return environment.from_string(resources.files(__package__).joinpath("model_card_template.md").read_text("utf-8"))
 
 
 def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelCardData:

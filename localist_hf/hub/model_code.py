@@ -1,6 +1,7 @@
 """The code that travels with a model, and what becomes of that of former versions."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def is_own_code(content: bytes) -> bool:
     return content.startswith(_HEADER)
 
 
+@cache
+def _own_code(entry: str) -> Mapping[str, bytes]:
+    """The code of this version that has this entry, looked through once for however many repositories."""
+    return {name: path.read_bytes() for name, path in code_files(Path(modeling.__file__).with_name(entry)).items()}
+
+
 def renewed_code(
     config: Mapping[str, Any], code: Mapping[str, bytes], repo_id: str = ""
 ) -> tuple[dict[str, bytes | None], dict[str, Any]]:
@@ -81,7 +88,7 @@ def renewed_code(
     is_semantic = settings.get("block_partition", "semantic") == "semantic"
     if is_semantic and "semantic_window" in config:
         return {entry: _mended_0_1(code[entry].decode()).encode()}, {}
-    new = {name: path.read_bytes() for name, path in code_files(Path(modeling.__file__).with_name(entry)).items()}
+    new = _own_code(entry)
     gone = ours - new.keys()
     for name in sorted(code.keys() - ours):
         is_used = any(f"from .{Path(name).stem} import".encode() in code[other] for other in ours)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,8 +237,10 @@ class KillAtStep(TrainerCallback):
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been(workspace, monkeypatch) -> None:
-    training = QUICK["training"] | {"max_steps": 4}
-    main(["family", *flags("whole", training=training)])
+    given = {"training": QUICK["training"] | {"max_steps": 4}}
+    main(["family", *flags("whole", **given)])
+    shutil.copytree("whole", "cut")
+    shutil.rmtree("cut/quintic")
     trainer, steps = grid_runs.LocalistTrainer, []
 
     class Counted(TrainerCallback):
@@ -246,9 +249,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been
 
     monkeypatch.setattr(grid_runs, "LocalistTrainer", lambda **given: trainer(**given, callbacks=[KillAtStep()]))
     with pytest.raises(Killed):
-        main(["family", *flags("cut", training=training)])
+        main(["family", *flags("cut", **given)])
     monkeypatch.setattr(grid_runs, "LocalistTrainer", lambda **given: trainer(**given, callbacks=[Counted()]))
-    main(["family", *flags("cut", training=training)])
+    main(["family", *flags("cut", **given)])
     assert steps == [("quintic", 3), ("quintic", 4)]
     whole, cut = (RunRecord.load(f"{folder}/quintic") for folder in ("whole", "cut"))
     assert cut.weights == whole.weights
@@ -258,19 +261,20 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been
     unmeasured = json.loads(Path("cut/quintic/run.json").read_text()) | {"controls": None}
     Path("cut/quintic/run.json").write_text(json.dumps(unmeasured))
     steps.clear()
-    main(["family", *flags("cut", training=training)])
+    main(["family", *flags("cut", **given)])
     assert steps == []
     assert RunRecord.load("cut/quintic").controls == whole.controls
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -> None:
-    main(["family", *flags()])
+    alone = {"runs": [{"variant": "distributed"}]}
+    main(["family", *flags(**alone)])
     others = [
-        (flags(training=QUICK["training"] | {"max_steps": 3}), "`training`"),
-        (flags(locality={"num_sink_tokens": 1}), "`locality`"),
-        (flags(measured_sequences=3), "`measured on`"),
-        (flags(controls={"dials": [0, 0.5, 1]}), "`controls`"),
+        (flags(**alone, training=QUICK["training"] | {"max_steps": 3}), "`training`"),
+        (flags(**alone, locality={"num_sink_tokens": 1}), "`locality`"),
+        (flags(**alone, measured_sequences=3), "`measured on`"),
+        (flags(**alone, controls={"dials": [0, 0.5, 1]}), "`controls`"),
     ]
     for arguments, name in others:
         with pytest.raises(SystemExit) as error:

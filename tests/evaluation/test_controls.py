@@ -116,9 +116,13 @@ def matched_lengths(tables: list[dict], kind: str) -> tuple[int, int] | None:
     return None
 
 
-def check_blocks(results: ControlResults, model, native, rows: list[list[int]]) -> None:
+def check_blocks(results: ControlResults, model, native, rows: list[list[int]], by_matrix: dict | None = None) -> None:
+    """Whoever checks several results of one model gives them one dictionary `by_matrix`."""
+    by_matrix = {} if by_matrix is None else by_matrix
     for blocks in results.blocks:
-        of_layers = figures_by_matrix(model, native, rows, blocks.num_previous_blocks, results.layers)
+        if (previous := blocks.num_previous_blocks) not in by_matrix:
+            by_matrix[previous] = figures_by_matrix(model, native, rows, previous, results.layers)
+        of_layers = by_matrix[previous]
         for index, tables in enumerate(of_layers):
             lengths_of = {kind: matched_lengths([tables], kind) for kind in ("windows", "recency")}
             names = ["own", "wrong", *((kind, n) for kind, both in lengths_of.items() for n in both or ())]
@@ -150,23 +154,24 @@ def check_blocks(results: ControlResults, model, native, rows: list[list[int]]) 
                 assert given(found) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize(("sinks", "previous"), [(0, 0), (2, 1)])
 def test_own_and_other_blocks_are_measured_on_the_same_positions(
-    make_model, gpt2_twin, rows, sinks: int, previous: int, batch_size: int
+    make_model, gpt2_twin, rows, sinks: int, previous: int
 ) -> None:
     model = make_model(
         num_sink_tokens=sinks, num_previous_blocks=previous, max_block_length=9, locality_schedule=[0, 0, 0.5, 1]
     )
-    results = measure_controls(model, Dataset.from_dict({"input_ids": rows}), batch_size)
-    assert results.layers == [2, 3]
-    assert [blocks.num_previous_blocks for blocks in results.blocks] == [0, 1]
-    check_blocks(results, model, gpt2_twin(model, "eager"), rows)
+    native, by_matrix = gpt2_twin(model, "eager"), {}
+    for batch_size in (1, 3):
+        results = measure_controls(model, Dataset.from_dict({"input_ids": rows}), batch_size, dials=(0, 1))
+        assert results.layers == [2, 3]
+        assert [blocks.num_previous_blocks for blocks in results.blocks] == [0, 1]
+        check_blocks(results, model, native, rows, by_matrix)
 
 
 def test_more_previous_blocks_are_measured_too(make_model, gpt2_twin, rows) -> None:
     model = make_model(num_previous_blocks=2, max_block_length=6)
-    results = measure_controls(model, Dataset.from_dict({"input_ids": rows}))
+    results = measure_controls(model, Dataset.from_dict({"input_ids": rows}), dials=(0, 1))
     assert [blocks.num_previous_blocks for blocks in results.blocks] == [0, 1, 2]
     check_blocks(results, model, gpt2_twin(model, "eager"), rows)
 
@@ -311,7 +316,8 @@ def test_dials_rise_from_0_to_1(make_model, rows, dials: tuple[float, ...]) -> N
 
 def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> None:
     model = make_model(num_sink_tokens=1)
-    separate = measure_controls(model, Dataset.from_dict({"input_ids": rows})).to_dict()
+    dials = (0, 0.5, 1)
+    separate = measure_controls(model, Dataset.from_dict({"input_ids": rows}), dials=dials).to_dict()
     width = 64
     left = Dataset.from_dict(
         {
@@ -323,7 +329,7 @@ def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> Non
     tokens, positions = ([place for row in rows for place in of(row)] for of in (list, lambda row: range(len(row))))
     packed = Dataset.from_dict({"input_ids": [tokens], "position_ids": [positions]})
     for dataset in (left, packed):
-        found = measure_controls(model, dataset, batch_size=2).to_dict()
+        found = measure_controls(model, dataset, batch_size=2, dials=dials).to_dict()
         assert_close(found["blocks"], separate["blocks"])
         for name in ("dials", "divergence", "perplexity_on_blocks", "self_only_perplexity", "all_local_perplexity"):
             assert_close(found[name], separate[name])
@@ -355,16 +361,18 @@ def test_on_given_blocks_and_those_of_another_model(make_model, rows) -> None:
     texts = Dataset.from_dict({"input_ids": rows})
     with torch.no_grad():
         starts = [base(torch.tensor([row]), output_fidelity=[3]).block_starts[0][0].tolist() for row in rows]
-    given = measure_controls(model, texts.add_column("block_starts", starts)).to_dict()
-    assert_close(measure_controls(model, texts, block_model=base).to_dict(), given)
-    assert given["blocks"][0]["own"] != measure_controls(model, texts).to_dict()["blocks"][0]["own"]
+    dials = (0, 0.5, 1)
+    given = measure_controls(model, texts.add_column("block_starts", starts), dials=dials).to_dict()
+    assert_close(measure_controls(model, texts, block_model=base, dials=dials).to_dict(), given)
+    assert given["blocks"][0]["own"] != measure_controls(model, texts, dials=dials).to_dict()["blocks"][0]["own"]
 
 
 def test_an_adapter_is_measured_as_the_model_that_it_makes(make_model, rows) -> None:
     lora = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, r=4, fan_in_fan_out=True)
     adapted, dataset = get_peft_model(make_model(), lora), Dataset.from_dict({"input_ids": rows})
-    found = measure_controls(adapted, dataset).to_dict()
-    assert_close(found, measure_controls(adapted.merge_and_unload(), dataset).to_dict())
+    dials = (0, 0.5, 1)
+    found = measure_controls(adapted, dataset, dials=dials).to_dict()
+    assert_close(found, measure_controls(adapted.merge_and_unload(), dataset, dials=dials).to_dict())
 
 
 def test_a_model_without_local_layers_has_one_place_on_the_dial(make_model, rows, transformers_warnings) -> None:

@@ -218,6 +218,30 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def measured(make_config: Callable, texts: Dataset) -> Callable[[dict[str, Any]], tuple]:
+    """The configuration with these settings, what a random model of it measures, and its controls; each once."""
+    known = {}
+
+    def found(settings: dict[str, Any]) -> tuple:
+        key = repr(settings)
+        if key not in known:
+            torch.manual_seed(0)
+            model = LocalistGPT2LMHeadModel(make_config(**settings))
+            known[key] = model.config, measure(model, texts), measure_controls(model, texts, dials=(0, 0.5, 1))
+        return known[key]
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def controlled(family: Path, texts: Dataset) -> RunRecord:
+    """The record of the family's quintic run with its controls; not to be changed."""
+    model = LocalistGPT2LMHeadModel.from_pretrained(family / "quintic")
+    controls = measure_controls(model, texts, dials=(0, 0.5, 1))
+    return RunRecord.load(family / "quintic").with_measurements(controls=controls)
+
+
+@pytest.fixture(scope="module")
 def texts() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     return Dataset.from_dict({"input_ids": torch.randint(2, 97, (3, 40), generator=generator).tolist()})
@@ -235,18 +259,18 @@ def rows(text: str, first: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_card_says_what_is_so(family: Path, make_config: Callable, texts: Dataset, folder: Path, case: str) -> None:
-    config, training, said, unsaid = CASES[case]
-    model = LocalistGPT2LMHeadModel(make_config(**config))
+def test_the_card_says_what_is_so(family: Path, measured: Callable, folder: Path, case: str) -> None:
+    settings, training, said, unsaid = CASES[case]
+    config, metrics, controls = measured(settings)
     record = RunRecord.load(family / "quintic")
     record = replace(
         record,
-        variant=variant_name(model.config),
+        variant=variant_name(config),
         name="mine",
-        config=record.config | {name: getattr(model.config, name) for name in config},
+        config=record.config | {name: getattr(config, name) for name in settings},
         training=record.training | training,
-        metrics=measure(model, texts),
-    ).with_measurements(controls=measure_controls(model, texts))
+        metrics=metrics,
+    ).with_measurements(controls=controls)
     record.save(folder)
     text = ModelCard(card_files(folder)["README.md"].decode()).text
 
@@ -256,7 +280,7 @@ def test_the_card_says_what_is_so(family: Path, make_config: Callable, texts: Da
     for phrase in unsaid:
         assert phrase not in flat, phrase
     assert not re.search(r"\bNone\b|\bnan\b|\{\{|\}\}|\{%|\n\n\n\n", prose(text))
-    if not model.config.num_sink_tokens:
+    if not config.num_sink_tokens:
         assert "sink" not in prose(text)
 
     # The numbers are the record's.
@@ -274,8 +298,8 @@ def test_the_card_says_what_is_so(family: Path, make_config: Callable, texts: Da
         assert row[-2] == f"{keys:.1f}"
     # What is said of other blocks is what the table shows.
     controls = text[text.index("### Controls") :]
-    row = rows(controls, "configuration")[f"**mine** {model.config.num_previous_blocks}"]
-    if model.config.block_partition != "window" and row[4] != "-":
+    row = rows(controls, "configuration")[f"**mine** {config.num_previous_blocks}"]
+    if config.block_partition != "window" and row[4] != "-":
         apart = float(row[4]) - float(row[5])
         assert f"of another one get psi {row[5]} where its own get {row[4]}" in flat
         assert (f"at most the {apart:.2f} between them" in flat) == (apart > 0)
@@ -308,11 +332,9 @@ def test_attention_that_goes_to_no_other_word_has_no_psi(family: Path, folder: P
     ],
 )
 def test_other_blocks_are_judged_by_what_the_page_shows(
-    family: Path, texts: Dataset, folder: Path, wrong: float, said: str
+    controlled: RunRecord, folder: Path, wrong: float, said: str
 ) -> None:
-    record = RunRecord.load(family / "quintic")
-    controls = measure_controls(LocalistGPT2LMHeadModel.from_pretrained(family / "quintic"), texts)
-    record = record.with_measurements(controls=controls)
+    record = copy.deepcopy(controlled)
     blocks = record.controls["blocks"][0]
     blocks["own"]["context_fidelity"][-1], blocks["wrong"]["context_fidelity"][-1] = 0.75, wrong
     record.save(folder)
@@ -333,18 +355,16 @@ def test_other_blocks_are_judged_by_what_the_page_shows(
     ],
 )
 def test_controls_of_several_seeds_have_intervals(
-    family: Path, texts: Dataset, tmp_path: Path, wrongs: tuple[float, ...], said: str
+    controlled: RunRecord, tmp_path: Path, wrongs: tuple[float, ...], said: str
 ) -> None:
-    model = LocalistGPT2LMHeadModel.from_pretrained(family / "quintic")
-    record = RunRecord.load(family / "quintic").with_measurements(controls=measure_controls(model, texts))
     for seed, wrong in enumerate(wrongs):
         (tmp_path / f"seed{seed}").mkdir()
-        controls = copy.deepcopy(record.controls)
+        controls = copy.deepcopy(controlled.controls)
         blocks = controls["blocks"][0]
         blocks["own"]["context_fidelity"][-1], blocks["wrong"]["context_fidelity"][-1] = 0.75, wrong
         controls |= {"perplexity": 20.0, "self_only_perplexity": 30.0 + seed, "all_local_perplexity": 24.0 + seed}
         controls["dials"][-1]["perplexity"] = 21.0 + seed
-        replace(record, seed=seed, controls=controls).save(tmp_path / f"seed{seed}")
+        replace(controlled, seed=seed, controls=controls).save(tmp_path / f"seed{seed}")
     text = card_files(tmp_path / "seed2")["README.md"].decode()
     assert said in text
     # 4.303 standard errors: of psi those of the wrong blocks above, of ratios a deviation of 1 / 20.

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from peft import PeftModel
+from python_process import run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +25,6 @@ from localist_hf.hub.run_history import weight_hashes
 
 
 TOKEN = "hf_test_token"
-REPOSITORY_ROOT = str(Path(__file__).parents[2])
 TOKENS = torch.arange(2, 40).view(2, 19)
 
 # What every stranger starts with. The package may be installed where the tests run: it is made to be missing.
@@ -50,25 +49,14 @@ def runs(family: Path, llama_runs: Path, tmp_path_factory: pytest.TempPathFactor
     return shutil.copytree(llama_runs, runs, dirs_exist_ok=True)
 
 
-def run(hub: HubServer, home: Path, *arguments: str, ours: bool = False, **env: str) -> subprocess.CompletedProcess:
-    """A Python process that knows the test Hub through its environment, and this package only if it is `ours`."""
-    environment = hub.env(home, TOKEN) | {"OMP_NUM_THREADS": "1"} | env
-    environment.pop("PYTHONPATH", None)
-    if ours:
-        environment["PYTHONPATH"] = REPOSITORY_ROOT
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+def run(hub: HubServer, home: Path, code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    """A Python process that knows the test Hub through its environment."""
+    return run_python(code, *arguments, env=hub.env(home, TOKEN) | env, cwd=home)
 
 
 def stranger(hub: HubServer, home: Path, code: str, **env: str) -> str:
     home.mkdir(exist_ok=True)
-    done = run(hub, home, "-c", STRANGER + code, **env)
+    done = run(hub, home, STRANGER + code, **env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -79,7 +67,7 @@ def published(hub: HubServer, runs: Path, tmp_path_factory: pytest.TempPathFacto
     home = tmp_path_factory.mktemp("publisher")
     program = "from localist_hf.cli.main import main; main()"
     arguments = ("publish", str(runs), "--namespace", "org", "--collection", "Localist models")
-    done = run(hub, home, "-c", program, *arguments, ours=True)
+    done = run(hub, home, program, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -312,7 +300,7 @@ LocalistGPT2LMHeadModel.from_pretrained(f"{folder}/cubic").push_to_hub("alice/lo
 def test_trainer_and_model_push_complete_repositories(
     hub: HubServer, published: str, runs: Path, tmp_path: Path
 ) -> None:
-    done = run(hub, tmp_path, "-c", PUSH, str(runs / "base"), str(tmp_path / "runs"), ours=True)
+    done = run(hub, tmp_path, PUSH, str(runs / "base"), str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     expected = set(hub.repo("org/localist-gpt2-cubic").files())
     pushed = hub.repo("org/pushed").files()

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi
+from python_process import run_python
 
 from localist_hf import LocalistGPT2LMHeadModel, __version__, modeling
 from localist_hf.cli.main import main
@@ -69,10 +68,7 @@ def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
 
 def run(code: str, hub: HubServer, home: Path, *arguments: str) -> None:
     home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=hub.env(home, TOKEN) | {"OMP_NUM_THREADS": "1"}, cwd=home, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_python(code, *arguments, env=hub.env(home, TOKEN), cwd=home)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,12 +7,11 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from python_process import run_python
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Model
 
@@ -73,11 +72,8 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run(folder: Path, repository: Path, code: str) -> None:
     """Runs code after `COMPARE` in a fresh process, with an empty cache."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARE + code, str(repository), str(folder / "saved")],
-        env=os.environ | {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    env = os.environ | {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    done = run_python(COMPARE + code, str(repository), str(folder / "saved"), env=env, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 

@@ -6,6 +6,7 @@ excludes, is what docs/compatibility.md says.
 
 import copy
 import inspect
+import os
 import pickle
 import re
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from python_process import run_python
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -537,7 +539,7 @@ assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 def test_remote_code_is_pickled_is_one_class_and_starts_as_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = localist(tmp_path).saved()
-    done = subprocess.run([sys.executable, "-c", REMOTE, str(folder)], capture_output=True, text=True, check=False)
+    done = run_python(REMOTE, str(folder), env=os.environ, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -228,7 +228,7 @@ GENERATION = {
 @pytest.mark.parametrize("setting", [{"locality_dial": 0.6}, {"locality_dial": 1.0}, {"min_fidelity": 0.8}])
 @pytest.mark.parametrize("mode", ["greedy", "beams", pytest.param("sampling", marks=pytest.mark.slow)])
 def test_generation_with_a_cache_equals_generation_without(make_model, make_text, mode, setting, partition) -> None:
-    model = make_model(block_partition=partition, locality_schedule="localist", num_sink_tokens=1)
+    model = make_model(n_layer=2, block_partition=partition, locality_schedule="localist", num_sink_tokens=1)
     ids = make_text(2, 30)
     mask = torch.ones_like(ids)
     mask[0, :9] = 0
@@ -284,10 +284,10 @@ def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
         locality_schedule=[0.5, 1.0, 1.0, 1.0], block_partition=partition, num_sink_tokens=2,
         num_previous_blocks=previous,
     )  # fmt: skip
-    ids = make_text(2, 150)
+    ids = make_text(2, 110)
     whole = model(ids, locality_dial=1.0, output_fidelity=True, use_cache=False)
     cache, pieces = DynamicCache(config=model.config), []
-    for piece in ids.split([40, 1, 30, *[1] * 79], dim=1):
+    for piece in ids.split([40, 1, 30, *[1] * 39], dim=1):
         pieces.append(model(piece, past_key_values=cache, locality_dial=1.0, output_fidelity=True))
     assert_close(torch.cat([piece.logits for piece in pieces], dim=1), whole.logits, atol=1e-4, rtol=0)
     for layer in range(4):
@@ -296,7 +296,7 @@ def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
         fidelities = torch.cat([piece.fidelity[layer] for piece in pieces], dim=2)
         assert_close(fidelities, whole.fidelity[layer], atol=1e-4, rtol=0)
     longest = (1 + previous) * (7 if partition == "window" else 12)
-    assert cache.layers[0].keys.shape[2] == 150
+    assert cache.layers[0].keys.shape[2] == 110
     for layer in cache.layers[1:]:
         assert layer.keys.shape[2] < longest
         assert layer.sinks[0].shape[2] == 2
