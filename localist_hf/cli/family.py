@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
 from ..evaluation import (
@@ -19,11 +19,13 @@ from ..evaluation import (
     plot_over_depth,
     plot_over_dial,
     plot_shares_over_depth,
+    text_prefix,
     token_labels,
 )
 from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
+from ..evaluation.generation import generate_as_told
 from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
@@ -229,10 +231,19 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
     else:
         model = AutoModelForCausalLM.from_pretrained(folders[shown][0], trust_remote_code=True)
         how = ", loaded with AutoModelForCausalLM and trust_remote_code=True,"
-    prompt = work.tokenizer(PROMPT, return_tensors="pt")
-    tokens = model.generate(**prompt, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
     print(f"\n{shown}{how} goes on from {PROMPT!r}:")
-    print(work.tokenizer.decode(tokens[0]))
+    print(continued(model, work.tokenizer, PROMPT))
+
+
+def continued(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A prompt and the likeliest words after it, up to the end of the text."""
+    # Some tokenizers end every text, this one too.
+    tokens = text_prefix(tokenizer) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    likeliest = GenerationConfig(
+        max_new_tokens=40, do_sample=False, repetition_penalty=1.2, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    written = generate_as_told(model, torch.tensor([tokens]), likeliest)[0]
+    return tokenizer.decode(written, clean_up_tokenization_spaces=False)
 
 
 def draw_attention(

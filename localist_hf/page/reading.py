@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.faithfulness import divergence_bits
+from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_probe import LocalityProfile, ProfileSums
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
@@ -182,7 +183,8 @@ class Reading:
 
     def go_on(self, position: int, dial: float, max_new_tokens: int = 12) -> str:
         """
-        The text that greedy generation goes on with after a position, under the dial.
+        The text that greedy generation goes on with after a position, under the dial. What the checkpoint says of
+        generation counts for nothing: an end-of-text token is one like any other.
 
         Args:
             position (`int`), dial (`float`):
@@ -209,23 +211,16 @@ class Reading:
         _check_place("position", position, len(self.passage))
         check_share("dial", dial)
         prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
-        outputs = self.model.generate(
-            input_ids=prefix,
-            attention_mask=torch.ones_like(prefix),
-            cache=self._cache_before(position, dial),
-            locality_dial=dial,
-            min_fidelity=0.0,
+        greedy = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_k=None,
-            top_p=None,
             use_cache=True,
             output_logits=True,
             return_dict_in_generate=True,
-            pad_token_id=self.model.generation_config.pad_token_id or 0,  # of one text without padding
+            pad_token_id=0,  # of one text nothing is padded; without such a token there is a warning
         )
+        cache = self._cache_before(position, dial)
+        outputs = generate_as_told(self.model, prefix, greedy, cache=cache, locality_dial=dial, min_fidelity=0.0)
         return outputs.logits[0][0].float().cpu(), outputs.sequences[0].cpu()
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from generation_defaults import OWN_GENERATION, set_defaults
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -338,3 +339,15 @@ def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace
             assert path.stat().st_mtime_ns == written
     assert len(list(Path("family").glob("*/run.json"))) == 4
     assert multiprocessing.active_children() == []
+
+
+def test_a_prompt_is_gone_on_with_whatever_the_checkpoint_says(make_model, make_framed_tokenizer) -> None:
+    tokenizer = make_framed_tokenizer("<bos> $A <eos>")  # which ends every text
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model = make_model(vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = None
+    expected = family.continued(model, tokenizer, "Sentence number 1")
+    assert re.match(r"<bos>Sentence number 1(?!<eos>).", expected, re.DOTALL)
+    for names in (["suppress_tokens"], ["forced_bos_token_id", "num_beams"], OWN_GENERATION):
+        set_defaults(model, **{name: OWN_GENERATION[name] for name in names})
+        assert family.continued(model, tokenizer, "Sentence number 1") == expected, names

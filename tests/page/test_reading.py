@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from architectures import ARCHITECTURES, LAYERS, every_architecture, localised, text, untouched
+from generation_defaults import OWN_GENERATION, set_defaults
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -173,6 +174,7 @@ class Numbers:
 def test_predictions_start_from_what_was_read(architecture: str, partition: str) -> None:
     settings = {"block_partition": partition, "delimiter_token_ids": [5, 9, 11] if partition == "delimiter" else None}
     model = localised(architecture, num_previous_blocks=1, **settings)
+    set_defaults(model)  # where it has a token that ends a text, `generate` would stop there
     ids = text(batch_size=1)[0]
     reading = read(model, Passage(ids[0], list(map(str, ids[0].tolist())), Numbers()))
     for position in (40, 0, 65):
@@ -184,6 +186,21 @@ def test_predictions_start_from_what_was_read(architecture: str, partition: str)
         generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=1.0, pad_token_id=0)
         continuation = Numbers().decode(generated[0, position + 1 :])
         assert reading.go_on(position, 1.0, max_new_tokens=4).strip() == continuation
+
+
+@torch.no_grad()
+def test_what_a_checkpoint_says_of_generation_counts_for_nothing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    passage = Passage.of(tokenizer, TEXT)
+    reading = read(model, passage)
+    expected = reading.go_on(9, 1.0, 4), reading.predict(9, 1.0)
+    for fields in [{name: value} for name, value in OWN_GENERATION.items()] + [OWN_GENERATION]:
+        own = set_defaults(model, **fields)
+        assert reading.go_on(9, 1.0, 4) == expected[0], fields
+        found = reading.predict(9, 1.0)
+        assert (found.tokens, found.probabilities) == (expected[1].tokens, expected[1].probabilities), fields
+        assert model.generation_config is own
 
 
 def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
