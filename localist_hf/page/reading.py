@@ -273,7 +273,7 @@ def read(
     limit = num_positions(core.config)
     if limit is not None and length > limit:
         raise ValueError(f"`text` has {length} tokens; the model has positions for {limit}.")
-    vocabulary_size = core.get_input_embeddings().num_embeddings
+    vocabulary_size = core.get_input_embeddings().weight.shape[0]  # an adapter may lie around them
     if (highest := passage.input_ids.max().item()) >= vocabulary_size:
         raise ValueError(f"`text` has the token {highest}; the model knows 0 to {vocabulary_size - 1}.")
     decoder = core.base_model
