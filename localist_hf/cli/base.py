@@ -173,7 +173,7 @@ def copy_base(folder: Path) -> None:
         check_own(folder, "run", RUN_FILES)
         with replacing(folder) as saving:
             load_model(str(BASE), load_config(str(BASE), {})).save_pretrained(saving)
-            load_tokenizer(str(BASE), VOCABULARY_SIZE).save_pretrained(saving)
+            load_tokenizer(str(BASE)).save_pretrained(saving)
             record.check_weights(saving)
             record.save(saving)
         claim(folder, "run", CARD_FILES)

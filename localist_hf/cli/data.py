@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
 from pyarrow.parquet import ParquetFile
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..evaluation import text_prefix
 from ..version import __version__
@@ -314,6 +314,33 @@ def tokenize_and_pack(
         count = sum(map(len, tokens["input_ids"])) - len(prefix) * len(tokens)
         raise ValueError(f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {room}.")
     return packed
+
+
+def check_token_ids(
+    sequences: Dataset, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str = "model"
+) -> None:
+    """
+    Refuses sequences with a token that a model does not have. Tokenizers may know more tokens than a model, such as one
+    for pictures, as long as no text holds one.
+
+    Args:
+        sequences ([`~datasets.Dataset`]):
+            From [`tokenize_and_pack`].
+        config ([`~transformers.PreTrainedConfig`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's.
+        name (`str`, *optional*, defaults to `"model"`):
+            What the caller calls it.
+
+    Raises:
+        ValueError: where there is one.
+    """
+    size = config.get_text_config().vocab_size
+    highest = max((max(ids) for batch in sequences.iter(1000) for ids in batch["input_ids"]), default=0)
+    if highest >= size:
+        raise ValueError(
+            f"The text has the token {highest} ({tokenizer.decode([highest])!r}), which the tokenizer knows and "
+            f"`{name}` does not: its vocabulary has the ids 0 to {size - 1}."
+        )
 
 
 def train_and_validation(

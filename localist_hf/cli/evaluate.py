@@ -24,7 +24,7 @@ from ..evaluation import (
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
-from .data import check_source, load_text, some_of, tokenize_and_pack
+from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, ending_with
 from .folders import MEASURED_FILES, check_own, claim, held
 from .models import checked_sequence_length, load
@@ -141,6 +141,9 @@ def main(arguments: list[str]) -> None:
             length = checked_sequence_length(args.sequence_length, model.config)
             block_model = None if args.block_model is None else load(args.block_model, {})[0]
             sequences = load_sequences(args.text_file, tokenizer, length)
+            check_token_ids(sequences, model.config, tokenizer)
+            if block_model is not None:
+                check_token_ids(sequences, block_model.config, tokenizer, "block_model")
         device = PartialState().device
         model.to(device)
         if block_model is not None:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
 from ..evaluation import (
@@ -19,17 +25,19 @@ from ..evaluation import (
     plot_over_depth,
     plot_over_dial,
     plot_shares_over_depth,
+    text_prefix,
     token_labels,
 )
 from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
+from ..evaluation.generation import generate_as_told
 from ..hub import RunRecord, own_text_in, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
 from .base import BASE, copy_base
-from .data import check_source, load_text, some_of, tokenize_and_pack
+from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
 from .grid_runs import GridWork, Task, do_all
@@ -127,13 +135,15 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
         with ending_with(2, TypeError, ValueError, what="`lora` cannot be used: "):
             LoraConfig(**grid.lora)
     length = checked_sequence_length(grid.sequence_length, config)
-    tokenizer = load_tokenizer(base, config.vocab_size)
+    tokenizer = load_tokenizer(base)
     texts, card = load_texts(args)
     # Ends of text are a token of every causal model that has one; some tokenizers put it there themselves.
     is_ended = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
     end = "" if is_ended else tokenizer.eos_token or ""
     ended = {part: Dataset.from_dict({"text": [(text or "") + end for text in texts[part]]}) for part in texts}
     train, held_out = (tokenize_and_pack(ended[part], tokenizer, length, part) for part in ("training", "held-out"))
+    for part in (train, held_out):
+        check_token_ids(part, config, tokenizer)
     held_out = some_of(held_out, grid.measured_sequences)
     if len(held_out) < 2:
         raise ValueError(
@@ -146,7 +156,7 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     if args.model is None:
         card["license"] = "apache-2.0"
         base = str(args.output_dir / BASE_NAME)
-    work = GridWork(grid, args.output_dir, base, tokenizer, train, held_out, card, delimiters(grid, tokenizer))
+    work = GridWork(grid, args.output_dir, base, tokenizer, train, held_out, card, delimiters(grid, tokenizer, config))
     for run in runs:
         size = work.arguments(run).train_batch_size
         if len(train) < size:
@@ -178,12 +188,14 @@ def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str
     return texts, {"dataset": name, "dataset_details": details, "evaluation_split": "held-out"}
 
 
-def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end as the grid says, spaces after that left out."""
+def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
+    """The tokens of the model that end as the grid says, spaces after that left out."""
     if not grid.delimiters:
         return []
     ends = tuple(grid.delimiters)
-    texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    # Of the ids some may be left out, and some tokenizers know more than their model.
+    known = sorted(token for token in tokenizer.get_vocab().values() if token < config.get_text_config().vocab_size)
+    texts = {token: tokenizer.decode([token]) for token in known}
     ids = [token for token, text in texts.items() if text.rstrip(" ").endswith(ends)]
     if not ids:
         raise ValueError(f"`delimiters` are {grid.delimiters}; no token of the tokenizer ends so.")
@@ -238,10 +250,19 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
     else:
         model = AutoModelForCausalLM.from_pretrained(folders[shown][0], trust_remote_code=True)
         how = ", loaded with AutoModelForCausalLM and trust_remote_code=True,"
-    prompt = work.tokenizer(PROMPT, return_tensors="pt")
-    tokens = model.generate(**prompt, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
     print(f"\n{shown}{how} goes on from {PROMPT!r}:")
-    print(work.tokenizer.decode(tokens[0]))
+    print(continued(model, work.tokenizer, PROMPT))
+
+
+def continued(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A prompt and the likeliest words after it, up to the end of the text."""
+    # Some tokenizers end every text, this one too.
+    tokens = text_prefix(tokenizer) + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    likeliest = GenerationConfig(
+        max_new_tokens=40, do_sample=False, repetition_penalty=1.2, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    written = generate_as_told(model, torch.tensor([tokens]), likeliest)[0]
+    return tokenizer.decode(written, clean_up_tokenization_spaces=False)
 
 
 def draw_attention(

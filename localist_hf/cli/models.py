@@ -23,6 +23,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..evaluation.check_model import num_positions
 from ..hub import RunRecord
+from ..hub.adapters import fit_embeddings, has_tokenizer
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from .errors import ending_with
 
@@ -70,19 +71,16 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> 
     return config
 
 
-def load_tokenizer(name: str, vocabulary_size: int, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model with this many tokens; `revision` as for [`load_config`]."""
+def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
+    """
+    A model's tokenizer; `revision` as for [`load_config`]. It may know more tokens than the model, such as one for
+    pictures in those of Gemma 3: it is texts that [`check_token_ids`] refuses.
+    """
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         # Where there are no files, transformers makes one without a vocabulary.
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ValueError("there is none, or its vocabulary is empty.")
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary_size:
-        raise ValueError(
-            f"`model` is {name!r}, whose tokenizer has the ids 0 to {highest}; the model's vocabulary has "
-            f"{vocabulary_size} tokens only."
-        )
     return tokenizer
 
 
@@ -158,8 +156,9 @@ def adapter_settings(name: str, revision: str = "main") -> dict[str, Any]:
 
 
 def load_adapter(model: PreTrainedModel, name: str, revision: str = "main") -> PeftModel:
-    """The base with an adapter on it."""
+    """The base with an adapter on it, and with the embeddings of tokens that were added for it."""
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose adapter cannot be loaded: "):
+        fit_embeddings(model, name, revision)
         return PeftModel.from_pretrained(model, name, revision=revision)
 
 
@@ -167,7 +166,7 @@ def load(
     name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A localised model, perhaps with an adapter on it, and its tokenizer.
+    A localised model, perhaps with an adapter on it, and its tokenizer: the one beside the adapter, where there is one.
 
     Args:
         name (`str`), settings (`dict[str, Any]`):
@@ -178,13 +177,15 @@ def load(
     revision = revisions.get(name, "main")
     if (adapter := find_adapter(name, revision)) is None:
         config = load_config(name, settings, revision)
-        return load_model(name, config, revision=revision), load_tokenizer(name, config.vocab_size, revision)
+        return load_model(name, config, revision=revision), load_tokenizer(name, revision)
     base = adapter.base_model_name_or_path
     base_revision = revisions.get(base) or adapter.revision or "main"
     config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
     model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
     model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
-    return model, load_tokenizer(base, config.vocab_size, base_revision)
+    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+        is_own = has_tokenizer(name, revision)
+    return model, load_tokenizer(name, revision) if is_own else load_tokenizer(base, base_revision)
 
 
 def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:

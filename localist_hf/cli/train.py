@@ -20,7 +20,7 @@ from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
 from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
-from .data import check_source, load_text, train_and_validation
+from .data import check_source, check_token_ids, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
 from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, held, replacing
 from .models import checked_sequence_length, load_config, load_model, load_tokenizer
@@ -46,7 +46,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     check_metric(args, config.locality.num_hidden_layers)
     sequence_length = checked_sequence_length(run.sequence_length, config)
 
-    tokenizer = load_tokenizer(run.model, config.vocab_size)
+    tokenizer = load_tokenizer(run.model)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
     # Small steps are lost in weights of half precision; an adapter has its own, in float32.
     model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
@@ -55,6 +55,8 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     with ending_with(2, ValueError, ImportError, what=f"`optim` is {args.optim.value!r}, which cannot be used: "):
         LocalistTrainer.get_optimizer_cls_and_kwargs(args, model)
     train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
+    for part in (train, validation):
+        check_token_ids(part, config, tokenizer)
     return LocalistTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
     )

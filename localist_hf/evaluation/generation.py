@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -32,6 +33,34 @@ class GenerationFigures:
     losses: list[float]
     distinct_2: list[float]
     repetition_4: list[float]
+
+
+def generate_as_told(
+    model: PreTrainedModel, input_ids: torch.LongTensor, generation_config: GenerationConfig, **kwargs: Any
+) -> Any:
+    """
+    What [`~transformers.GenerationMixin.generate`] gives by this configuration and these arguments alone. What the
+    model's own `generation_config` says, which comes with a checkpoint, counts for nothing; it is changed meanwhile and
+    restored: leave the model to this call.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        input_ids (`torch.LongTensor` of shape `(batch_size, length)`):
+            What it goes on from, without padding.
+        generation_config ([`~transformers.GenerationConfig`]):
+            All that is to hold. Without a token that ends a text in it, such a one is like any other.
+        kwargs:
+            Further arguments of `generate`.
+    """
+    # What is not set in the configuration that is passed is taken from the model's own.
+    with setting(core_model(model), generation_config=generation_config):
+        return model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=generation_config,
+            **kwargs,
+        )
 
 
 @torch.no_grad()
@@ -87,15 +116,9 @@ def measure_generation(
     whole = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length, pad_token_id=0)
     for dial in dials:
         devices = [model.device] if model.device.type == "cuda" else []
-        # What is not set in the configuration that is passed is taken from the model's own.
-        with torch.random.fork_rng(devices), setting(core_model(model), generation_config=whole):
+        with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            written = model.generate(
-                input_ids=prompts,
-                attention_mask=torch.ones_like(prompts),
-                generation_config=whole,
-                locality_dial=dial,
-            )
+            written = generate_as_told(model, prompts, whole, locality_dial=dial, min_fidelity=0.0)
         figures[f"dial {dial:g}"] = _figures(written, judge, prompt_length)
     return figures | {"text": _figures(texts, judge, prompt_length)}
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..evaluation.check_model import num_positions
 from ..modeling.localist_model import SHARES
+from .adapters import fit_embeddings
 
 
 logger = logging.get_logger(__name__)
@@ -55,8 +56,7 @@ def attention_example(
     is_adapter = isinstance(model, PeftModel)
     base = model.get_base_model() if is_adapter else model
     try:
-        # An adapter's folder says nothing of its base but where it is.
-        saved = type(base).from_pretrained(folder, config=stored_config(base) if is_adapter else None).eval()
+        saved = (_saved_adapter(base, str(folder)) if is_adapter else type(base).from_pretrained(folder)).eval()
     except (OSError, ValueError) as error:
         logger.warning(f"The card goes without its example, because {folder} cannot be loaded: {error}")
         return None
@@ -64,7 +64,23 @@ def attention_example(
     if (allowed := num_positions(base.config)) is not None:
         while prompt and len(tokenizer(prompt)["input_ids"]) > allowed // 2:  # the card's code goes on
             prompt = prompt.rpartition(" ")[0]
+    if prompt and max(tokenizer(prompt)["input_ids"]) >= base.get_input_embeddings().weight.shape[0]:
+        logger.warning("The card goes without its example, because the model lacks a token that its tokenizer knows.")
+        return None
     return {"prompt": prompt, "printed": blocks_and_shares(saved, tokenizer, prompt)} if prompt else None
+
+
+def _saved_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
+    """The adapter in a folder, which says nothing of its base but where it is."""
+    adapter = PeftConfig.from_pretrained(folder)
+    where = {"pretrained_model_name_or_path": adapter.base_model_name_or_path, "revision": adapter.revision or "main"}
+    config = stored_config(base)
+    # Added tokens are no part of the base's weights; the adapter brings them.
+    stored, _ = config.get_config_dict(**where)
+    config.get_text_config().update({key: value for key, value in stored.items() if key == "vocab_size"})
+    saved = type(base).from_pretrained(**where, config=config)
+    fit_embeddings(saved, folder)
+    return PeftModel.from_pretrained(saved, folder)
 
 
 def stored_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -80,7 +96,7 @@ def stored_config(model: PreTrainedModel) -> PreTrainedConfig:
 def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """What the code on the card prints; the very same steps."""
     layer = shown_layer(model.config.locality.locality_lambdas)
-    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     outputs = model(**inputs, output_fidelity=True)
     shares = [outputs[name][layer][0].mean(0) for name in SHARES]
     starts = outputs.block_starts[layer][0]
@@ -89,5 +105,6 @@ def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: st
         here = starts == start
         own, sink, block, outside = [share[here].mean() for share in shares]
         numbers = f"{own:.2f} {sink:.2f} {block:.2f} {outside:.2f} {block / (block + outside):.2f}"
-        lines.append(f"{numbers} {tokenizer.decode(inputs['input_ids'][0][here])!r}\n")
+        text = tokenizer.decode(inputs["input_ids"][0][here], clean_up_tokenization_spaces=False)
+        lines.append(f"{numbers} {text!r}\n")
     return "".join(lines)

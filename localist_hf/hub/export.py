@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,17 +14,15 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
-from transformers.utils.hub import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..modeling.locality_dial import DIAL_FIELDS
+from .adapters import fit_embeddings, has_tokenizer
 
 
 logger = logging.get_logger(__name__)
 
-#: Whatever has a tokenizer has one of these.
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
 #: What is read of a source as one JSON object.
 _JSON_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json"
@@ -72,9 +71,10 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     _check_json(source)
     if _is_adapter(source):
         adapter = _lora_config(source)
-        model, tokenizer_sources = _merged_model(source, adapter), (source, adapter.base_model_name_or_path)
+        model = _merged_model(source, adapter)
+        tokenizer_sources = {source: None, adapter.base_model_name_or_path: adapter.revision}
     else:
-        model, tokenizer_sources = _load_model(source), (source,)
+        model, tokenizer_sources = _load_model(source), {source: None}
 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary:
         written = Path(temporary) / "gpt2"  # the temporary folder itself is closed to other users
@@ -168,6 +168,7 @@ def _merged_model(source: str, config: PeftConfig) -> LocalistGPT2LMHeadModel:
     base.to(torch.promote_types(dtype, torch.float32))
     try:
         found = load_peft_weights(source, device="cpu").keys()
+        fit_embeddings(base, source)
         adapted = PeftModel.from_pretrained(base, source).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise OSError(f"`source` is {source!r}, whose adapter's weights cannot be read: {error}") from error
@@ -194,12 +195,14 @@ def _plain_gpt2(model: LocalistGPT2LMHeadModel) -> GPT2LMHeadModel:
     return gpt2
 
 
-def _save_tokenizer(sources: tuple[str, ...], folder: Path) -> None:
-    """Saves the tokenizer of the first source that has one, in words that transformers 4 knows too."""
-    source = next((source for source in sources if any(has_file(source, name) for name in _TOKENIZER_FILES)), None)
+def _save_tokenizer(sources: Mapping[str, str | None], folder: Path) -> None:
+    """
+    Saves the tokenizer of the first source, at its revision, that has one, in words that transformers 4 knows too.
+    """
+    source = next((source for source, revision in sources.items() if has_tokenizer(source, revision)), None)
     if source is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=sources[source] or "main")
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

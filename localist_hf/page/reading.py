@@ -6,16 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.faithfulness import divergence_bits
+from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_probe import LocalityProfile, ProfileSums
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
 from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import check_share
 from .attention_rows import AttentionRows
+from .pieces import added_text, decode, text_pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +47,26 @@ class Passage:
         Raises:
             ValueError: for a text without a token.
         """
+        encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        tokens = encoded["input_ids"]
+        pieces, own = [decode(tokenizer, [token]) for token in tokens], []
         if tokenizer.is_fast:
-            encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-            pieces, end = [], 0
-            for token, (_, token_end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                is_special = token_end == 0 and token in tokenizer.all_special_ids
-                pieces.append(tokenizer.decode([token]) if is_special else text[end : max(end, token_end)])
-                end = max(end, token_end)
-        else:
-            encoded = tokenizer(text, verbose=False)
-            pieces = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in encoded["input_ids"]]
-        if not text.strip() or not pieces:
+            end = 0
+            for place, (token, (_, token_end)) in enumerate(zip(tokens, encoded["offset_mapping"], strict=True)):
+                if token_end > 0 or token not in tokenizer.all_special_ids:
+                    pieces[place] = text[end : max(end, token_end)]
+                    end = max(end, token_end)
+                    own.append(place)
+            if own:
+                pieces[own[-1]] += text[end:]  # some leave out the spaces there
+        elif bare := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+            places = range(len(tokens) - len(bare) + 1)
+            start = next((place for place in places if tokens[place : place + len(bare)] == bare), None)
+            own = range(len(tokens)) if start is None else range(start, start + len(bare))
+            pieces[own.start : own.stop] = text_pieces(tokenizer, tokens[own.start : own.stop], text)
+        if not text.strip() or not own:
             raise ValueError("`text` is empty; it must have at least one word.")
-        return cls(torch.tensor(encoded["input_ids"]), pieces, tokenizer)
+        return cls(torch.tensor(tokens), pieces, tokenizer)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -172,9 +181,9 @@ class Reading:
         actual = None
         if position + 1 < len(self.passage):
             actual = probabilities[self.passage.input_ids[position + 1]].item()
-        decode = self.passage.tokenizer.decode
+        before = self.passage.input_ids[: position + 1].tolist()
         return Prediction(
-            [decode([token], clean_up_tokenization_spaces=False) for token in best.indices.tolist()],
+            [added_text(self.passage.tokenizer, before, [token]) for token in best.indices.tolist()],
             best.values.tolist(),
             actual,
             max(0.0, divergence_bits(free, logits).item()),
@@ -182,7 +191,8 @@ class Reading:
 
     def go_on(self, position: int, dial: float, max_new_tokens: int = 12) -> str:
         """
-        The text that greedy generation goes on with after a position, under the dial.
+        The text that greedy generation goes on with after a position, under the dial. What the checkpoint says of
+        generation counts for nothing: an end-of-text token is one like any other.
 
         Args:
             position (`int`), dial (`float`):
@@ -197,35 +207,24 @@ class Reading:
         if limit is not None:  # the last token is not read again
             max_new_tokens = min(max_new_tokens, limit - position)
         _, tokens = self._generate(position, dial, max_new_tokens)
-        # A tokenizer writes a space, or a character in several tokens, only where it knows what stands before.
-        before, whole = (
-            self.passage.tokenizer.decode(part, clean_up_tokenization_spaces=False)
-            for part in (self.passage.input_ids[: position + 1], tokens)
-        )
-        return whole[len(before.rstrip("\ufffd")) :]
+        before, after = tokens[: position + 1].tolist(), tokens[position + 1 :].tolist()
+        return added_text(self.passage.tokenizer, before, after)
 
     def _generate(self, position: int, dial: float, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of the next token, float32, and the text up to the position with the tokens that follow."""
         _check_place("position", position, len(self.passage))
         check_share("dial", dial)
         prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
-        outputs = self.model.generate(
-            input_ids=prefix,
-            attention_mask=torch.ones_like(prefix),
-            cache=self._cache_before(position, dial),
-            locality_dial=dial,
-            min_fidelity=0.0,
+        greedy = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_k=None,
-            top_p=None,
             use_cache=True,
             output_logits=True,
             return_dict_in_generate=True,
-            pad_token_id=self.model.generation_config.pad_token_id or 0,  # of one text without padding
+            pad_token_id=0,  # of one text nothing is padded; without such a token there is a warning
         )
+        cache = self._cache_before(position, dial)
+        outputs = generate_as_told(self.model, prefix, greedy, cache=cache, locality_dial=dial, min_fidelity=0.0)
         return outputs.logits[0][0].float().cpu(), outputs.sequences[0].cpu()
 
     @torch.no_grad()
@@ -278,7 +277,7 @@ def read(
     limit = num_positions(core.config)
     if limit is not None and length > limit:
         raise ValueError(f"`text` has {length} tokens; the model has positions for {limit}.")
-    vocabulary_size = core.get_input_embeddings().num_embeddings
+    vocabulary_size = core.get_input_embeddings().weight.shape[0]  # an adapter may lie around them
     if (highest := passage.input_ids.max().item()) >= vocabulary_size:
         raise ValueError(f"`text` has the token {highest}; the model knows 0 to {vocabulary_size - 1}.")
     decoder = core.base_model

@@ -238,7 +238,7 @@ TRAIN = (
         ("--model no-tokenizer", "whose tokenizer cannot be used: there is none, or its vocabulary is empty"),
         ("--model no-tokenizer-file", "whose tokenizer cannot be used"),
         ("--model broken-tokenizer", "`model` is 'broken-tokenizer', whose tokenizer cannot be used"),
-        ("--model small-vocabulary", "whose tokenizer has the ids 0 to"),
+        ("--model small-vocabulary", "wte.weight has the shape"),
         ("--model no-weights-llama", "`model` is 'no-weights-llama', which cannot be loaded: "),
         ("--model t5", "cannot be used so: its `model_type` is 't5', which is no causal language model."),
         ("--model mamba", "cannot be used so: MambaForCausalLM cannot be localised: not all of its layers are causal"),

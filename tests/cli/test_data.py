@@ -1,5 +1,6 @@
 """Text to sequences: nothing lost but the remainder, and bad input refused by name."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -10,9 +11,16 @@ import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
-from localist_hf.cli.data import check_source, load_text, some_of, tokenize_and_pack, train_and_validation
+from localist_hf.cli.data import (
+    check_source,
+    check_token_ids,
+    load_text,
+    some_of,
+    tokenize_and_pack,
+    train_and_validation,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -392,3 +400,15 @@ def test_some_of_a_data_set_is_from_all_over_it_and_the_same_every_time() -> Non
     assert len({each[0] for each in some}) == 20
     assert max(some) > [70] and min(some) < [30]
     assert some_of(numbers, 100)["input_ids"][:] == numbers["input_ids"][:]
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_where_a_text_has_it(tokenizer) -> None:
+    more = copy.deepcopy(tokenizer)  # as that of Gemma 3's text models, which knows a token for pictures
+    more.add_tokens(["<picture>"], special_tokens=True)
+    config = LlamaConfig(vocab_size=len(tokenizer))
+    texts = ["some more of the words here"] * 9
+    both = [Dataset.from_dict({"text": each}) for each in (texts, ["<picture>", *texts])]
+    sequences = [tokenize_and_pack(each, more, 4) for each in both]
+    check_token_ids(sequences[0], config, more)
+    with pytest.raises(ValueError, match=rf"the token {len(tokenizer)} \('<picture>'\), which .* `other` does not"):
+        check_token_ids(sequences[1], config, more, "other")

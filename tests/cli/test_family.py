@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from generation_defaults import OWN_GENERATION, set_defaults
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -38,7 +39,7 @@ def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A folder with a base, a text to train on, one to measure on, and grids by name."""
     torch.manual_seed(0)
     config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0,
+        n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=len(tokenizer) + 2, bos_token_id=0, eos_token_id=0,
         initializer_range=0.3,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "small")
@@ -129,7 +130,7 @@ def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokeni
     assert "tokenised by the base's tokenizer" in record.data["details"]
     # Of that base's tokens, those that end with a full stop, spaces after it or not.
     ids = record.locality["delimiter_token_ids"]
-    assert all(family.load_tokenizer("family/base", 2048).decode([token]).rstrip(" ").endswith(".") for token in ids)
+    assert all(family.load_tokenizer("family/base").decode([token]).rstrip(" ").endswith(".") for token in ids)
     assert len(ids) > 1
     assert "localist-gpt2-base" in Path("family/quintic-delimiter/README.md").read_text()
     assert list(Path("family/base").glob("modeling_*.py"))  # it can be published as it stands
@@ -343,3 +344,15 @@ def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace
             assert path.stat().st_mtime_ns == written
     assert len(list(Path("family").glob("*/run.json"))) == 4
     assert multiprocessing.active_children() == []
+
+
+def test_a_prompt_is_gone_on_with_whatever_the_checkpoint_says(make_model, make_framed_tokenizer) -> None:
+    tokenizer = make_framed_tokenizer("<bos> $A <eos>")  # which ends every text
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model = make_model(vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = None
+    expected = family.continued(model, tokenizer, "Sentence number 1")
+    assert re.match(r"<bos>Sentence number 1(?!<eos>).", expected, re.DOTALL)
+    for names in (["suppress_tokens"], ["forced_bos_token_id", "num_beams"], OWN_GENERATION):
+        set_defaults(model, **{name: OWN_GENERATION[name] for name in names})
+        assert family.continued(model, tokenizer, "Sentence number 1") == expected, names

@@ -1,13 +1,16 @@
 """Any causal language model under the commands; what they refuse is in `test_bad_input.py`."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BloomConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,9 +23,11 @@ from transformers import (
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.arguments import parse
-from localist_hf.cli.models import checked_sequence_length, load_config, load_model, load_tokenizer
+from localist_hf.cli.errors import CommandError
+from localist_hf.cli.models import checked_sequence_length, load, load_config, load_model, load_tokenizer
 from localist_hf.cli.train import prepare_trainer
 from localist_hf.modeling.localist_model import LocalistMixin
+from localist_hf.page import Passage, read
 from localist_hf.trainers import LocalistTrainer
 
 
@@ -91,7 +96,7 @@ def test_code_of_a_repository_is_not_run(save, tokenizer, tmp_path: Path) -> Non
     for path in (tmp_path / "model").glob("*.py"):
         path.write_text("raise RuntimeError('it ran')")
     load_model(name, load_config(name, {}))
-    load_tokenizer(name, len(tokenizer))
+    load_tokenizer(name)
 
 
 def test_sequences_are_as_long_as_the_model_allows() -> None:
@@ -138,3 +143,66 @@ def test_training_opt_whose_decoder_is_a_part_of_its_transformer(save, tokenizer
     )  # fmt: skip
     training = trainer(save(OPTForCausalLM(config)), tmp_path)
     assert 0 < training.evaluate()["eval_context_fidelity"] < 1
+
+
+# --- adapters
+
+
+@pytest.fixture(scope="module")
+def adapters(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[str, PeftModel]]:
+    """Saves an adapter, of a base with added tokens where `added` is more than 0, with a tokenizer that has them."""
+
+    def make(added: int, is_tied: bool = True, has_tokenizer: bool = True, **settings) -> tuple[str, PeftModel]:
+        folder = tmp_path_factory.mktemp("adapters")
+        llama(len(tokenizer), tie_word_embeddings=is_tied).save_pretrained(folder / "base")
+        tokenizer.save_pretrained(folder / "base")
+        base = LlamaForCausalLM.from_pretrained(folder / "base")
+        own = AutoTokenizer.from_pretrained(folder / "base")
+        own.add_tokens([f"<new-{number}>" for number in range(added)])
+        if added:
+            base.resize_token_embeddings(len(own), pad_to_multiple_of=8)
+            torch.nn.init.normal_(base.get_input_embeddings().weight)
+            torch.nn.init.normal_(base.get_output_embeddings().weight)
+        config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | settings)
+        adapted = get_peft_model(base, config).eval()
+        adapted.save_pretrained(folder / "adapter")
+        if has_tokenizer:
+            own.save_pretrained(folder / "adapter")
+        return str(folder / "adapter"), adapted
+
+    return make
+
+
+def test_the_tokenizer_beside_an_adapter_is_read(adapters, tokenizer) -> None:
+    name, _ = adapters(0, has_tokenizer=False)
+    text = "something<new> more"
+    assert load(name, {})[1](text)["input_ids"] == tokenizer(text)["input_ids"]
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<new>"])
+    own.save_pretrained(name)
+    assert load(name, {})[1](text)["input_ids"] == own(text)["input_ids"] != tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"trainable_token_indices": [3, 4]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_a_base_with_added_tokens_is_loaded_with_them(adapters, is_tied: bool, settings) -> None:
+    name, adapted = adapters(3, is_tied, **settings)
+    if "embed_tokens" in settings.get("target_modules", ()) and not is_tied:  # PEFT does not save the new head then
+        with pytest.raises(CommandError, match="cannot be loaded: it holds embeddings of 312 tokens and no head"):
+            load(name, {})
+        return
+    model, tokenizer = load(name, {})
+    ids = torch.tensor([tokenizer("some<new-1> words<new-2> here")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, adapted(ids).logits)
+    assert model.config.vocab_size == 312 > len(tokenizer)
+    assert read(model, Passage.of(tokenizer, "some<new-1>")).passage.input_ids.max() >= len(tokenizer) - 3

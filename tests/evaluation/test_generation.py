@@ -5,8 +5,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from generation_defaults import OWN_GENERATION, set_defaults
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig, WatermarkingConfig
 
 from localist_hf.evaluation import measure_generation
 
@@ -48,21 +48,6 @@ def test_the_judge_is_free_whatever_its_dial(make_model, make_text) -> None:
     assert measure_generation(model, judge, texts, prompt_length=10, dials=(0.0,)) == expected
 
 
-# What a checkpoint may set and every call would take over.
-OWN_GENERATION = {
-    "temperature": 0.1, "top_k": 1, "top_p": 0.1, "min_p": 0.9, "top_h": 0.1, "typical_p": 0.1, "epsilon_cutoff": 0.5,
-    "eta_cutoff": 0.5, "repetition_penalty": 9.0, "encoder_repetition_penalty": 9.0, "no_repeat_ngram_size": 1,
-    "encoder_no_repeat_ngram_size": 1, "bad_words_ids": [[token] for token in range(9, 97)], "min_length": 99,
-    "suppress_tokens": list(range(9, 97)), "begin_suppress_tokens": list(range(9, 97)), "forced_bos_token_id": 5,
-    "forced_eos_token_id": 5, "sequence_bias": [[[5], 99.0]], "exponential_decay_length_penalty": (1, 9.0),
-    "guidance_scale": 9.0, "watermarking_config": WatermarkingConfig(bias=99.0), "stop_strings": ["a"],
-    "eos_token_id": list(range(2, 97)), "max_time": 1e-9, "num_beams": 2, "num_return_sequences": 2,
-    "penalty_alpha": 0.9, "dola_layers": "high", "prompt_lookup_num_tokens": 2, "assistant_early_exit": 1,
-    "token_healing": True, "return_dict_in_generate": True, "cache_implementation": "static", "use_cache": False,
-    "renormalize_logits": True, "remove_invalid_values": True, "output_attentions": True,
-}  # fmt: skip
-
-
 @torch.no_grad()
 def test_what_a_checkpoint_says_of_generation_counts_for_nothing(make_model, make_text) -> None:
     model, texts, drawn = make_model(), make_text(2, 14), []
@@ -78,12 +63,18 @@ def test_what_a_checkpoint_says_of_generation_counts_for_nothing(make_model, mak
     of_prompt = model(texts[:, :8], locality_dial=1.0).logits[:, -1].softmax(-1)
     assert torch.allclose(drawn[0], of_prompt, atol=1e-6)
     for fields in [{name: value} for name, value in OWN_GENERATION.items()] + [OWN_GENERATION]:
-        own = model.generation_config = GenerationConfig()
-        vars(own).update(fields)  # whatever fits together
+        own = set_defaults(model, **fields)
         before = copy.deepcopy(vars(own))
         assert measure_generation(model, model, texts, prompt_length=8, dials=[1.0]) == expected, fields
         assert model.generation_config is own
         assert vars(own) == before
+
+
+def test_what_is_written_is_free_of_the_guarantee_of_the_configuration(make_model, make_text) -> None:
+    model, judge, texts = make_model(locality_schedule="localist"), make_model(seed=2), make_text(2, 24)
+    expected = measure_generation(model, judge, texts, prompt_length=8)
+    model.config.min_fidelity = 0.9
+    assert measure_generation(model, judge, texts, prompt_length=8) == expected
 
 
 def test_an_adapter_writes_so_too(make_model, make_text) -> None:

@@ -191,6 +191,19 @@ def test_an_adapter_is_merged(make_run, tmp_path: Path, base_type: str) -> None:
     assert not any("lora" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
 
 
+def test_an_adapter_of_a_base_with_added_tokens_is_merged_with_them(make_run, tokenizer, tmp_path: Path) -> None:
+    base = LocalistGPT2LMHeadModel.from_pretrained(make_run())
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<new>"])
+    base.resize_token_embeddings(len(own))
+    expected = logits(make_adapter(base, tmp_path / "adapter"))
+    own.save_pretrained(tmp_path / "adapter")
+    export_gpt2(tmp_path / "adapter", tmp_path / "out")
+    exported = load(tmp_path / "out")
+    assert exported.config.vocab_size == len(own) == len(AutoTokenizer.from_pretrained(tmp_path / "out"))
+    assert (logits(exported) - expected).abs().max() < 1e-3
+
+
 def test_an_adapter_of_a_bf16_base_is_merged_in_float32_and_rounded_once(make_run, tmp_path: Path) -> None:
     make_adapter(LocalistGPT2LMHeadModel.from_pretrained(make_run(dtype=torch.bfloat16)), tmp_path / "adapter")
     export_gpt2(tmp_path / "adapter", tmp_path / "out")

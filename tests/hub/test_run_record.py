@@ -1,5 +1,6 @@
 """A record says what was trained on what, and refuses to exist without its numbers."""
 
+import copy
 import json
 import math
 import re
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunHistory, RunRecord, write_card
-from localist_hf.hub.example import attention_example
+from localist_hf.hub.example import attention_example, blocks_and_shares
 from localist_hf.hub.run_history import weight_hashes
 from localist_hf.hub.run_record import last_evaluation, load_siblings
 
@@ -483,6 +485,32 @@ def test_a_model_of_no_more_positions_than_the_tokenizer_fills_has_no_example(
     tokenizer = make_framed_tokenizer("<bos> $A <eos>")
     (model := make_model(n_positions=3, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     assert attention_example(model, tokenizer, tmp_path) is None
+
+
+def test_an_adapter_s_example_has_the_tokens_that_were_added_to_its_base(
+    make_model: Callable, tokenizer, tmp_path: Path
+) -> None:
+    make_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    base = LocalistGPT2LMHeadModel.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(len(tokenizer) + 7)
+    torch.nn.init.normal_(base.get_input_embeddings().weight)
+    adapter = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(base, adapter).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    example = attention_example(model, tokenizer, tmp_path / "adapter")
+    assert example["printed"] == blocks_and_shares(model, tokenizer, example["prompt"])
+
+
+def test_there_is_no_example_where_the_model_lacks_a_token_of_it(make_model, tokenizer, tmp_path: Path) -> None:
+    (model := make_model(vocab_size=97)).save_pretrained(tmp_path)  # the tokenizer knows more, as that of Gemma 3
+    assert attention_example(model, tokenizer, tmp_path) is None
+
+
+def test_the_example_does_not_depend_on_what_the_tokenizer_gives_and_how_it_writes(make_model, tokenizer) -> None:
+    model, own = make_model(vocab_size=len(tokenizer)), copy.deepcopy(tokenizer)
+    own.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # which GPT-2 would add to the tokens
+    text = "Some words . do n't"
+    assert blocks_and_shares(model, own, text) == blocks_and_shares(model, tokenizer, text)
 
 
 def test_the_example_is_that_of_the_saved_model(family: Path) -> None:

@@ -1,20 +1,26 @@
 """What the page shows is what the models compute, of every architecture."""
 
 import copy
+import re
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
 from architectures import ARCHITECTURES, LAYERS, every_architecture, localised, text, untouched
+from generation_defaults import OWN_GENERATION, set_defaults
+from hypothesis import strategies
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
-from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast, PythonBackend
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.evaluation import locality_probe
 from localist_hf.evaluation.faithfulness import divergence_bits
 from localist_hf.modeling.localist_model import SHARES
 from localist_hf.page import Passage, read
+from localist_hf.page.pieces import added_text
 
 
 def passage_of(ids: torch.Tensor) -> Passage:
@@ -173,6 +179,7 @@ class Numbers:
 def test_predictions_start_from_what_was_read(architecture: str, partition: str) -> None:
     settings = {"block_partition": partition, "delimiter_token_ids": [5, 9, 11] if partition == "delimiter" else None}
     model = localised(architecture, num_previous_blocks=1, **settings)
+    set_defaults(model)  # where it has a token that ends a text, `generate` would stop there
     ids = text(batch_size=1)[0]
     reading = read(model, Passage(ids[0], list(map(str, ids[0].tolist())), Numbers()))
     for position in (40, 0, 65):
@@ -184,6 +191,21 @@ def test_predictions_start_from_what_was_read(architecture: str, partition: str)
         generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=1.0, pad_token_id=0)
         continuation = Numbers().decode(generated[0, position + 1 :])
         assert reading.go_on(position, 1.0, max_new_tokens=4).strip() == continuation
+
+
+@torch.no_grad()
+def test_what_a_checkpoint_says_of_generation_counts_for_nothing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    passage = Passage.of(tokenizer, TEXT)
+    reading = read(model, passage)
+    expected = reading.go_on(9, 1.0, 4), reading.predict(9, 1.0)
+    for fields in [{name: value} for name, value in OWN_GENERATION.items()] + [OWN_GENERATION]:
+        own = set_defaults(model, **fields)
+        assert reading.go_on(9, 1.0, 4) == expected[0], fields
+        found = reading.predict(9, 1.0)
+        assert (found.tokens, found.probabilities) == (expected[1].tokens, expected[1].probabilities), fields
+        assert model.generation_config is own
 
 
 def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -241,10 +263,75 @@ def test_added_special_tokens_have_their_names(tokenizer: PreTrainedTokenizerFas
     assert "".join(passage.pieces) == f"{end}one{end}two"
 
 
+def test_spaces_that_a_tokenizer_drops_are_in_the_text() -> None:
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "two": 1, "words": 2, "[SEP]": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", sep_token="[SEP]")
+    assert Passage.of(tokenizer, " two  words\n ").pieces == [" two", "  words\n ", "[SEP]"]
+
+
+class Words(PythonBackend):
+    """A tokenizer without offsets that loses spaces and cases, as python ones do; what it writes is tidied up."""
+
+    vocab = ("<unk>", "<s>", "<image>", "two", "wor@@", "ds", ".", "n't")
+
+    def __init__(self) -> None:
+        super().__init__(unk_token="<unk>", bos_token="<s>", special_tokens_pattern="bos")
+        self.clean_up_tokenization_spaces = True
+
+    vocab_size = property(lambda self: len(self.vocab))
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.vocab)}
+
+    def _tokenize(self, text: str) -> list[str]:
+        parts = re.findall(r"wor(?=ds)|ds|n't|[.]|\w+?(?=n't)|\w+", text.lower())
+        return [f"{part}@@" if part == "wor" else part for part in parts]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, 0)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.vocab[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return " ".join(tokens).replace("@@ ", "").strip()
+
+
+BYTES, WORDS = ByT5Tokenizer(), Words()
+
+
 def test_a_tokenizer_that_gives_no_offsets_is_asked_for_each_token() -> None:
-    passage = Passage.of(ByT5Tokenizer(), "two words")
+    passage = Passage.of(BYTES, "two words")
     assert passage.pieces == [*"two words", "</s>"]
     assert len(passage.input_ids) == len(passage)
+    assert Passage.of(BYTES, "é\xa0 \n日").pieces == ["é", "", "\xa0", "", " ", "\n", "日", "", "", "</s>"]
+    text = " Two  words\n\tthey don't ."
+    assert Passage.of(WORDS, text).pieces == ["<s>", " Two", "  wor", "ds", "\n\tthey", " do", "n't", " ."]
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(strategies.text(min_size=1))
+@hypothesis.example("two\u200bwords \x85 wordS… two")
+def test_without_offsets_too_the_pieces_are_the_text(text: str) -> None:
+    for tokenizer, ends in ((BYTES, ("", "</s>")), (WORDS, ("<s>", ""))):
+        try:
+            passage = Passage.of(tokenizer, text)
+        except ValueError:
+            assert not tokenizer(text, add_special_tokens=False)["input_ids"] or not text.strip()
+            continue
+        assert "".join(passage.pieces) == text.join(ends)
+        assert len(passage.pieces) == len(passage.input_ids)
+
+
+def test_what_is_written_next_stands_as_it_would_in_the_text() -> None:
+    assert added_text(WORDS, [3], [3]) == " two"
+    assert added_text(WORDS, [3, 4], [5]) == "ds"
+    assert added_text(WORDS, [3], [6]) == " ."  # and not tidied up
+    before, *after = BYTES("é", add_special_tokens=False)["input_ids"]
+    assert added_text(WORDS, [7], [3]) == " two"
+    assert added_text(BYTES, [before], after) == "é"
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])
