@@ -84,6 +84,11 @@ def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:
                 pass
         except (OSError, SafetensorError) as error:
             return f"{path.name} cannot be read ({error})"
+    # transformers goes on without what is missing, as if that had been left out on purpose (`save_only_model`).
+    kinds = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
+    missing = [name for name, pattern in kinds.items() if not any(checkpoint.glob(pattern))]
+    if 0 < len(missing) < len(kinds) and not any(path.is_dir() for path in checkpoint.iterdir()):
+        return f"{missing[0]} is missing"
     for pattern in ("*.pt", "*.pth", "*.bin"):  # of the optimizer, the schedule and the random numbers
         for path in sorted(checkpoint.glob(pattern)):
             if not zipfile.is_zipfile(path):
