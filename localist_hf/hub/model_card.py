@@ -100,10 +100,13 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     Returns:
         `Path`: the card.
     """
-    for name, content in card_files(folder, repo_id).items():
+    files = card_files(folder, repo_id)
+    for name in sorted(files, key=CARD_FILE.__eq__):  # the card last: where it stands, all that it shows does
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_bytes(files[name])
+        unfinished.replace(path)
     return Path(folder) / CARD_FILE
 
 

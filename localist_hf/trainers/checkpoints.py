@@ -46,7 +46,10 @@ def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathL
             return checkpoint, damages
         damages[checkpoint] = damage
     found = "; ".join(f"{path}: {damage}" for path, damage in damages.items())
-    raise ValueError(f"`resume_from_checkpoint` is {str(wanted)!r}; there is no whole checkpoint ({found}).")
+    raise ValueError(
+        f"`resume_from_checkpoint` is {str(wanted)!r}; there is no whole checkpoint ({found}). "
+        "Start anew, on the command line with `--overwrite_output_dir`."
+    )
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
