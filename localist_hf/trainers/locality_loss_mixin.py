@@ -40,8 +40,11 @@ logger = logging.get_logger(__name__)
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
-# Sums of losses and the steps at which they began: of `Trainer`, and of the mixin.
-_LOSSES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_loss_begin", "_training_sums", "_first_step")
+# What a checkpoint of `Trainer` leaves out: sums of losses, the steps at which they began, and how the epoch began.
+_OF_EPOCH = (
+    "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_loss_begin", "_training_sums", "_first_step",
+    "_epoch_rng",
+)  # fmt: skip
 
 
 class LocalityLossMixin:
@@ -124,7 +127,7 @@ class LocalityLossMixin:
         self._meter = LocalityMeter(self.model.config)
         self._resumed_from: str | None = None
         self._begin_run()
-        self.add_callback(_AtRunBegin(self._begin_run))
+        self.add_callback(_AtBegin(self._begin_run, self._begin_epoch))
         self.add_callback(_SaveAfterEpoch())
         self.add_callback(RunHistory(self.model.name_or_path))
 
@@ -135,12 +138,22 @@ class LocalityLossMixin:
         self._first_step = 0
         self._has_labels = False
         self._loss_begin = self.state.global_step  # the step after which `_total_loss_scalar` counts
-        if self._resumed_from is not None and (path := self._losses_file(self._resumed_from)).is_file():
+        self._epoch_rng: torch.Tensor | None = None  # the random numbers when the epoch began
+        if self._resumed_from is not None and (path := self._epoch_file(self._resumed_from)).is_file():
             for name, value in torch.load(path, map_location=self.args.device, weights_only=True).items():
                 setattr(self, name, value)
 
-    def _losses_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"losses_{self.args.process_index}.pt"
+    def _begin_epoch(self) -> None:
+        """Some samplers ("group_by_length") order an epoch's data by the random numbers there are when it begins."""
+        if self._resumed_within_epoch is False:
+            self._load_rng_state(self._resumed_from)  # as `Trainer` does next
+        elif self._resumed_within_epoch and self._epoch_rng is not None:
+            torch.set_rng_state(self._epoch_rng.cpu())
+        self._resumed_within_epoch = None
+        self._epoch_rng = torch.get_rng_state()
+
+    def _epoch_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"epoch_{self.args.process_index}.pt"
 
     @property
     def _lambdas(self) -> dict[int, float]:
@@ -178,6 +191,8 @@ class LocalityLossMixin:
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         self._resumed_from = resume_from_checkpoint
+        # The first epoch's: whether it was begun before; `None` where there is none to go on with.
+        self._resumed_within_epoch = None if resume_from_checkpoint is None else begin[1] > 0
         if resume_from_checkpoint is None:
             return begin
         checkpoint, state = Path(resume_from_checkpoint), self.state
@@ -205,15 +220,17 @@ class LocalityLossMixin:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.args.should_save:
-            # What is written last tells that a checkpoint is whole; there may be one of that step already.
+            # Perhaps there is a checkpoint of that step, or half of one. What is written last tells that it is whole,
+            # and PEFT would add to its card.
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            for name in (TRAINER_STATE_NAME, "README.md"):
+                (folder / name).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        # Of every process, as the random numbers are: what of the losses is not logged yet.
+        # Of every process, as the random numbers are.
         super()._save_rng_state(output_dir)
-        torch.save({name: getattr(self, name) for name in _LOSSES}, self._losses_file(output_dir))
+        torch.save({name: getattr(self, name) for name in _OF_EPOCH}, self._epoch_file(output_dir))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model that `model_init` makes, of a class that can be trained; nothing has been done to its weights."""
@@ -420,14 +437,20 @@ class LocalityLossMixin:
             model.__class__ = sharded
 
 
-class _AtRunBegin(TrainerCallback):
-    """Calls a function at the beginning of every run: of a search's trials and of a retry with smaller batches too."""
+class _AtBegin(TrainerCallback):
+    """
+    Calls a function at the beginning of every run, of a search's trials and of a retry with smaller batches too, and
+    another at that of every epoch.
+    """
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
+    def __init__(self, begin_run: Callable[[], None], begin_epoch: Callable[[], None]) -> None:
+        self._begin_run, self._begin_epoch = begin_run, begin_epoch
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._function()
+        self._begin_run()
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._begin_epoch()
 
 
 class _SaveAfterEpoch(TrainerCallback):

@@ -48,6 +48,8 @@ class Disk:
     def note(self, what: str, path: Any) -> None:
         if isinstance(path, int) or not Path(os.fsdecode(path)).absolute().is_relative_to(self.folder):
             return
+        if not self.is_dead and os.path.exists(path) == (what == "mkdir") and what not in ("write", "replace"):
+            return  # it changes nothing
         if not self.is_dead:
             self.done.append((what, str(Path(os.fsdecode(path)).relative_to(self.folder))))
             self.is_dead = len(self.done) == self.last
@@ -199,7 +201,7 @@ MOMENTS = [
     ("whole weights", "write", "all_results.json", True),
     ("the best", "write", "checkpoint-3/trainer_state.json", True),
     ("the best", "replace", "run.json", False),
-    ("an adapter", "unlink", "checkpoint-2/trainer_state.json", False),
+    ("an adapter", "write", "checkpoint-3/README.md", True),
     ("an adapter", "write", ".README.md.unfinished", True),
 ]
 

@@ -104,6 +104,7 @@ SETTINGS = {
         "max_steps": 3, "metric_for_best_model": "perplexity", "greater_is_better": True,  # the first
     },
     "few are kept": {"save_total_limit": 1, "include_num_input_tokens_seen": "non_padding"},
+    "in an order by length": {"train_sampling_strategy": "group_by_length", "max_steps": 7, "save_steps": 3},
     "an adapter": {"kind": "adapter", "max_steps": 3},
     "a trainer of one's own": {"kind": "mixin", "max_steps": 3},
 }  # fmt: skip
@@ -211,6 +212,6 @@ def test_a_checkpoint_that_is_written_again_is_none_until_it_is_whole(
 
 def test_a_checkpoint_of_before_does_not_tell_the_losses(make_trainer, tmp_path: Path) -> None:
     make_trainer(tmp_path).train()
-    (tmp_path / "checkpoint-4" / "losses_0.pt").unlink()
+    (tmp_path / "checkpoint-4" / "epoch_0.pt").unlink()
     result = make_trainer(tmp_path).train(resume_from_checkpoint=True)
     assert "train_loss" not in result.metrics and math.isnan(result.training_loss)
