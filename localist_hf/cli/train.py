@@ -16,6 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
     get_scheduler,
+    set_seed,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINER_STATE_NAME
@@ -57,6 +58,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
 
     tokenizer = load_tokenizer(run.model, config.vocab_size)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
+    set_seed(args.seed)  # for the weights that are new, an adapter's
     # Small steps are lost in weights of half precision; an adapter has its own, in float32.
     model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
     if run.lora_rank:

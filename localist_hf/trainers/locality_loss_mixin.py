@@ -140,15 +140,15 @@ class LocalityLossMixin:
         self._loss_begin = self.state.global_step  # the step after which `_total_loss_scalar` counts
         self._epoch_rng: torch.Tensor | None = None  # the random numbers when the epoch began
         if self._resumed_from is not None and (path := self._epoch_file(self._resumed_from)).is_file():
-            for name, value in torch.load(path, map_location=self.args.device, weights_only=True).items():
-                setattr(self, name, value)
+            for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
+                setattr(self, name, value.to(self.args.device) if name == "_tr_loss" else value)
 
     def _begin_epoch(self) -> None:
         """Some samplers ("group_by_length") order an epoch's data by the random numbers there are when it begins."""
         if self._resumed_within_epoch is False:
             self._load_rng_state(self._resumed_from)  # as `Trainer` does next
         elif self._resumed_within_epoch and self._epoch_rng is not None:
-            torch.set_rng_state(self._epoch_rng.cpu())
+            torch.set_rng_state(self._epoch_rng)
         self._resumed_within_epoch = None
         self._epoch_rng = torch.get_rng_state()
 
@@ -384,12 +384,12 @@ class LocalityLossMixin:
         if self._training_sums is None:
             self._training_sums, self._first_step = sums, self.state.global_step
         else:
-            self._training_sums += sums
+            self._training_sums = self._training_sums.to(sums.device) + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs what the trainer logs; a training step's losses and attention shares with it."""
         if "loss" in logs and self._training_sums is not None:
-            sums = self.accelerator.reduce(self._training_sums, "mean").tolist()
+            sums = self.accelerator.reduce(self._training_sums.to(self.args.device), "mean").tolist()
             steps = max(1, self.state.global_step - self._first_step)
             own_loss = "lm_loss" if self._has_labels else "task_loss"
             logs |= {own_loss: sums[0] / steps, "locality_loss": sums[1] / steps}

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
@@ -473,6 +474,18 @@ def test_an_adapter_takes_its_flags(flags, tmp_path: Path) -> None:
     adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
     assert adapted == {"c_fc", "c_attn"}
     assert RunRecord.load(tmp_path / "run").adapter["target_modules"] == ["c_attn", "c_fc"]
+
+
+def test_an_adapter_begins_as_the_seed_says(flags) -> None:
+    def adapter(seed: int) -> dict[str, torch.Tensor]:
+        run, args, _ = parse([*flags, "--lora-rank", "2", "--seed", str(seed)])
+        model = prepare_trainer(run, args).model
+        return {name: parameter for name, parameter in model.named_parameters() if "lora_A" in name}
+
+    first, again, other = adapter(1), adapter(1), adapter(2)
+    for name, parameter in first.items():
+        assert torch.equal(again[name], parameter)
+        assert not torch.equal(other[name], parameter)
 
 
 def test_help_names_our_flags_and_works_without_the_long_list(capsys) -> None:
