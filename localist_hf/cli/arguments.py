@@ -423,12 +423,14 @@ def _value(node: yaml.Node) -> Any:
 def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
     """
     Values by their flags' names as arguments of a command line; those that are `None` stay at their default. A list for
-    a flag that takes one value there, such as `report_to`, becomes the parser's default.
+    a flag that takes one value there, such as `report_to`, becomes the parser's default; so does a number, of which a
+    flag may make another (0.0 of 0), and the run's record another with it.
     """
     nargs = {action.dest: action.nargs for action in parser._actions}
     arguments = []
     for name, value in values.items():
-        if isinstance(value, list) and nargs[name] not in ("+", "*"):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number or (isinstance(value, list) and nargs[name] not in ("+", "*")):
             parser.set_defaults(**{name: value})
         elif isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]

@@ -163,8 +163,8 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
             raise ValueError(
                 f"The text to train on has {len(train)} sequences of {length} tokens; one step needs {size}."
             )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    claim(args.output_dir, "grid", GRID_FILES)
+    with held(args.output_dir, timeout=60):  # where another process begins, too
+        claim(args.output_dir, "grid", GRID_FILES)
     if args.model is None:
         copy_base(Path(base))
     return work

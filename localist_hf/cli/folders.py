@@ -25,7 +25,7 @@ _SAVED, _STALE = "saved", "stale"
 #: Where a model is written, and its name when it is whole: from then on it takes the place of the one before, whatever
 #: happens meanwhile.
 _STAGING, _WHOLE = ".localist-hf.saving", ".localist-hf.saved"
-_INTERNAL = {_LOCK_FILE, _OWN_FILES, _STAGING, _WHOLE}
+_INTERNAL = ".localist-hf."  # what their names begin with
 #: What a model cannot be loaded without; of one that is only partly in place it is not there.
 _ENTRIES = ("config.json", "adapter_config.json")
 
@@ -155,10 +155,12 @@ def claim(folder: Path, kind: str, patterns: Sequence[str], leaving: Sequence[st
         leaving (`Sequence[str]`, *optional*):
             Files that go when the next model is in place.
     """
-    own = _read_own(folder, kind) or {}
-    own[kind] = sorted({*own.get(kind, ()), *patterns, *leaving})
-    own[_SAVED] = sorted({*own.get(_SAVED, ()), *leaving})
-    _write_own(folder, own)
+    before = _read_own(folder, kind) or {}
+    own = before | {kind: sorted({*before.get(kind, ()), *patterns, *leaving})}
+    if leaving:
+        own[_SAVED] = sorted({*own.get(_SAVED, ()), *leaving})
+    if own != before or not (folder / _OWN_FILES).exists():
+        _write_own(folder, own)
 
 
 @contextmanager
@@ -235,7 +237,9 @@ def _is_occupied(folder: Path, name: str, is_ours: bool) -> bool:
 
 def _entries(folder: Path) -> list[str]:
     """What lies in a folder."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in _INTERNAL) if folder.is_dir() else []
+    return (
+        sorted(path.name for path in folder.iterdir() if not path.name.startswith(_INTERNAL)) if folder.is_dir() else []
+    )
 
 
 def _found(folder: Path, patterns: Sequence[str]) -> list[str]:

@@ -257,9 +257,10 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     texts = torch.tensor(work.held_out[:_NUM_WRITTEN]["input_ids"])[:, :_WRITTEN_LENGTH]
     generation = measure_generation(model, base, texts, prompt_length=texts.shape[1] // 8)
     record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)
-    record.save(folder)
+    # Before the record, which says that nothing is left to do.
     for checkpoint in list_checkpoints(folder):
         shutil.rmtree(checkpoint)
+    record.save(folder)
 
 
 def _controls(work: GridWork, run: GridRun, model: PreTrainedModel) -> ControlResults:

@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, ProgressCallback, TrainingArguments, get_scheduler
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProgressCallback,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+    set_seed,
+)
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table, text_prefix
 from ..evaluation.locality_meter import QUANTITIES, metric_names
-from ..hub import CARD_FILE, PublishError, own_text_in
+from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, own_text_in, write_card
+from ..hub.run_history import weight_hashes
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
@@ -48,6 +58,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
 
     tokenizer = load_tokenizer(run.model)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
+    set_seed(args.seed)  # for the weights that are new, an adapter's
     # Small steps are lost in weights of half precision; an adapter has its own, in float32.
     model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
     if run.lora_rank:
@@ -174,10 +185,36 @@ def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[s
         kept[TEXT_PREFIX] = prefix
 
 
+def finished_record(trainer: LocalistTrainer, **card: Any) -> RunRecord | None:
+    """
+    The record in a trainer's output folder, where that holds the end of what the trainer is to go on with: its
+    checkpoint has all steps behind it, and the weights are saved and measured. `None` where anything is left to do, be
+    it to publish the model or to write another licence into its card.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    if args.resume_from_checkpoint is None or args.push_to_hub:
+        return None
+    checkpoint = Path(args.resume_from_checkpoint)
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    try:
+        record = RunRecord.find(folder)
+    except ValueError:
+        return None
+    if record is None or state.global_step < max_steps:
+        return None
+    if any(getattr(record, name) != card.get(name) for name in ("language", "license")):
+        return None
+    if args.load_best_model_at_end and state.best_global_step:
+        checkpoint = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+    return record if record.weights == weight_hashes(folder) == weight_hashes(checkpoint) else None
+
+
 def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
     """
     Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder. What is
-    there from before stays until the new model is written; nothing is left half-written where that fails.
+    there from before stays until the new model is written; nothing is left half-written where that fails. Of a run that
+    is finished nothing changes.
 
     Args:
         trainer ([`LocalistTrainer`]):
@@ -192,6 +229,13 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
         CommandError: where the disk is full, the training diverges or the Hub does not take the model.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
+    if (record := finished_record(trainer, **card)) is not None:
+        if args.should_save:
+            card_file, record_file = folder / CARD_FILE, folder / RECORD_FILE
+            if not card_file.exists() or card_file.stat().st_mtime_ns < record_file.stat().st_mtime_ns:
+                write_card(folder)  # which is written after the record
+            print(f"The run in {args.output_dir!r} is finished: nothing is left to train or to measure.")
+        return record.metrics
     before = list_checkpoints(folder)
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -202,6 +246,8 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
                 check_own(folder, "run", RESULT_FILES)
             claim(folder, "run", RESULT_FILES)
         trainer.save_state()
+        if args.should_save:
+            (folder / "all_results.json").unlink(missing_ok=True)  # to which metrics are added, and perhaps half of it
         trainer.save_metrics("train", result.metrics)
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)

@@ -105,10 +105,11 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     Returns:
         `Path`: the card.
     """
-    for name, content in card_files(folder, repo_id).items():
+    files = card_files(folder, repo_id)
+    for name in sorted(files, key=CARD_FILE.__eq__):  # the card last: where it stands, all that it shows does
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_whole(path, files[name])
     return Path(folder) / CARD_FILE
 
 

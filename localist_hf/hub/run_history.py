@@ -66,9 +66,11 @@ class RunHistory(TrainerCallback, ExportableState):
         self.parts = [part for part in self.parts if part["steps"]]  # and not a run that failed before its first
         if self.base is None and state.is_world_process_zero:
             self.base = find_base(self.started_from)
-        settings = _settings(args, state, model)
-        if not self.parts or settings | {"steps": self.parts[-1]["steps"]} != self.parts[-1]:
-            self.parts.append(settings | {"steps": 0})
+        part = _settings(args, state, model) | {"steps": self.parts[-1]["steps"] if self.parts else 0}
+        if self.parts and part == self.parts[-1]:
+            self.parts[-1] = part  # in the order of a run that was not stopped; a checkpoint's is the alphabet's
+        else:
+            self.parts.append(part | {"steps": 0})
         state.stateful_callbacks[name] = self.state()  # transformers saves it only where there is something already
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

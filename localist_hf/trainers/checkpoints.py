@@ -46,7 +46,10 @@ def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathL
             return checkpoint, damages
         damages[checkpoint] = damage
     found = "; ".join(f"{path}: {damage}" for path, damage in damages.items())
-    raise ValueError(f"`resume_from_checkpoint` is {str(wanted)!r}; there is no whole checkpoint ({found}).")
+    raise ValueError(
+        f"`resume_from_checkpoint` is {str(wanted)!r}; there is no whole checkpoint ({found}). "
+        "Start anew, on the command line with `--overwrite_output_dir`."
+    )
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -84,6 +87,11 @@ def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:
                 pass
         except (OSError, SafetensorError) as error:
             return f"{path.name} cannot be read ({error})"
+    # transformers goes on without what is missing, as if that had been left out on purpose (`save_only_model`).
+    kinds = {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
+    missing = [name for name, pattern in kinds.items() if not any(checkpoint.glob(pattern))]
+    if 0 < len(missing) < len(kinds) and not any(path.is_dir() for path in checkpoint.iterdir()):
+        return f"{missing[0]} is missing"
     for pattern in ("*.pt", "*.pth", "*.bin"):  # of the optimizer, the schedule and the random numbers
         for path in sorted(checkpoint.glob(pattern)):
             if not zipfile.is_zipfile(path):

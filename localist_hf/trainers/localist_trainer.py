@@ -26,7 +26,6 @@ from ..hub import (
     write_card,
 )
 from ..whole_file import write_whole
-from .checkpoints import find_checkpoint
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss_mixin import LocalityLossMixin
 
@@ -107,18 +106,7 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
     def train(
         self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """
-        As [`~transformers.Trainer.train`]. A checkpoint that is not there is refused before anything is done; one that
-        a crash has left half-written is passed over for the one before it, with a warning.
-
-        Raises:
-            ValueError: where there is no checkpoint to go on from.
-        """
-        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            checkpoint, damaged = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            for other, damage in damaged.items():
-                logger.warning(f"{other} is no whole checkpoint and is passed over: {damage}.")
-            resume_from_checkpoint = str(checkpoint)
+        """As [`LocalityLossMixin.train`]."""
         is_data_parallel = self.args.world_size > 1 and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if is_data_parallel and self.model_wrapped is self.model:
             # An evaluation before the training marks the model as prepared, without DistributedDataParallel around it;

@@ -266,6 +266,24 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been
     assert steps == []
     assert RunRecord.load("cut/quintic").controls == whole.controls
 
+    # Killed while its checkpoints are removed, it removes the rest.
+    Path("cut/quintic/run.json").write_text(json.dumps(unmeasured))
+    Path("cut/quintic/checkpoint-4").mkdir()
+
+    remove = shutil.rmtree
+
+    def die(folder: Path, **options) -> None:
+        if folder.name.startswith("checkpoint-"):
+            raise Killed
+        remove(folder, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(grid_runs.shutil, "rmtree", die)
+        main(["family", *flags("cut", **given)])
+    main(["family", *flags("cut", **given)])
+    assert not list(Path("cut/quintic").glob("checkpoint-*"))
+    assert RunRecord.load("cut/quintic").controls == whole.controls
+
 
 @pytest.mark.usefixtures("without_pictures")
 def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -> None:

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
@@ -209,6 +210,40 @@ def test_a_resumed_run_goes_on_with_its_own_settings(stopped: Path) -> None:
     # and from a checkpoint by its name, into its own folder
     train("--resume_from_checkpoint", str(stopped / "checkpoint-1"))
     assert steps(stopped) == 3
+
+
+def test_a_finished_run_is_left_as_it_is(stopped: Path, capsys) -> None:
+    resume = ("--output-dir", str(stopped), "--resume_from_checkpoint", "true")
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    train(*resume)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    said = capsys.readouterr().out
+    assert f"The run in '{stopped}' is finished: nothing is left to train or to measure." in said
+    assert f"perplexity {RunRecord.load(stopped).metrics['perplexity']:.2f} on held-out text" in said
+
+    # A card that a kill has left out is written; another licence is another wish, which trains nothing either.
+    (stopped / "README.md").unlink()
+    train(*resume)
+    assert (stopped / "README.md").read_bytes() == before[stopped / "README.md"]
+    train(*resume, "--license", "mit")
+    assert "license: mit" in (stopped / "README.md").read_text()
+    expected = json.loads(before[stopped / "run.json"]) | {"license": "mit"}
+    assert json.loads((stopped / "run.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_killed_before_its_last_save_leaves_what_the_undisturbed_one_leaves(
+    stopped: Path, trained: Path, step: int
+) -> None:
+    for path in stopped.iterdir():
+        if path.is_dir() and path.name > f"checkpoint-{step}":
+            shutil.rmtree(path)
+        elif path.is_file() and path.name != "run_settings.json":
+            path.unlink()
+    train("--output-dir", str(stopped), "--resume_from_checkpoint", "true")
+    assert {path.name for path in stopped.iterdir()} == {path.name for path in trained.iterdir()}
+    for name in ("run.json", "README.md", "model.safetensors", "config.json", "run_settings.json"):
+        assert (stopped / name).read_bytes() == (trained / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -439,6 +474,18 @@ def test_an_adapter_takes_its_flags(flags, tmp_path: Path) -> None:
     adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
     assert adapted == {"c_fc", "c_attn"}
     assert RunRecord.load(tmp_path / "run").adapter["target_modules"] == ["c_attn", "c_fc"]
+
+
+def test_an_adapter_begins_as_the_seed_says(flags) -> None:
+    def adapter(seed: int) -> dict[str, torch.Tensor]:
+        run, args, _ = parse([*flags, "--lora-rank", "2", "--seed", str(seed)])
+        model = prepare_trainer(run, args).model
+        return {name: parameter for name, parameter in model.named_parameters() if "lora_A" in name}
+
+    first, again, other = adapter(1), adapter(1), adapter(2)
+    for name, parameter in first.items():
+        assert torch.equal(again[name], parameter)
+        assert not torch.equal(other[name], parameter)
 
 
 def test_help_names_our_flags_and_works_without_the_long_list(capsys) -> None:
