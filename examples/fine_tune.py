@@ -6,8 +6,9 @@ Fine-tune GPT-2 under the quintic locality configuration: the whole thing as a T
 """
 
 import sys
+from pathlib import Path
 
-from datasets import load_dataset
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from localist_hf import LocalistGPT2LMHeadModel
@@ -27,7 +28,7 @@ tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 # token there); the last tenth is held out.
 length, prefix = min(256, model.config.n_positions), text_prefix(tokenizer)
 room = length - len(prefix)
-text = load_dataset("text", data_files=text_file, sample_by="document", split="train")
+text = Dataset.from_dict({"text": [Path(text_file).read_text(encoding="utf-8-sig")]})
 sequences = text.map(
     lambda batch: {
         "input_ids": [

@@ -1,19 +1,36 @@
 """From text to sequences of tokens of one length."""
 
 import codecs
+import csv
+import hashlib
 import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.fingerprint import Hasher
+from pyarrow.parquet import ParquetFile
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation import text_prefix
+from ..version import __version__
 from .errors import is_disk_full, one_line
 
 
-#: Files that `datasets` reads by rows, by their suffix; every other file is text.
-_FORMATS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+#: A byte order mark at the beginning is no part of the text.
+ENCODING = "utf-8-sig"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string holds no half of a surrogate pair: those that do are no text to tokenizers and files."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
@@ -21,12 +38,16 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     Checks what can be known of a source of text without loading it; see [`load_text`].
 
     Raises:
-        ValueError: for none or two sources, a flag that the source has no use for, or a file that is missing or, where
-            it is read as text, empty or not UTF-8.
+        ValueError: for none or two sources, a flag that the source has no use for, a folder whose name means something
+            else to `datasets`, or a file that is missing, empty or, but for `.parquet`, not UTF-8.
     """
     if (dataset is None) == (text_file is None):
         raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
+    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
+    if not is_unicode(source):  # cards name it
+        raise ValueError(f"`{name}` is {source!r}; a name must be Unicode.")
     if text_file is None:
+        _check_names(dataset)
         return
     if dataset_config is not None:
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
@@ -34,14 +55,14 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     if not path.is_file():
         what = "it is a folder, which `dataset` takes" if path.is_dir() else "there is no such file"
         raise ValueError(f"`text_file` is {text_file!r}; {what}.")
-    if path.suffix.lower() in _FORMATS:
-        return
-    if text_column != "text":
+    kind = path.suffix.lower()
+    if kind not in _READERS and text_column != "text":
         raise ValueError(
             f"`text_column` is {text_column!r}; `text_file` {text_file!r} is read as text, which has no columns (files "
-            f"that have end in {', '.join(_FORMATS)})."
+            f"that have end in {', '.join(_READERS)})."
         )
-    _check_text(path)
+    if kind != ".parquet" and (fault := _fault(path)) is not None:
+        raise ValueError(f"`text_file` is {text_file!r}; {fault}.")
 
 
 def load_text(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> DatasetDict:
@@ -67,13 +88,10 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
     check_source(dataset, dataset_config, text_file, text_column)
     name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
     try:
-        if text_file is None:
-            splits = load_dataset(dataset, dataset_config)
-        elif form := _FORMATS.get(Path(text_file).suffix.lower()):
-            splits = load_dataset(form, data_files=text_file)
-        else:
-            splits = load_dataset("text", data_files=text_file, sample_by="document")
-    except (DatasetsError, ValueError, OSError) as error:
+        if text_file is not None:
+            return DatasetDict(train=_read_file(Path(text_file), text_column))
+        splits = _read_dataset(dataset, dataset_config, text_column)
+    except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if is_disk_full(error):
             raise
         # What it came from says more than "An error occurred while generating the dataset".
@@ -97,19 +115,146 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
     )
 
 
-def _check_text(path: Path) -> None:
-    decoder, has_text = codecs.getincrementaldecoder("utf-8")(), False
+def _check_names(dataset: str) -> None:
+    """Refuses a local folder where `datasets` would look elsewhere: it takes paths for patterns and chains of them."""
+    folder = Path(dataset).resolve()
+    if not folder.is_dir():
+        return
+    if any(sign in str(folder) for sign in ("[", "*", "?", "::")):
+        raise ValueError(
+            f"`dataset` is {dataset!r}, the folder {str(folder)!r}; data sets cannot be read from a path with '[', "
+            "'*', '?' or '::' in it. Move or rename it."
+        )
+    for path in folder.rglob("*::*"):
+        raise ValueError(f"`dataset` is {dataset!r}, whose {path.name!r} cannot be read for its '::'. Rename it.")
+
+
+def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) -> DatasetDict:
+    """All splits and columns of a data set of the Hub, or of a local folder."""
+    folder = Path(dataset).resolve()
+    # As an absolute path a folder is that folder, be its name "csv" or "~".
+    source = str(folder) if folder.is_dir() else dataset
+    builder = load_dataset_builder(source, dataset_config)
+    if builder.name == "csv" and builder.config.usecols is None:  # words such as "NA", "null" and "007" are no others
+        only = {"features": Features({text_column: Value("string")}), "usecols": [text_column]}
+        builder = load_dataset_builder(source, dataset_config, keep_default_na=False, **only)
+    elif builder.name == "text" and builder.config.encoding == "utf-8":
+        builder = load_dataset_builder(source, dataset_config, encoding=ENCODING)
+    try:
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+        for rows in splits.values():
+            rows.data.validate(full=True)  # that strings are UTF-8, which not all readers look at
+    except Exception as error:  # of any type, such as the StopIteration of an empty file
+        if folder.is_dir() and builder.name in ("csv", "json", "text") and not is_disk_full(error):
+            for path in map(Path, itertools.chain.from_iterable(builder.config.data_files.values())):
+                if path.is_file() and (fault := _fault(path)) is not None:
+                    raise ValueError(f"its file is {str(path)!r}; {fault}.") from error
+        raise
+    return splits
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
+    decoder, has_text = codecs.getincrementaldecoder(ENCODING)(), False
     try:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
-                    raise ValueError(f"`text_file` is {str(path)!r}; it must be UTF-8 text (it holds zero bytes).")
+                    return "it must be UTF-8 text (it holds zero bytes)"
                 has_text = bool(decoder.decode(chunk).strip()) or has_text
         decoder.decode(b"", final=True)  # a letter cut off at the end
     except UnicodeDecodeError as error:
-        raise ValueError(f"`text_file` is {str(path)!r}; it must be UTF-8 text ({error}).") from error
+        return f"it must be UTF-8 text ({error})"
+    return None if has_text else "the file is empty"
+
+
+def _read_file(path: Path, column: str) -> Dataset:
+    """
+    The texts of a file, cached by what it holds. `datasets` has readers of its own, but takes paths for patterns and
+    guesses what the cells of a column are.
+    """
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return Dataset.from_generator(
+        _texts,
+        features=Features(text=Value("large_string")),
+        gen_kwargs={"path": str(path), "column": column},
+        fingerprint=Hasher.hash((content, path.suffix.lower(), column, __version__)),
+    )
+
+
+def _texts(path: str, column: str) -> Iterator[dict[str, str | None]]:
+    has_text = False
+    for where, text in _READERS.get(Path(path).suffix.lower(), _document)(Path(path), column):
+        if text is not None:
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: `text_column` is {column!r}, which holds {text!r}; it must be text.")
+            if not is_unicode(text):
+                raise ValueError(f"{where}: it must be Unicode text; a surrogate is half of a character.")
+            has_text = has_text or not (text == "" or text.isspace())
+        yield {"text": text}
     if not has_text:
-        raise ValueError(f"`text_file` is {str(path)!r}; the file is empty.")
+        raise ValueError("it holds no text.")
+
+
+def _document(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    yield "the file", path.read_text(encoding=ENCODING)
+
+
+def _json_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    columns: dict[str, None] = {}  # rows need not have the same ones
+    with path.open(encoding=ENCODING) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is no JSON ({error.msg} at character {error.colno}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object.")
+            columns |= dict.fromkeys(row)
+            yield f"line {number}", row.get(column)
+    _check_column(column, list(columns))
+
+
+def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # of a cell; by default less than many a text has
+    with path.open(encoding=ENCODING, newline="") as file:
+        lines = csv.reader(file, strict=True)
+        rows = filter(None, lines)  # a blank line is none
+        try:
+            columns = next(rows, [])
+            _check_column(column, columns)
+            for row in rows:
+                if len(row) != len(columns):
+                    raise ValueError(f"line {lines.line_num}: {len(row)} cells under {len(columns)} columns.")
+                yield f"line {lines.line_num}", row[columns.index(column)]
+        except csv.Error as error:
+            raise ValueError(f"line {lines.line_num} is no CSV ({error}).") from error
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        parquet, number = ParquetFile(file), itertools.count(1)
+        _check_column(column, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(1000, columns=[column]):
+            for text in batch.column(column).to_pylist():
+                yield f"row {next(number)}", text
+
+
+def _check_column(column: str, columns: list[str]) -> None:
+    if columns.count(column) != 1:
+        raise ValueError(f"`text_column` is {column!r}; the columns are {', '.join(map(repr, columns)) or 'none'}.")
+
+
+#: Files that have rows, by their suffix; every other file is text.
+_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def tokenize_and_pack(
@@ -151,9 +296,12 @@ def tokenize_and_pack(
     def tokenize(batch: dict[str, list[str | None]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer([text or "" for text in batch["text"]], verbose=False)["input_ids"]}
 
+    rest: list[int] = []  # of the batches so far, in which texts may be shorter than a sequence
+
     def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        tokens = list(itertools.chain.from_iterable(ids[len(prefix) :] for ids in batch["input_ids"]))
+        tokens = rest + list(itertools.chain.from_iterable(ids[len(prefix) :] for ids in batch["input_ids"]))
         end = len(tokens) // room * room
+        rest[:] = tokens[end:]
         pieces = [tokens[start : start + room] for start in range(0, end, room)]
         return {
             "input_ids": [prefix + piece for piece in pieces],
@@ -161,7 +309,7 @@ def tokenize_and_pack(
         }
 
     tokens = texts.map(tokenize, batched=True, remove_columns=texts.column_names, desc=desc and f"Tokenizing {desc}")
-    packed = tokens.map(pack, batched=True, batch_size=10_000, desc=desc and f"Packing {desc}")
+    packed = tokens.map(pack, batched=True, desc=desc and f"Packing {desc}")
     if len(packed) == 0:
         count = sum(map(len, tokens["input_ids"])) - len(prefix) * len(tokens)
         raise ValueError(f"The text of {desc or 'the data set'} has {count} tokens; one sequence needs {room}.")

@@ -17,6 +17,7 @@ from ..page import read_all, saved_page
 from ..page.saved_page import is_saved_page
 from .arguments import locality_settings
 from .base import BASE
+from .data import ENCODING, is_unicode
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .models import load
 from .python_text import python_reference
@@ -97,7 +98,9 @@ def main(arguments: list[str]) -> None:
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
         with ending_with(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
-            text = args.text_file.read_text(encoding="utf-8")
+            text = args.text_file.read_text(encoding=ENCODING)
+    if not is_unicode(text):
+        raise CommandError(f"`text` is {text!r}; it must be Unicode text.")
     with ending_with(2, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything

@@ -1,12 +1,18 @@
 """Text to sequences: nothing lost but the remainder, and bad input refused by name."""
 
+import csv
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from localist_hf.cli.data import load_text, some_of, tokenize_and_pack, train_and_validation
+from localist_hf.cli.data import check_source, load_text, some_of, tokenize_and_pack, train_and_validation
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +27,21 @@ def test_packing_is_the_joined_stream_cut_into_pieces(tokenizer) -> None:
     assert [token for row in packed["input_ids"] for token in row] == stream[: len(stream) // 16 * 16]
     assert packed["labels"][:] == packed["input_ids"][:]
     assert set(packed.column_names) == {"input_ids", "labels"}
+
+
+def test_rows_of_one_token_fill_a_long_sequence(make_framed_tokenizer) -> None:
+    tokenizer = make_framed_tokenizer("<bos> $A")
+    texts = ["a", "b", "c"] * 3700  # more than any batch
+    (row,) = tokenize_and_pack(Dataset.from_dict({"text": texts}), tokenizer, 11_000)["input_ids"]
+    ids = dict(zip("abc", tokenizer.convert_tokens_to_ids(list("abc")), strict=True))
+    assert row[1:] == [ids[text] for text in texts[:10_999]]
+
+
+def test_nothing_is_dropped_between_batches(tokenizer) -> None:
+    texts = [f"number {number}" for number in range(2500)]
+    packed = tokenize_and_pack(Dataset.from_dict({"text": texts}), tokenizer, 300)
+    stream = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    assert [token for row in packed["input_ids"] for token in row] == stream[: len(stream) // 300 * 300]
 
 
 @pytest.mark.parametrize("template", ["<bos> $A", "<bos> $A <eos>", "[gMASK] <sop> $A", "$A <eos>"])
@@ -103,11 +124,238 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes | None, messa
         load_text(None, None, str(path), "text")
 
 
+def rows_of(path: Path, column: str = "text") -> list[str | None]:
+    return load_text(None, None, str(path), column)["train"]["text"][:]
+
+
+NAMES = [
+    "book[1]", "book*", "book?", "{a,b}", "a::b", "a%20b", "~", "file:", "#1", "a b", "-", "[!x]", "$HOME", "[",
+    "\u00e9\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_that_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, "book1", "."):
+        Path(folder).mkdir(exist_ok=True)
+        for stem in ("book1", "bookx", "a", name):
+            Path(folder, f"{stem}.txt").write_text(f"{folder} and {stem}")
+            Path(folder, f"{stem}.jsonl").write_text(json.dumps({"text": f"{folder} and {stem}"}))
+    for suffix in ("txt", "jsonl"):
+        for path in (f"{name}.{suffix}", f"{name}/{name}.{suffix}", str(tmp_path / name / f"book1.{suffix}")):
+            folder = name if name in Path(path).parent.name else "."
+            assert rows_of(path) == [f"{folder} and {Path(path).stem}"]
+
+
+def test_an_address_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("words")
+    for name in ("file://book.txt", f"file://{tmp_path}/book.txt", "hf://book.txt", "~/book.txt", "book.*"):
+        with pytest.raises(ValueError, match="there is no such file"):
+            load_text(None, None, name, "text")
+
+
+@pytest.mark.parametrize("name", ["a%20b", "~", "csv", "text", "{a,b}", "#1", ".hidden", "__own"])
+def test_a_folder_is_that_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    Path(name, "data.csv").write_text("text\nwords\n")
+    assert load_text(name, None, None, "text")["train"]["text"][:] == ["words"]
+
+
+@pytest.mark.parametrize("name", ["data[1]", "data*", "data?", "a::b", "data[1]/inner"])
+def test_a_folder_whose_name_datasets_reads_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, "data1"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "data.csv").write_text(f"text\n{folder}\n")
+    with pytest.raises(ValueError, match=r"`dataset` is .*, the folder .*; data sets cannot be read from a path with"):
+        check_source(name, None, None, "text")
+    monkeypatch.chdir(name)  # a name without signs says the same
+    with pytest.raises(ValueError, match=r"`dataset` is '\.', the folder .*; data sets cannot be read from"):
+        check_source(".", None, None, "text")
+
+
+def test_a_file_that_datasets_would_pass_over_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name in ("a.csv", "deep/a::b.csv"):
+        (tmp_path / "data" / name).write_text("text\nwords\n")
+    with pytest.raises(ValueError, match=r"`dataset` is .*, whose 'a::b\.csv' cannot be read"):
+        check_source(str(tmp_path / "data"), None, None, "text")
+
+
+BOM = b"\xef\xbb\xbf"
+LONG = "word " * 40_000  # more than the csv module takes by itself
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("bom.txt", BOM + b"words", ["words"]),
+        ("windows.txt", b"one\r\ntwo\r\n", ["one\ntwo\n"]),
+        ("BOM.JSONL", BOM + b'{"text": "words"}\r\n\r\n{"text": "more"}', ["words", "more"]),
+        ("blank.jsonl", b'\n{"text": null}\n{"text": ""}\n{"id": 1}\n{"text": "a", "id": []}', [None, "", None, "a"]),
+        ("pair.jsonl", b'{"text": "\\ud83d\\ude00"}', ["\U0001f600"]),
+        ("separators.jsonl", '{"text": "a\u2028b\u0085c"}'.encode(), ["a\u2028b\u0085c"]),
+        ("bom.csv", BOM + b"text,id\r\nwords,1\r\n", ["words"]),
+        ("quoted.csv", BOM + b'"text","id"\n"two\nlines, ""quoted""",\n', ['two\nlines, "quoted"']),
+        ("blank.csv", b'\n\ntext\n\n""\n\nwords\n', ["", "words"]),
+        ("words.csv", b"text,id\nNA,\nnull,1\nnan,x\n007,\n1e5,\nTrue,\n", ["NA", "null", "nan", "007", "1e5", "True"]),
+        ("long.csv", f"text\n{LONG}\n".encode(), [LONG]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)  # fmt: skip
+def test_files_are_read_as_they_stand(tmp_path: Path, name: str, content: bytes, rows: list[str | None]) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert rows_of(tmp_path / name) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "; the file is empty"),
+        ("empty.csv", BOM, "; the file is empty"),
+        ("empty.parquet", b"", ""),
+        ("blank.csv", b"\n\n \n", "; the file is empty"),
+        ("header.csv", b"text,id\n", "it holds no text"),
+        ("nothing.csv", b'text,id\n"",1\n  ,2\n', "it holds no text"),
+        ("nothing.jsonl", b'{"text": null}\n{"text": " "}', "it holds no text"),
+        ("latin.txt", b"caf\xe9", "; it must be UTF-8 text"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}', "; it must be UTF-8 text"),
+        ("latin.csv", b"text\ncaf\xe9\n", "; it must be UTF-8 text"),
+        ("wide.csv", "text\nwords\n".encode("utf-16"), "; it must be UTF-8 text"),
+        ("surrogate.txt", "\ud800".encode("utf-8", "surrogatepass"), "; it must be UTF-8 text"),
+        ("surrogate.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}', "line 2: it must be Unicode text"),
+        ("list.jsonl", b'[{"text": "a"}]', "line 1 is no JSON object"),
+        ("cut.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is no JSON "),
+        ("numbers.jsonl", b'{"text": "a"}\n\n{"text": 3}', "line 3: `text_column` is 'text', which holds 3; it must"),
+        ("other.jsonl", b'{"a": 1}\n{"b": 1}', "`text_column` is 'text'; the columns are 'a', 'b'"),
+        ("other.csv", b"text;id\na;1\n", "`text_column` is 'text'; the columns are 'text;id'"),
+        ("twice.csv", b"text,text\na,b\n", "`text_column` is 'text'; the columns are 'text', 'text'"),
+        ("more.csv", b"text\none, two\n", "line 2: 2 cells under 1 columns"),
+        ("open.csv", b'text\na\n"b\nc\n', "line 4 is no CSV (unexpected end of data)"),
+        ("quotes.csv", b'text\n"a" b\n', "line 2 is no CSV "),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (path := tmp_path / name).write_bytes(content)
+    begin = "" if message.startswith(";") else ", which cannot be read: "  # known before it is read
+    with pytest.raises(ValueError) as error:
+        rows_of(path)
+    assert str(error.value).startswith(f"`text_file` is {str(path)!r}{begin}{message}")
+    assert "\n" not in str(error.value)
+
+
+def test_the_columns_of_a_parquet_file(tmp_path: Path) -> None:
+    texts = [None, "words", "", "more"]
+    for number, kind in enumerate(
+        (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
+    ):
+        pq.write_table(
+            pa.table({"content": pa.array(texts, kind), "id": range(4)}), path := tmp_path / f"{number}.parquet"
+        )
+        assert rows_of(path, "content") == texts
+    with pytest.raises(
+        ValueError, match=r"0\.parquet', which cannot be read: .* is 'text'; the columns are 'content', 'id'"
+    ):
+        rows_of(tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match=r"row 1: `text_column` is 'id', which holds 0; it must be text"):
+        rows_of(tmp_path / "0.parquet", "id")
+    for number, array in enumerate(([None], [], [b"bytes"], [["words"]])):
+        pq.write_table(pa.table({"text": pa.array(array)}), path := tmp_path / f"{number}.parquet")
+        with pytest.raises(ValueError, match="it holds no text" if number < 2 else "row 1: .*; it must be text"):
+            rows_of(path)
+
+
+@settings(max_examples=10)
+@given(texts=st.lists(st.none() | st.text(st.characters(codec="utf-8")), min_size=1))
+def test_every_kind_of_file_holds_the_same_rows(tmp_path_factory: pytest.TempPathFactory, texts: list) -> None:
+    texts.append("words")
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pq.write_table(pa.table({"text": texts}), folder / "rows.parquet")
+    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    assert rows_of(folder / "rows.jsonl") == rows_of(folder / "rows.parquet") == texts
+    if not any("\0" in (text or "") for text in texts):
+        assert rows_of(folder / "rows.csv") == [text or "" for text in texts]
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for text in ("one", "two", "one"):
+        path.write_text(json.dumps({"text": text, "other": text[::-1]}))
+        assert rows_of(path) == [text]
+        assert rows_of(path, "other") == [text[::-1]]
+    path.rename(path := tmp_path / "rows.txt")  # of the same content, but text
+    assert rows_of(path) == [path.read_text()]
+
+
+def test_files_of_all_kinds_go_together(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n{"text": "b"}\n')
+    (tmp_path / "c.csv").write_text("text\nc\n")
+    pq.write_table(pa.table({"text": pa.array(["d"], pa.large_string())}), tmp_path / "d.parquet")
+    files = [
+        load_text(None, None, str(tmp_path / name), "text")["train"]
+        for name in ("a.txt", "b.jsonl", "c.csv", "d.parquet")
+    ]
+    assert concatenate_datasets(files)["text"][:] == ["a", None, "b", "c", "d"]
+
+
+def test_a_name_that_is_no_unicode_is_refused() -> None:
+    for source in (("caf\udce9", None, None), (None, None, "caf\udce9.txt")):
+        with pytest.raises(ValueError, match=r"is 'caf\\udce9(\.txt)?'; a name must be Unicode"):
+            check_source(*source, "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("words.csv", b"text,id\nNA,\nnull,1\n,2\n3,\n", ["NA", "null", "", "3"]),
+        ("bom.txt", BOM + b"one\ntwo", ["one", "two"]),
+    ],
+)
+def test_the_words_of_a_data_set_are_kept(tmp_path: Path, name: str, content: bytes, rows: list[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(content)
+    assert load_text(str(tmp_path / "data"), None, None, "text")["train"]["text"][:] == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "the file is empty"),
+        ("empty.csv", b"", "the file is empty"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}', "it must be UTF-8"),
+        ("latin.csv", b"text\ncaf\xe9\n", "it must be UTF-8"),
+        ("latin.txt", b"caf\xe9", "it must be UTF-8"),
+    ],
+)
+def test_the_file_of_a_data_set_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"`dataset` is '.*data', which cannot be read: its file is '.*/{name}'; {message}"
+    ):
+        load_text(str(tmp_path / "data"), None, None, "text")
+
+
 def test_a_data_set_without_the_column_or_the_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     Dataset.from_dict({"content": ["a"]}).to_json(tmp_path / "data" / "train.jsonl")
     with pytest.raises(ValueError, match=r"`text_column` is 'text'; the columns of .* are 'content'"):
         load_text(str(tmp_path / "data"), None, None, "text")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "train.csv").write_text("content\nwords\n")
+    with pytest.raises(ValueError, match=r"which cannot be read: .* columns expected but not found: \['text'\]"):
+        load_text(str(tmp_path / "table"), None, None, "text")
     (tmp_path / "data" / "train.jsonl").rename(tmp_path / "data" / "test.jsonl")
     with pytest.raises(ValueError, match=r"has the splits test; a split 'train' is needed"):
         load_text(str(tmp_path / "data"), None, None, "content")

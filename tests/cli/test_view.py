@@ -41,7 +41,7 @@ def test_the_saved_page_is_that_of_the_models(
     folders: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, text = tmp_path / "page.html", tmp_path / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
+    text.write_text(TEXT, encoding="utf-8-sig")  # the mark is no part of the text
     locality = {"num_sink_tokens": 2}
     flags = ["--compare", folders[1], "--locality", json.dumps(locality), "--save", str(file)]
     main(["view", folders[0], "--text-file", str(text), *flags])
@@ -104,6 +104,7 @@ def test_what_cannot_be_used_is_refused(
         ([str(tmp_path / "none"), *save], "`model` is "),
         ([folders[0], "--compare", str(tmp_path / "none"), *save], "`model` is "),
         ([folders[0], "--text", " ", *save], "`text` is empty; it must have at least one word."),
+        ([folders[0], "--text", "caf\udce9", *save], "`text` is 'caf\\udce9'; it must be Unicode text."),
         ([folders[0], "--text", TEXT * 30, *save], "tokens; the model has positions for 300."),
         ([folders[0], "--text-file", str(tmp_path / "none"), *save], "`text_file` is "),
         ([folders[0], "--text-file", str(tmp_path / "latin.txt"), *save], "`text_file` is "),
