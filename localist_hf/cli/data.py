@@ -5,6 +5,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,16 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     if (dataset is None) == (text_file is None):
         raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
     name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
-    if not is_unicode(source):  # cards name it
-        raise ValueError(f"`{name}` is {source!r}; a name must be Unicode.")
+    if not source or not is_unicode(source):  # cards name it
+        raise ValueError(f"`{name}` is {source!r}; it must be a name, in Unicode.")
     if text_file is None:
         _check_names(dataset)
         return
     if dataset_config is not None:
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
     path = Path(text_file)
-    if not path.is_file():
-        what = "it is a folder, which `dataset` takes" if path.is_dir() else "there is no such file"
+    if not os.path.isfile(path):  # which takes names that no file can have
+        what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else "there is no such file"
         raise ValueError(f"`text_file` is {text_file!r}; {what}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":
@@ -116,10 +117,12 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
 
 
 def _check_names(dataset: str) -> None:
-    """Refuses a local folder where `datasets` would look elsewhere: it takes paths for patterns and chains of them."""
-    folder = Path(dataset).resolve()
-    if not folder.is_dir():
+    """Refuses a file, and a folder where `datasets` would look elsewhere, to which paths are patterns, and chains."""
+    if os.path.isfile(dataset):
+        raise ValueError(f"`dataset` is {dataset!r}; it is a file, which `text_file` takes.")
+    if not os.path.isdir(dataset):
         return
+    folder = Path(dataset).resolve()
     if any(sign in str(folder) for sign in ("[", "*", "?", "::")):
         raise ValueError(
             f"`dataset` is {dataset!r}, the folder {str(folder)!r}; data sets cannot be read from a path with '[', "
@@ -131,9 +134,9 @@ def _check_names(dataset: str) -> None:
 
 def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) -> DatasetDict:
     """All splits and columns of a data set of the Hub, or of a local folder."""
-    folder = Path(dataset).resolve()
+    is_local = os.path.isdir(dataset)
     # As an absolute path a folder is that folder, be its name "csv" or "~".
-    source = str(folder) if folder.is_dir() else dataset
+    source = str(Path(dataset).resolve()) if is_local else dataset
     builder = load_dataset_builder(source, dataset_config)
     if builder.name == "csv" and builder.config.usecols is None:  # words such as "NA", "null" and "007" are no others
         only = {"features": Features({text_column: Value("string")}), "usecols": [text_column]}
@@ -146,7 +149,7 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
         for rows in splits.values():
             rows.data.validate(full=True)  # that strings are UTF-8, which not all readers look at
     except Exception as error:  # of any type, such as the StopIteration of an empty file
-        if folder.is_dir() and builder.name in ("csv", "json", "text") and not is_disk_full(error):
+        if is_local and builder.name in ("csv", "json", "text") and not is_disk_full(error):
             for path in map(Path, itertools.chain.from_iterable(builder.config.data_files.values())):
                 if path.is_file() and (fault := _fault(path)) is not None:
                     raise ValueError(f"its file is {str(path)!r}; {fault}.") from error
@@ -156,16 +159,18 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
-    decoder, has_text = codecs.getincrementaldecoder(ENCODING)(), False
+    decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
     try:
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
                     return "it must be UTF-8 text (it holds zero bytes)"
                 has_text = bool(decoder.decode(chunk).strip()) or has_text
+                line += chunk.count(b"\n")
         decoder.decode(b"", final=True)  # a letter cut off at the end
     except UnicodeDecodeError as error:
-        return f"it must be UTF-8 text ({error})"
+        line += error.object[: error.start].count(b"\n")
+        return f"it must be UTF-8 text (line {line}: {error.reason})"
     return None if has_text else "the file is empty"
 
 
