@@ -34,6 +34,23 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def text_fault(path: Path) -> str | None:
+    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
+    decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
+                    return "it must be UTF-8 text (it holds zero bytes)"
+                has_text = bool(decoder.decode(chunk).strip()) or has_text
+                line += chunk.count(b"\n")
+        decoder.decode(b"", final=True)  # a letter cut off at the end
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].count(b"\n")
+        return f"it must be UTF-8 text (line {line}: {error.reason})"
+    return None if has_text else "the file is empty"
+
+
 def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
     """
     Checks what can be known of a source of text without loading it; see [`load_text`].
@@ -47,8 +64,9 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
     if not source or not is_unicode(source):  # cards name it
         raise ValueError(f"`{name}` is {source!r}; it must be a name, in Unicode.")
-    if text_file is None:
+    if dataset is not None:
         _check_names(dataset)
+    if text_file is None:
         return
     if dataset_config is not None:
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
@@ -62,7 +80,7 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
             f"`text_column` is {text_column!r}; `text_file` {text_file!r} is read as text, which has no columns (files "
             f"that have end in {', '.join(_READERS)})."
         )
-    if kind != ".parquet" and (fault := _fault(path)) is not None:
+    if kind != ".parquet" and (fault := text_fault(path)) is not None:
         raise ValueError(f"`text_file` is {text_file!r}; {fault}.")
 
 
@@ -91,7 +109,7 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
     try:
         if text_file is not None:
             return DatasetDict(train=_read_file(Path(text_file), text_column))
-        splits = _read_dataset(dataset, dataset_config, text_column)
+        splits = _read_dataset(str(dataset), dataset_config, text_column)
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if is_disk_full(error):
             raise
@@ -147,31 +165,15 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
         builder.download_and_prepare()
         splits = builder.as_dataset()
         for rows in splits.values():
-            rows.data.validate(full=True)  # that strings are UTF-8, which not all readers look at
+            if text_column in rows.column_names:
+                rows.data[text_column].validate(full=True)  # that it is UTF-8, which not all readers look at
     except Exception as error:  # of any type, such as the StopIteration of an empty file
         if is_local and builder.name in ("csv", "json", "text") and not is_disk_full(error):
             for path in map(Path, itertools.chain.from_iterable(builder.config.data_files.values())):
-                if path.is_file() and (fault := _fault(path)) is not None:
+                if path.is_file() and (fault := text_fault(path)) is not None:
                     raise ValueError(f"its file is {str(path)!r}; {fault}.") from error
         raise
     return splits
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
-    decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
-                    return "it must be UTF-8 text (it holds zero bytes)"
-                has_text = bool(decoder.decode(chunk).strip()) or has_text
-                line += chunk.count(b"\n")
-        decoder.decode(b"", final=True)  # a letter cut off at the end
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        return f"it must be UTF-8 text (line {line}: {error.reason})"
-    return None if has_text else "the file is empty"
 
 
 def _read_file(path: Path, column: str) -> Dataset:
