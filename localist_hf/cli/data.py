@@ -51,7 +51,9 @@ def text_fault(path: Path) -> str | None:
     return None if has_text else "the file is empty"
 
 
-def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
+def check_source(
+    dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str, flag: str = "text_file"
+) -> None:
     """
     Checks what can be known of a source of text without loading it; see [`load_text`].
 
@@ -61,7 +63,7 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     """
     if (dataset is None) == (text_file is None):
         raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
-    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
+    name, source = ("dataset", dataset) if text_file is None else (flag, text_file)
     if not source or not is_unicode(source):  # cards name it
         raise ValueError(f"`{name}` is {source!r}; it must be a name, in Unicode.")
     if dataset is not None:
@@ -73,18 +75,20 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     path = Path(text_file)
     if not os.path.isfile(path):  # which takes names that no file can have
         what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else "there is no such file"
-        raise ValueError(f"`text_file` is {text_file!r}; {what}.")
+        raise ValueError(f"`{flag}` is {text_file!r}; {what}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":
         raise ValueError(
-            f"`text_column` is {text_column!r}; `text_file` {text_file!r} is read as text, which has no columns (files "
+            f"`text_column` is {text_column!r}; `{flag}` {text_file!r} is read as text, which has no columns (files "
             f"that have end in {', '.join(_READERS)})."
         )
     if kind != ".parquet" and (fault := text_fault(path)) is not None:
-        raise ValueError(f"`text_file` is {text_file!r}; {fault}.")
+        raise ValueError(f"`{flag}` is {text_file!r}; {fault}.")
 
 
-def load_text(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> DatasetDict:
+def load_text(
+    dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str, flag: str = "text_file"
+) -> DatasetDict:
     """
     Loads a data set by its Hub id or local folder, or a file: the splits `"train"` and, where there is one,
     `"validation"`, with the column `"text"` alone.
@@ -99,13 +103,15 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
             `.parquet` file; every other file as one document of UTF-8 text.
         text_column (`str`):
             Column of the data set, or of a file with rows, that holds the text.
+        flag (`str`, *optional*, defaults to `"text_file"`):
+            What a message calls the file.
 
     Raises:
         ValueError: as [`check_source`], and for what cannot be read, or has no split `"train"` or no such column of
             strings.
     """
-    check_source(dataset, dataset_config, text_file, text_column)
-    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
+    check_source(dataset, dataset_config, text_file, text_column, flag)
+    name, source = ("dataset", dataset) if text_file is None else (flag, text_file)
     try:
         if text_file is not None:
             return DatasetDict(train=_read_file(Path(text_file), text_column))
