@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     attention = LOCALIST_ATTENTION["sdpa"]  # by which the values come here
     model = AutoModel.from_pretrained(options.model, attn_implementation=attention, dtype=torch.float32).eval()
-    text, joins = options.text.read_text(encoding="utf-8"), []
+    text, joins = options.text.read_text(encoding="utf-8-sig"), []
     if "joins" in options.boundaries:
         text, joins = join_paragraphs(text, num_paragraphs=150)
     ends = {kind: [match.end() for match in pattern.finditer(text)] for kind, pattern in _ENDS.items()}

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, help="how much of it; by default all")
     args = parser.parse_args()
     model, tokenizer = load_for_reading(args.model, {"locality_schedule": "quintic"})
-    text = default_text() if args.text_file is None else args.text_file.read_text(encoding="utf-8")
+    text = default_text() if args.text_file is None else args.text_file.read_text(encoding="utf-8-sig")
     if args.num_tokens is not None:
         # Without the names of the tokens before the text, which would be read as text.
         text = "".join(Passage.of(tokenizer, text).pieces[len(text_prefix(tokenizer)) : args.num_tokens])

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -326,7 +327,7 @@ def _kept(values: dict[str, Any]) -> dict[str, Any]:
             is_json = name in _JSON_FLAGS and isinstance(value, str) and value.startswith("{")
             kept[name] = json.loads(value) if is_json else value.value if isinstance(value, Enum) else value
     for name in ("model", "dataset", "text_file"):
-        if kept[name] is not None and Path(kept[name]).exists():
+        if kept[name] is not None and os.path.exists(kept[name]):
             kept[name] = str(Path(kept[name]).resolve())  # the run may go on from another folder
     return kept
 

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,26 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def check_source(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> None:
+def text_fault(path: Path) -> str | None:
+    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
+    decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
+                    return "it must be UTF-8 text (it holds zero bytes)"
+                has_text = bool(decoder.decode(chunk).strip()) or has_text
+                line += chunk.count(b"\n")
+        decoder.decode(b"", final=True)  # a letter cut off at the end
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].count(b"\n")
+        return f"it must be UTF-8 text (line {line}: {error.reason})"
+    return None if has_text else "the file is empty"
+
+
+def check_source(
+    dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str, flag: str = "text_file"
+) -> None:
     """
     Checks what can be known of a source of text without loading it; see [`load_text`].
 
@@ -43,29 +63,32 @@ def check_source(dataset: str | None, dataset_config: str | None, text_file: str
     """
     if (dataset is None) == (text_file is None):
         raise ValueError(f"`dataset` is {dataset!r} and `text_file` {text_file!r}; exactly one of them must be given.")
-    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
-    if not is_unicode(source):  # cards name it
-        raise ValueError(f"`{name}` is {source!r}; a name must be Unicode.")
-    if text_file is None:
+    name, source = ("dataset", dataset) if text_file is None else (flag, text_file)
+    if not source or not is_unicode(source):  # cards name it
+        raise ValueError(f"`{name}` is {source!r}; it must be a name, in Unicode.")
+    if dataset is not None:
         _check_names(dataset)
+    if text_file is None:
         return
     if dataset_config is not None:
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
     path = Path(text_file)
-    if not path.is_file():
-        what = "it is a folder, which `dataset` takes" if path.is_dir() else "there is no such file"
-        raise ValueError(f"`text_file` is {text_file!r}; {what}.")
+    if not os.path.isfile(path):  # which takes names that no file can have
+        what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else "there is no such file"
+        raise ValueError(f"`{flag}` is {text_file!r}; {what}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":
         raise ValueError(
-            f"`text_column` is {text_column!r}; `text_file` {text_file!r} is read as text, which has no columns (files "
+            f"`text_column` is {text_column!r}; `{flag}` {text_file!r} is read as text, which has no columns (files "
             f"that have end in {', '.join(_READERS)})."
         )
-    if kind != ".parquet" and (fault := _fault(path)) is not None:
-        raise ValueError(f"`text_file` is {text_file!r}; {fault}.")
+    if kind != ".parquet" and (fault := text_fault(path)) is not None:
+        raise ValueError(f"`{flag}` is {text_file!r}; {fault}.")
 
 
-def load_text(dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str) -> DatasetDict:
+def load_text(
+    dataset: str | None, dataset_config: str | None, text_file: str | None, text_column: str, flag: str = "text_file"
+) -> DatasetDict:
     """
     Loads a data set by its Hub id or local folder, or a file: the splits `"train"` and, where there is one,
     `"validation"`, with the column `"text"` alone.
@@ -80,17 +103,19 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
             `.parquet` file; every other file as one document of UTF-8 text.
         text_column (`str`):
             Column of the data set, or of a file with rows, that holds the text.
+        flag (`str`, *optional*, defaults to `"text_file"`):
+            What a message calls the file.
 
     Raises:
         ValueError: as [`check_source`], and for what cannot be read, or has no split `"train"` or no such column of
             strings.
     """
-    check_source(dataset, dataset_config, text_file, text_column)
-    name, source = ("dataset", dataset) if text_file is None else ("text_file", text_file)
+    check_source(dataset, dataset_config, text_file, text_column, flag)
+    name, source = ("dataset", dataset) if text_file is None else (flag, text_file)
     try:
         if text_file is not None:
             return DatasetDict(train=_read_file(Path(text_file), text_column))
-        splits = _read_dataset(dataset, dataset_config, text_column)
+        splits = _read_dataset(str(dataset), dataset_config, text_column)
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if is_disk_full(error):
             raise
@@ -116,10 +141,12 @@ def load_text(dataset: str | None, dataset_config: str | None, text_file: str | 
 
 
 def _check_names(dataset: str) -> None:
-    """Refuses a local folder where `datasets` would look elsewhere: it takes paths for patterns and chains of them."""
-    folder = Path(dataset).resolve()
-    if not folder.is_dir():
+    """Refuses a file, and a folder where `datasets` would look elsewhere, to which paths are patterns, and chains."""
+    if os.path.isfile(dataset):
+        raise ValueError(f"`dataset` is {dataset!r}; it is a file, which `text_file` takes.")
+    if not os.path.isdir(dataset):
         return
+    folder = Path(dataset).resolve()
     if any(sign in str(folder) for sign in ("[", "*", "?", "::")):
         raise ValueError(
             f"`dataset` is {dataset!r}, the folder {str(folder)!r}; data sets cannot be read from a path with '[', "
@@ -131,9 +158,9 @@ def _check_names(dataset: str) -> None:
 
 def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) -> DatasetDict:
     """All splits and columns of a data set of the Hub, or of a local folder."""
-    folder = Path(dataset).resolve()
+    is_local = os.path.isdir(dataset)
     # As an absolute path a folder is that folder, be its name "csv" or "~".
-    source = str(folder) if folder.is_dir() else dataset
+    source = str(Path(dataset).resolve()) if is_local else dataset
     builder = load_dataset_builder(source, dataset_config)
     if builder.name == "csv" and builder.config.usecols is None:  # words such as "NA", "null" and "007" are no others
         only = {"features": Features({text_column: Value("string")}), "usecols": [text_column]}
@@ -144,29 +171,15 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
         builder.download_and_prepare()
         splits = builder.as_dataset()
         for rows in splits.values():
-            rows.data.validate(full=True)  # that strings are UTF-8, which not all readers look at
+            if text_column in rows.column_names:
+                rows.data[text_column].validate(full=True)  # that it is UTF-8, which not all readers look at
     except Exception as error:  # of any type, such as the StopIteration of an empty file
-        if folder.is_dir() and builder.name in ("csv", "json", "text") and not is_disk_full(error):
+        if is_local and builder.name in ("csv", "json", "text") and not is_disk_full(error):
             for path in map(Path, itertools.chain.from_iterable(builder.config.data_files.values())):
-                if path.is_file() and (fault := _fault(path)) is not None:
+                if path.is_file() and (fault := text_fault(path)) is not None:
                     raise ValueError(f"its file is {str(path)!r}; {fault}.") from error
         raise
     return splits
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
-    decoder, has_text = codecs.getincrementaldecoder(ENCODING)(), False
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
-                    return "it must be UTF-8 text (it holds zero bytes)"
-                has_text = bool(decoder.decode(chunk).strip()) or has_text
-        decoder.decode(b"", final=True)  # a letter cut off at the end
-    except UnicodeDecodeError as error:
-        return f"it must be UTF-8 text ({error})"
-    return None if has_text else "the file is empty"
 
 
 def _read_file(path: Path, column: str) -> Dataset:

@@ -37,7 +37,7 @@ from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
 from .base import BASE, copy_base
-from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
+from .data import check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
 from .grid_runs import GridWork, Task, do_all
@@ -180,9 +180,8 @@ def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str
         parts = split_text(python_text())
         return {"training": parts["variants"], "held-out": parts["held-out"]}, {}
     texts = {}
-    for part, name in (("training", args.train_text), ("held-out", args.held_out_text)):
-        check_source(None, None, name, "text")
-        texts[part] = load_text(None, None, name, "text")["train"]["text"]
+    for part, flag in (("training", "train_text"), ("held-out", "held_out_text")):
+        texts[part] = load_text(None, None, getattr(args, flag), "text", flag)["train"]["text"]
     name = f"`{Path(args.train_text).name}`"
     details = f"It was measured on `{Path(args.held_out_text).name}`."
     return texts, {"dataset": name, "dataset_details": details, "evaluation_split": "held-out"}

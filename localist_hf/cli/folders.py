@@ -96,9 +96,11 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
             _put_in_place(folder)
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
         yield
-    finally:
+    except BaseException:
         if not _entries(folder):
             (folder / _OWN_FILES).unlink(missing_ok=True)
+        raise
+    finally:
         with suppress(OSError):
             (folder / _LOCK_FILE).unlink()
         lock.release()
@@ -236,10 +238,9 @@ def _is_occupied(folder: Path, name: str, is_ours: bool) -> bool:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What lies in a folder."""
-    return (
-        sorted(path.name for path in folder.iterdir() if not path.name.startswith(_INTERNAL)) if folder.is_dir() else []
-    )
+    """What lies in a folder, perhaps somebody else's."""
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name for name in names if not name.startswith(_INTERNAL))
 
 
 def _found(folder: Path, patterns: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from ..page import read_all, saved_page
 from ..page.saved_page import is_saved_page
 from .arguments import locality_settings
 from .base import BASE
-from .data import ENCODING, is_unicode
+from .data import ENCODING, is_unicode, text_fault
 from .errors import INPUT_ERRORS, CommandError, ending_with
 from .models import load
 from .python_text import python_reference
@@ -98,6 +98,8 @@ def main(arguments: list[str]) -> None:
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
         with ending_with(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
+            if (fault := text_fault(args.text_file)) is not None:
+                raise ValueError(f"{fault}.")
             text = args.text_file.read_text(encoding=ENCODING)
     if not is_unicode(text):
         raise CommandError(f"`text` is {text!r}; it must be Unicode text.")

@@ -207,8 +207,8 @@ def load_grid(name: str | Path) -> Grid:
     Raises:
         ValueError: for a file that is missing or is no such grid.
     """
-    path = resources.files(__package__) / "grids" / f"{name}.yaml"
-    if not path.is_file():
+    path = resources.files(__package__) / "grids" / f"{Path(name).name}.yaml"
+    if Path(name).name != str(name) or not path.is_file():  # what has folders in it is a file of the user's
         path = Path(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -254,6 +254,7 @@ TRAIN = (
         ("--model no/such/folder", "`model` is 'no/such/folder', whose configuration cannot be used so"),
         # texts
         ("--text-file missing.txt", "`text_file` is 'missing.txt'; there is no such file"),
+        (f"--text-file {'a' * 300}", "a'; there is no such file"),
         ("--text-file gpt2", "`text_file` is 'gpt2'; it is a folder"),
         ("--text-file empty.txt", "`text_file` is 'empty.txt'; the file is empty"),
         ("--text-file latin.txt", "`text_file` is 'latin.txt'; it must be UTF-8 text"),

@@ -319,7 +319,12 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
         ({"controls": {"num_previous_blocks": [0, -1]}}, [], "`num_previous_blocks` holds -1"),
         ({}, ["--held-out-text", "short.txt"], "tokens"),
         ({}, ["--held-out-text", "one.txt"], "two are needed"),
-        ({}, ["--train-text", "nowhere.txt"], "there is no such file"),
+        ({}, ["--train-text", "nowhere.txt"], "`train_text` is 'nowhere.txt'; there is no such file"),
+        (
+            {},
+            ["--held-out-text", "bad.jsonl"],
+            "`held_out_text` is 'bad.jsonl', which cannot be read: line 1 is no JSON",
+        ),
         ({}, ["--model", "nowhere/"], "nowhere"),
         ({}, ["--jobs", "0"], "`jobs` is 0"),
         ({}, ["--shard", "3/2"], "3/2"),
@@ -329,6 +334,7 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
 def test_what_cannot_be_run_is_refused_before_the_first_run(workspace, changes, others, message, capsys) -> None:
     Path("short.txt").write_text("Sentence")
     Path("one.txt").write_text("Sentence number says something. " * 9)
+    Path("bad.jsonl").write_text("{")
     with pytest.raises(SystemExit) as error:
         main(["family", *flags(**changes), *others])
     assert error.value.code == 2

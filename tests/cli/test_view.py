@@ -99,6 +99,7 @@ def test_what_cannot_be_used_is_refused(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "latin.txt").write_bytes(b"\xff")
+    (tmp_path / "empty.txt").write_text(" \n")
     save = ["--save", str(tmp_path / "page.html")]
     for arguments, message in (
         ([str(tmp_path / "none"), *save], "`model` is "),
@@ -107,7 +108,14 @@ def test_what_cannot_be_used_is_refused(
         ([folders[0], "--text", "caf\udce9", *save], "`text` is 'caf\\udce9'; it must be Unicode text."),
         ([folders[0], "--text", TEXT * 30, *save], "tokens; the model has positions for 300."),
         ([folders[0], "--text-file", str(tmp_path / "none"), *save], "`text_file` is "),
-        ([folders[0], "--text-file", str(tmp_path / "latin.txt"), *save], "`text_file` is "),
+        (
+            [folders[0], "--text-file", str(tmp_path / "latin.txt"), *save],
+            "latin.txt', which cannot be read: it must be UTF-8",
+        ),
+        (
+            [folders[0], "--text-file", str(tmp_path / "empty.txt"), *save],
+            "empty.txt', which cannot be read: the file is",
+        ),
         ([folders[0], "--locality", '{"sinks": 1}', *save], "`locality` is "),
         ([folders[0], "--save", str(tmp_path / "none" / "page.html")], "`save` is "),
         ([folders[0], "--port", "70000"], "`port` is 70000; it must be in 1 to 65535."),

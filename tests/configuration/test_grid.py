@@ -22,6 +22,16 @@ def test_the_shipped_grids_are_the_papers_and_a_quick_one() -> None:
     assert names(load_grid("quick")) == ["distributed", "quintic", "localist"]
 
 
+def test_a_path_is_that_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in {"grid[1]": 3, "grid[1].yaml": 4, "quick": 5}.items():
+        Path(name).write_text(yaml.safe_dump({"seeds": [seed], "runs": [{"variant": ["distributed", "quintic"]}]}))
+    here = str(tmp_path)
+    for path, seed in {"grid[1]": 3, f"{here}/grid[1]": 3, "grid[1].yaml": 4, "./quick": 5, f"{here}/quick": 5}.items():
+        assert load_grid(path).seeds == [seed]
+    assert load_grid("quick").seeds != [5]  # without a folder, the package's
+
+
 def test_products_are_crossed_and_what_they_share_is_trained_once() -> None:
     grid = Grid(
         seeds=[5, 3],
