@@ -32,6 +32,7 @@ from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
 from ..evaluation.generation import generate_as_told
+from ..evaluation.text_prefix import known_text
 from ..hub import RunRecord, own_text_in, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
@@ -138,7 +139,7 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     tokenizer = load_tokenizer(base)
     texts, card = load_texts(args)
     # Ends of text are a token of every causal model that has one; some tokenizers put it there themselves.
-    is_ended = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    is_ended = tokenizer(known_text(tokenizer))["input_ids"][-1] == tokenizer.eos_token_id
     end = "" if is_ended else tokenizer.eos_token or ""
     ended = {part: Dataset.from_dict({"text": [(text or "") + end for text in texts[part]]}) for part in texts}
     train, held_out = (tokenize_and_pack(ended[part], tokenizer, length, part) for part in ("training", "held-out"))

@@ -22,6 +22,7 @@ from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..evaluation.check_model import num_positions
+from ..evaluation.text_prefix import known_text
 from ..hub import RunRecord
 from ..hub.adapters import fit_embeddings, has_tokenizer
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
@@ -78,9 +79,7 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
     """
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        # Where there are no files, transformers makes one without a vocabulary.
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ValueError("there is none, or its vocabulary is empty.")
+        known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from ..configuration import VARIANTS
 from .differences import check_baseline
 from .statistics import Interval, mean_interval
 from .tables import layer_series
+from .text_prefix import known_text
 
 
 # Of Okabe and Ito, who chose them for the colour-blind; grey in place of their yellow, which is faint on white. As many
@@ -417,7 +418,7 @@ def token_labels(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -
             The whole text, so that no character is cut at its ends.
     """
     # Decoded after another token, since some tokenizers drop the space that a text begins with.
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    anchor = tokenizer(known_text(tokenizer), add_special_tokens=False)["input_ids"]
 
     def text_of(tokens: list[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -427,8 +428,9 @@ def token_labels(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -
     for place, token in enumerate(input_ids):
         part.append(int(token))
         text = text_of(anchor + part)[len(text_of(anchor)) :]
-        # Not a whole character yet; one has at most four bytes.
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(part) < 4 and place < len(input_ids) - 1:
+        # Not a whole character yet, which some write as nothing; one has at most four bytes.
+        is_part = not text or text.endswith("\N{REPLACEMENT CHARACTER}")
+        if is_part and len(part) < 4 and place < len(input_ids) - 1:
             continue
         text = _visible(text or str(tokenizer.convert_ids_to_tokens(part[0])))
         labels += [text] if len(part) == 1 else [f"{text} {number + 1}/{len(part)}" for number in range(len(part))]

@@ -1,6 +1,7 @@
 """What a tokenizer puts before every text, as those of Gemma, Llama and Mistral do."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,9 +32,29 @@ def text_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not tokenizer("")["input_ids"]:
         return []
     # Of what surrounds an empty text some may stand after it, as an end-of-text does.
-    whole, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    text = known_text(tokenizer)
+    whole, own = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
     places = range(len(whole) - len(own) + 1)
     return whole[: next((start for start in places if whole[start : start + len(own)] == own), 0)]
+
+
+def known_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """
+    A text of which a tokenizer knows a token: `"a"`, or one of its own tokens. Those of notes or of molecules may know
+    neither that letter nor a token for what is unknown.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    words = sorted(set(tokenizer.get_vocab().values()).difference(tokenizer.all_special_ids))
+    own = (tokenizer.decode([token]) for token in words)
+    for text in chain(["a"], islice(own, 100)):
+        try:
+            if tokenizer(text, add_special_tokens=False)["input_ids"]:
+                return text
+        except Exception:  # the Rust library raises `Exception` itself
+            continue
+    raise ValueError("there is none, or its vocabulary is empty.")
 
 
 def have_prefix(sequences: Iterable[Mapping[str, Any]], prefix: list[int]) -> bool:

@@ -27,10 +27,12 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from .. import modeling
+from ..evaluation.text_prefix import known_text
 from ..modeling.modeling_localist import auto_map
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .model_code import code_files, renewed_code
@@ -42,6 +44,7 @@ from .space import SPACE_TAG, Space, make_space
 
 logger = logging.get_logger(__name__)
 
+# What a tokenizer may have beside the files that its class names.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -218,23 +221,41 @@ def _checked_config(folder: Path, record: RunRecord) -> dict[str, Any]:
 
 
 def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
-    files: dict[str, Path | bytes] = {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    needed = [] if {"vocab.json", "merges.txt"} <= files.keys() else ["tokenizer.json"]
-    if missing := [name for name in ["tokenizer_config.json", *needed] if name not in files]:
+    """All that the tokenizer in a folder is loaded from, whatever its kind."""
+    if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(
-            f"{str(folder)!r} holds no tokenizer that others can load ({missing[0]} is missing), without which the "
-            "model cannot be used; give the trainer one as `processing_class`, or save it there."
+            f"{str(folder)!r} holds no tokenizer that others can load (tokenizer_config.json is missing), without "
+            "which the model cannot be used; give the trainer one as `processing_class`, or save it there."
         )
     settings = read_json(folder / "tokenizer_config.json")
+    tokenizer = _loaded_tokenizer(folder, folder)
+    templates = sorted(f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in (folder / CHAT_TEMPLATE_DIR).glob("*.jinja"))
+    names = dict.fromkeys([*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), *templates])
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     files["tokenizer_config.json"] = _json({key: value for key, value in settings.items() if key not in _MACHINE_KEYS})
     with tempfile.TemporaryDirectory() as published:
         for name, content in files.items():
-            (Path(published) / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        try:
-            AutoTokenizer.from_pretrained(published, trust_remote_code=False)
-        except Exception as error:  # the Rust library raises `Exception` itself
-            raise ValueError(f"The tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
+            path = Path(published) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        found = _loaded_tokenizer(Path(published), folder)
+    if (found.get_vocab(), found.chat_template) != (tokenizer.get_vocab(), tokenizer.chat_template):
+        raise ValueError(
+            f"The tokenizer in {str(folder)!r}, a {type(tokenizer).__name__}, needs other files than those that its "
+            f"class names: {', '.join(files)}."
+        )
     return files
+
+
+def _loaded_tokenizer(path: Path, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a path, for the run in a folder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
+    except Exception as error:  # the Rust library raises `Exception` itself
+        lack = "" if (path / "tokenizer.json").is_file() else "there is no tokenizer.json, and without it: "
+        raise ValueError(f"The tokenizer in {str(folder)!r} cannot be loaded: {lack}{error}") from error
+    return tokenizer
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 from scipy import stats
 from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from localist_hf.configuration import PAPER_VARIANTS, VARIANTS
 from localist_hf.evaluation import (
@@ -238,6 +238,8 @@ def test_every_token_has_a_whole_and_readable_label(bytes_tokenizer: PreTrainedT
     assert len(token_labels(bytes_tokenizer, input_ids[:-5])) == len(input_ids) - 5
     assert len(token_labels(bytes_tokenizer, [input_ids[-4]] * 9)) == 9
     assert token_labels(bytes_tokenizer, bytes_tokenizer("a" + " " * 12)["input_ids"])[-1].startswith("␣")
+    letters = ByT5Tokenizer()  # which writes nothing for half a character
+    assert token_labels(letters, letters("é a")["input_ids"]) == ["é 1/2", "é 2/2", "␣", "a", "</s>"]
 
 
 def areas(path: Path) -> dict[str, float]:

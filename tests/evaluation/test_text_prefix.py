@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from localist_hf.evaluation import text_prefix
-from localist_hf.evaluation.text_prefix import have_prefix
+from localist_hf.evaluation import text_prefix, token_labels
+from localist_hf.evaluation.text_prefix import have_prefix, known_text
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,19 @@ def test_a_named_token_is_none(tokenizer) -> None:
     assert tokenizer.bos_token is not None
     assert text_prefix(tokenizer) == []
     assert text_prefix(ByT5Tokenizer()) == []  # which has no fast backend, and ends texts
+
+
+def test_a_tokenizer_may_know_neither_that_letter_nor_a_token_for_what_is_unknown() -> None:
+    backend = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1, "C4": 2, "G4": 3}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    frame = {"single": "[CLS] $A [SEP]", "special_tokens": [("[CLS]", 0), ("[SEP]", 1)]}
+    backend.post_processor = processors.TemplateProcessing(**frame)
+    notes = PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
+    assert known_text(notes) == "C4"
+    assert text_prefix(notes) == [0]
+    assert token_labels(notes, [3, 2, 1])[0] == "␣G4"
+    with pytest.raises(ValueError, match="there is none, or its vocabulary is empty"):
+        known_text(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({}))))
 
 
 def test_sequences_with_and_without_it() -> None:

@@ -10,11 +10,19 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    CTRLTokenizer,
+    EsmTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.cli.publish import show
 from localist_hf.hub import PublishError, prepare, publish, repository_files, upload
+from localist_hf.hub.publish import _tokenizer_files
 from localist_hf.hub.run_history import weight_hashes
 
 
@@ -187,6 +195,49 @@ def test_a_collection_gets_every_sibling_once(hub: HubServer, api: HfApi, runs: 
     assert [item.item_id for item in collection.items] == [
         f"org/localist-gpt2-{name}" for name in ("base", "distributed", "quintic", "quintic-lora")
     ]
+
+
+def esm(folder: Path) -> PreTrainedTokenizerBase:
+    (folder / "words.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\nC\nG\n")
+    return EsmTokenizer(vocab_file=str(folder / "words.txt"))
+
+
+def ctrl(folder: Path) -> PreTrainedTokenizerBase:
+    (folder / "words.json").write_text(json.dumps({"<unk>": 0, "a": 1, "b@@": 2}))
+    (folder / "pairs.txt").write_text("#version: 0.2\n")
+    return CTRLTokenizer(vocab_file=str(folder / "words.json"), merges_file=str(folder / "pairs.txt"))
+
+
+@pytest.mark.parametrize(
+    ("make", "vocabulary"),
+    [
+        (lambda folder: ByT5Tokenizer(extra_ids=3), {"added_tokens.json"}),
+        (esm, {"vocab.txt"}),
+        (ctrl, {"vocab.json", "merges.txt"}),
+    ],
+    ids=["bytes", "words", "pairs"],
+)
+def test_a_tokenizer_of_any_kind_is_published_with_all_that_it_is_loaded_from(make, vocabulary, tmp_path) -> None:
+    tokenizer = make(tmp_path)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    names = {"tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"}
+    files = _tokenizer_files(tmp_path / "run")
+    assert files.keys() | {"added_tokens.json"} == names | vocabulary | {"added_tokens.json"}
+    for name, content in files.items():
+        path = tmp_path / "published" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    found = AutoTokenizer.from_pretrained(tmp_path / "published")
+    assert (type(found), found.get_vocab()) == (type(tokenizer), tokenizer.get_vocab())
+    assert found.chat_template == tokenizer.chat_template
+    for name in vocabulary - {"added_tokens.json"}:
+        content = (tmp_path / "run" / name).read_bytes()
+        (tmp_path / "run" / name).unlink()
+        with pytest.raises(ValueError, match=r"The tokenizer in '.*run' cannot be loaded"):
+            _tokenizer_files(tmp_path / "run")
+        (tmp_path / "run" / name).write_bytes(content)
 
 
 # What cannot be published is refused before anything is uploaded
