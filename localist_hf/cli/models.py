@@ -29,6 +29,13 @@ from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadMo
 from .errors import ending_with
 
 
+#: What the commands rely on, whatever a checkpoint says: that calls return what is asked for, by name, and localist
+#: attention. Other attention cannot be measured, and a configuration that asks for its weights cannot be saved.
+_OUTPUTS = {
+    "return_dict": True, "output_attentions": False, "output_hidden_states": False, "_attn_implementation": None
+}  # fmt: skip
+
+
 def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> PreTrainedConfig:
     """
     The configuration of a model under some settings of locality, once it is known that the model can be localised; no
@@ -60,9 +67,9 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> 
         if saved.get("model_type") == LocalistGPT2Config.model_type or (
             saved.get("model_type") == "gpt2" and "locality" not in saved
         ):
-            config = LocalistGPT2Config.from_pretrained(name, revision=revision, **settings)
+            config = LocalistGPT2Config.from_pretrained(name, revision=revision, **_OUTPUTS, **settings)
         else:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **_OUTPUTS)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
                 raise ValueError(f"its `model_type` is {config.model_type!r}, which is no causal language model.")
             with torch.device("meta"):

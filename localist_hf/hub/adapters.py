@@ -1,7 +1,11 @@
 """What adapters bring along beside their own weights: embeddings of added tokens, and a tokenizer."""
 
+from pathlib import Path
+
 from huggingface_hub import is_offline_mode
 from peft import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import has_file
@@ -15,6 +19,13 @@ def has_tokenizer(name: str, revision: str | None = None) -> bool:
     """Whether a folder or Hub repository holds a tokenizer."""
     offline = is_offline_mode()
     return any(has_file(name, file, revision=revision, local_files_only=offline) for file in _TOKENIZER_FILES)
+
+
+def brings_embeddings(folder: Path, vocabulary_size: int) -> bool:
+    """Whether an adapter in a folder holds embeddings of all tokens, which then need not fit those of its base."""
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as weights:
+        shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118  (no mapping)
+    return any(len(shape) == 2 and shape[0] == vocabulary_size and ".lora_" not in key for key, shape in shapes.items())
 
 
 def fit_embeddings(model: PreTrainedModel, adapter: str, revision: str | None = None) -> None:

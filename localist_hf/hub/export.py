@@ -114,7 +114,14 @@ def _load_model(name: str, revision: str | None = None, adapter: str | None = No
                 f"{described}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."
             )
         model, info = LocalistGPT2LMHeadModel.from_pretrained(
-            name, revision=revision, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            revision=revision,
+            dtype="auto",
+            attn_implementation="localist",
+            return_dict=True,
+            output_attentions=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, SafetensorError) as error:
         raise OSError(f"{described}, which cannot be read: {error}") from error

@@ -29,6 +29,7 @@ from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from ..whole_file import write_whole
+from .adapters import brings_embeddings
 from .example import attention_example, stored_config
 from .run_history import (
     LOCALITY_FIELDS,
@@ -95,7 +96,8 @@ class RunRecord:
         base_weights (`dict[str, str]`, *optional*):
             SHA-256 of every weight file of that local run or folder.
         adapter (`dict`, *optional*):
-            Rank, alpha, target modules and number of parameters of a LoRA adapter.
+            Rank, alpha, target modules and number of parameters of a LoRA adapter; `"embeddings"`, which is true, where
+            it brings all embeddings along, as with tokens that were added to its base.
         config (`dict`):
             The model's configuration, as a dictionary: [`LocalistGPT2Config`], with the settings of locality among its
             own, or that of any other model, with the settings under `locality`.
@@ -440,6 +442,8 @@ class RunRecord:
         weights = weight_hashes(folder)
         if not weights:
             raise ValueError(f"`output_dir` {args.output_dir!r} holds no weights; call `save_model()` first.")
+        if adapter is not None and brings_embeddings(folder, config.get_text_config().vocab_size):
+            adapter["embeddings"] = True
         wanted = f"{variant}-lora" if variant and adapter else variant
         *earlier_parts, last_part = training_parts(trainer)
         return cls(

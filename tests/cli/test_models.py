@@ -145,6 +145,27 @@ def test_training_opt_whose_decoder_is_a_part_of_its_transformer(save, tokenizer
     assert 0 < training.evaluate()["eval_context_fidelity"] < 1
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@torch.no_grad()
+def test_what_a_checkpoint_says_of_its_calls_counts_for_nothing(save, tokenizer, tmp_path: Path, kind: str) -> None:
+    size = len(tokenizer)
+    gpt2 = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=size, bos_token_id=0, eos_token_id=0)
+    name = save(llama(size) if kind == "llama" else GPT2LMHeadModel(gpt2))
+    path, ids = Path(name) / "config.json", torch.arange(40)[None]
+    saved, expected = json.loads(path.read_text()), None
+    attention = {"attn_implementation": "eager", "_attn_implementation": "eager"}
+    outputs = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
+    for said in ({}, {"return_dict": False}, attention, outputs):
+        path.write_text(json.dumps(saved | said))
+        model = load_model(name, load_config(name, {})).eval()
+        found = model(ids, output_fidelity=True)
+        expected = found if expected is None else expected
+        assert torch.equal(found.logits, expected.logits), said
+        assert torch.equal(found.outside_share[1], expected.outside_share[1]), said
+        assert found.hidden_states is None
+    model.save_pretrained(tmp_path / "again")
+
+
 # --- adapters
 
 

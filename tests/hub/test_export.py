@@ -191,6 +191,18 @@ def test_an_adapter_is_merged(make_run, tmp_path: Path, base_type: str) -> None:
     assert not any("lora" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "said", [{"return_dict": False}, {"output_attentions": True}, {"attn_implementation": "eager"}]
+)
+def test_what_a_run_says_of_its_calls_counts_for_nothing(make_run, tmp_path: Path, said: dict) -> None:
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    expected = logits(LocalistGPT2LMHeadModel.from_pretrained(run))
+    (run / "config.json").write_text(json.dumps(config | said))
+    export_gpt2(run, tmp_path / "out")
+    assert torch.equal(logits(load(tmp_path / "out")), expected)
+
+
 def test_an_adapter_of_a_base_with_added_tokens_is_merged_with_them(make_run, tokenizer, tmp_path: Path) -> None:
     base = LocalistGPT2LMHeadModel.from_pretrained(make_run())
     own = copy.deepcopy(tokenizer)

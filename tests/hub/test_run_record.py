@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunHistory, RunRecord, write_card
+from localist_hf.hub.adapters import brings_embeddings
 from localist_hf.hub.example import attention_example, blocks_and_shares
 from localist_hf.hub.run_history import weight_hashes
 from localist_hf.hub.run_record import last_evaluation, load_siblings
@@ -499,6 +500,21 @@ def test_an_adapter_s_example_has_the_tokens_that_were_added_to_its_base(
     model.save_pretrained(tmp_path / "adapter")
     example = attention_example(model, tokenizer, tmp_path / "adapter")
     assert example["printed"] == blocks_and_shares(model, tokenizer, example["prompt"])
+    # As the card says it.
+    assert brings_embeddings(tmp_path / "adapter", len(tokenizer) + 7)
+    base = LocalistGPT2LMHeadModel.from_pretrained(tmp_path / "base", config=base.config, ignore_mismatched_sizes=True)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert example["printed"] == blocks_and_shares(loaded, tokenizer, example["prompt"])
+
+
+def test_a_card_says_how_an_adapter_that_brings_embeddings_is_loaded(family: Path, tmp_path: Path) -> None:
+    record = RunRecord.load(family / "quintic-lora")
+    assert not brings_embeddings(family / "quintic-lora", record.config["vocab_size"])
+    assert "embeddings" not in record.adapter
+    record.save(tmp_path)
+    assert "ignore_mismatched_sizes" not in write_card(tmp_path).read_text()
+    replace(record, adapter=record.adapter | {"embeddings": True}).save(tmp_path)
+    assert "trust_remote_code=True, ignore_mismatched_sizes=True\n)" in write_card(tmp_path).read_text()
 
 
 def test_there_is_no_example_where_the_model_lacks_a_token_of_it(make_model, tokenizer, tmp_path: Path) -> None:
