@@ -215,7 +215,7 @@ class LocalityLossMixin:
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
         if skip_scheduler and self._resumed_from is not None:
-            return {}  # of `eval_on_start`: the start was another day
+            return {}  # of `eval_on_start`, which the run has done when it started
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
