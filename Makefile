@@ -39,14 +39,16 @@ results: $(READY)
 smollm2: $(READY)
 	$(BIN)/python examples/smollm2.py runs/smollm2
 
+# A file's tests stay on one worker. The order is that of the files: by the number of their tests, as xdist has it, the
+# few that take longest come last, and a worker waits for the other.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The suite with the oldest and with the newest versions that pyproject.toml allows, constraints.txt aside. Torch is the
 # CUDA build of PyPI there: 5 GB for each environment.
 test-versions: .venv-oldest/.ready .venv-newest/.ready
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What CI runs of it: the code that travels with every model, on the oldest.
 test-oldest: .venv-oldest/.ready
