@@ -95,6 +95,8 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         if (folder / _WHOLE).is_dir():
             _put_in_place(folder)
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
+        for path in folder.glob(f"{_INTERNAL}*.unfinished"):
+            path.unlink()
         yield
     except BaseException:
         if not _entries(folder):

@@ -15,11 +15,13 @@ import peft.peft_model
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from transformers import modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.folders import held
+from localist_hf.cli import folders
+from localist_hf.cli.folders import RUN_FILES, TRAINING_FILES, check_own, claim, held
 from localist_hf.cli.train import run_training
 from localist_hf.hub import RunRecord
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
@@ -49,11 +51,7 @@ class Disk:
     def note(self, what: str, path: Any) -> None:
         if isinstance(path, int) or not Path(os.fsdecode(path)).absolute().is_relative_to(self.folder):
             return
-        if (
-            not self.is_dead
-            and os.path.exists(path) == (what == "mkdir")
-            and what not in ("write", "replace", "rename")
-        ):
+        if not self.is_dead and os.path.exists(path) == (what == "mkdir") and what not in ("write", "replace"):
             return  # it changes nothing
         if not self.is_dead:
             self.done.append((what, str(Path(os.fsdecode(path)).relative_to(self.folder))))
@@ -87,10 +85,16 @@ class Disk:
                 watch(module, "safe_save_file", "write", lambda tensors, filename, *_, **__: filename)
             watch(torch, "save", "write", lambda content, path, *_, **__: path)
             for name in ("replace", "rename"):
-                watch(os, name, name, lambda old, new, **_: new)
+                watch(os, name, "replace", lambda old, new, **_: new)
             for name in ("unlink", "remove", "rmdir", "mkdir"):
                 watch(os, name, name, self._path)
-            yield
+            locks: list[FileLock] = []
+            patch.setattr(folders, "FileLock", lambda path: locks.append(FileLock(path)) or locks[-1])
+            try:
+                yield
+            finally:
+                for lock in locks:  # which the operating system lets go
+                    lock.release(force=True)
 
     @staticmethod
     def _path(path: Any, *args: Any, dir_fd: int | None = None, **kwargs: Any) -> Any:
@@ -166,7 +170,9 @@ class Undisturbed:
         self.operations, self.contents = disk.done, contents(folder)
 
     def run(self, folder: Path) -> dict[str, float]:
-        with held(folder):
+        with held(folder):  # as `main` does
+            check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES))
+            claim(folder, "run", TRAINING_FILES)
             metrics = run_training(self.make(folder, **KINDS[self.kind]), dataset="a text", model_name="run")
         return {name: metrics[name] for name in RunRecord.load(folder).metrics}
 
@@ -204,7 +210,7 @@ MOMENTS = [
     ("whole weights", "write", "checkpoint-1/optimizer.pt", True),
     ("whole weights", "unlink", "checkpoint-1/optimizer.pt", False),
     ("whole weights", "mkdir", ".localist-hf.saving", False),
-    ("whole weights", "rename", ".localist-hf.saved", False),
+    ("whole weights", "replace", ".localist-hf.saved", False),
     ("whole weights", "write", "all_results.json", True),
     ("the best", "write", "checkpoint-3/trainer_state.json", True),
     ("the best", "replace", "run.json", False),
