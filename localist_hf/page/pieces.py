@@ -14,10 +14,22 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def added_text(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int]) -> str:
-    """What tokens add to those before them."""
+    """What tokens add to those before them; the number of one that the model alone knows, and not the tokenizer."""
+    if len(tokens) == 1 and not _is_known(tokenizer, tokens[0]):
+        return f"<{tokens[0]}>"
+    tokens = [token for token in tokens if _is_known(tokenizer, token)]
     # A tokenizer writes a space, or a character in several tokens, only where it knows what stands before.
     shorter, longer = decode(tokenizer, before), decode(tokenizer, [*before, *tokens])
     return longer[_reach(shorter, longer) :]
+
+
+def _is_known(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether a tokenizer knows a token: models may have more, so that their number is a round one."""
+    try:
+        decode(tokenizer, [token])
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except (ValueError, KeyError, IndexError, OverflowError):  # of those that reckon
+        return False
 
 
 def _reach(start: str, whole: str) -> int:

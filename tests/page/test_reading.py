@@ -167,6 +167,8 @@ def test_predictions_are_those_of_the_forward_pass(model: PreTrainedModel, token
 class Numbers:
     """In place of a tokenizer: tokens are written as their numbers."""
 
+    convert_ids_to_tokens = staticmethod(str)
+
     def decode(self, tokens: torch.Tensor | list[int], **kwargs: bool) -> str:
         return " ".join(map(str, torch.as_tensor(tokens).tolist()))
 
@@ -206,6 +208,15 @@ def test_what_a_checkpoint_says_of_generation_counts_for_nothing(
         found = reading.predict(9, 1.0)
         assert (found.tokens, found.probabilities) == (expected[1].tokens, expected[1].probabilities), fields
         assert model.generation_config is own
+
+
+@pytest.mark.parametrize("kind", ["fast", "of bytes"])
+def test_a_token_that_only_the_model_knows_is_its_number(tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
+    known, unknown = (tokenizer, len(tokenizer)) if kind == "fast" else (ByT5Tokenizer(), 384)
+    before = known("a word", add_special_tokens=False)["input_ids"]
+    assert added_text(known, before, [unknown]) == f"<{unknown}>"
+    both = added_text(known, before, [unknown, before[-1]])
+    assert both == added_text(known, before, [before[-1]])
 
 
 def test_an_adapter_is_read_and_predicts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
