@@ -1,9 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow.compute
@@ -11,10 +8,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, rotate_checkpoints
-from transformers.utils import logging
+from transformers import TrainingArguments
 
 from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
@@ -27,27 +21,20 @@ from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
 from ..modeling.locality import context_fidelity
-from .checkpoints import find_checkpoint, list_checkpoints
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
+from .resumption import ResumptionMixin
 
-
-logger = logging.get_logger(__name__)
 
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
-# What a checkpoint of `Trainer` leaves out: sums of losses, the steps at which they began, and how the epoch began.
-_OF_EPOCH = (
-    "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_loss_begin", "_training_sums", "_first_step",
-    "_epoch_rng",
-)  # fmt: skip
 
 
-class LocalityLossMixin:
+class LocalityLossMixin(ResumptionMixin):
     """
     Adds the scheduled locality loss to the loss of a [`~transformers.Trainer`] of any kind, before which it stands
     among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
@@ -69,8 +56,7 @@ class LocalityLossMixin:
     perplexity where batches have labels; `eval_loss` is the trainer's own. Where TRL's trainers log an `entropy`, it is
     that of the predictions; that of the attention stands in `eval_entropy_layer_<l>`.
 
-    A run that goes on from a checkpoint ends as if it had not been stopped, its logs and `train_loss` too; one whose
-    checkpoint has all steps behind it, or was stopped by the same early stopping, makes no further one.
+    A run that goes on from a checkpoint ends as if it had not been stopped; see [`ResumptionMixin`].
 
     Tested with `Trainer`, and TRL's `SFTTrainer` and `DPOTrainer`. Batches must hold `input_ids`.
 
@@ -93,6 +79,7 @@ class LocalityLossMixin:
     ```
     """
 
+    _of_epoch = (*ResumptionMixin._of_epoch, "_training_sums", "_first_step")
     #: Whether `eval_loss` is the mean over all labels, and not the trainer's own mean over batches.
     _measures_loss = False
 
@@ -125,10 +112,7 @@ class LocalityLossMixin:
                 label = name if part is None else f"{name}[{part!r}]"
                 _check_sequence_length(label, rows, num_positions(self.model.config))
         self._meter = LocalityMeter(self.model.config)
-        self._resumed_from: str | None = None
         self._begin_run()
-        self.add_callback(_AtBegin(self._begin_run, self._begin_epoch))
-        self.add_callback(_SaveAfterEpoch())
         self.add_callback(RunHistory(self.model.name_or_path))
 
     def _begin_run(self) -> None:
@@ -137,100 +121,12 @@ class LocalityLossMixin:
         self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
         self._first_step = 0
         self._has_labels = False
-        self._loss_begin = self.state.global_step  # the step after which `_total_loss_scalar` counts
-        self._epoch_rng: torch.Tensor | None = None  # the random numbers when the epoch began
-        if self._resumed_from is not None and (path := self._epoch_file(self._resumed_from)).is_file():
-            for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
-                setattr(self, name, value.to(self.args.device) if name == "_tr_loss" else value)
-
-    def _begin_epoch(self) -> None:
-        """Some samplers ("group_by_length") order an epoch's data by the random numbers there are when it begins."""
-        if self._resumed_within_epoch is False:
-            self._load_rng_state(self._resumed_from)  # as `Trainer` does next
-        elif self._resumed_within_epoch and self._epoch_rng is not None:
-            torch.set_rng_state(self._epoch_rng)
-        self._resumed_within_epoch = None
-        self._epoch_rng = torch.get_rng_state()
-
-    def _epoch_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"epoch_{self.args.process_index}.pt"
+        super()._begin_run()
 
     @property
     def _lambdas(self) -> dict[int, float]:
         """Layers that the schedule localises, and how much."""
         return {layer: value for layer, value in enumerate(self.model.config.locality.locality_lambdas) if value > 0}
-
-    def train(
-        self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any
-    ) -> TrainOutput:
-        """
-        As the trainer's own. A checkpoint that is not there is refused before anything is done; one that a crash has
-        left half-written is passed over for the one before it, with a warning.
-
-        Raises:
-            ValueError: where there is no checkpoint to go on from.
-        """
-        if resume_from_checkpoint is not None and resume_from_checkpoint is not False:
-            checkpoint, damaged = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-            for other, damage in damaged.items():
-                logger.warning(f"{other} is no whole checkpoint and is passed over: {damage}.")
-            resume_from_checkpoint = str(checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        return output._replace(training_loss=output.metrics.get("train_loss", math.nan))
-
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        """As the trainer's own; it would make one more step where none is left."""
-        begin = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        self._resumed_from = resume_from_checkpoint
-        # The first epoch's: whether it was begun before; `None` where there is none to go on with.
-        self._resumed_within_epoch = None if resume_from_checkpoint is None else begin[1] > 0
-        if resume_from_checkpoint is None:
-            return begin
-        checkpoint, state = Path(resume_from_checkpoint), self.state
-        _find_best(state, checkpoint)
-        has_stopped = any(_take_up(callback, state) for callback in self.callback_handler.callbacks)
-        if state.global_step < max_steps and not has_stopped:
-            return begin
-        if state.global_step > max_steps:
-            logger.warning(
-                f"{checkpoint} has {state.global_step} steps behind it, more than the {max_steps} that are asked for: "
-                "its weights are kept as they are."
-            )
-        output_dir = self._get_output_dir(trial)
-        if self.args.should_save and any(last.samefile(checkpoint) for last in list_checkpoints(output_dir)[:1]):
-            # What its own saving did last.
-            rotate_checkpoints(output_dir, self.args.save_total_limit, state.best_model_checkpoint)
-        return num_train_epochs, 0
-
-    def _evaluate(
-        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
-    ) -> dict[str, float]:
-        if skip_scheduler and self._resumed_from is not None:
-            return {}  # of `eval_on_start`, which the run has done when it started
-        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:
-            # Perhaps there is a checkpoint of that step, or half of one. What is written last tells that it is whole,
-            # and PEFT would add to its card.
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            for name in (TRAINER_STATE_NAME, "README.md"):
-                (folder / name).unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        # Of every process, as the random numbers are.
-        super()._save_rng_state(output_dir)
-        torch.save({name: getattr(self, name) for name in _OF_EPOCH}, self._epoch_file(output_dir))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model that `model_init` makes, of a class that can be trained; nothing has been done to its weights."""
@@ -403,12 +299,6 @@ class LocalityLossMixin:
                     if block + outside > 0:
                         logs[f"context_fidelity_layer_{layer}"] = context_fidelity(block, outside)
             self._training_sums = None
-        if "train_runtime" in logs:
-            # `Trainer` divides what this call has summed up by the steps that it has made; perhaps there were none.
-            if steps := self.state.global_step - self._loss_begin:
-                logs["train_loss"] = self._total_loss_scalar / steps
-            else:
-                del logs["train_loss"]
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -435,66 +325,6 @@ class LocalityLossMixin:
             super()._save(output_dir, state_dict)
         finally:
             model.__class__ = sharded
-
-
-class _AtBegin(TrainerCallback):
-    """
-    Calls a function at the beginning of every run, of a search's trials and of a retry with smaller batches too, and
-    another at that of every epoch.
-    """
-
-    def __init__(self, begin_run: Callable[[], None], begin_epoch: Callable[[], None]) -> None:
-        self._begin_run, self._begin_epoch = begin_run, begin_epoch
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._begin_run()
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._begin_epoch()
-
-
-class _SaveAfterEpoch(TrainerCallback):
-    """
-    Puts off a checkpoint of an epoch's last step until the epoch's end has been logged and measured: a run that goes on
-    from it would leave that out, and have other random numbers for it.
-    """
-
-    def __init__(self) -> None:
-        self._is_due = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._is_due = False
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        is_last = state.epoch.is_integer() or control.should_epoch_stop or control.should_training_stop
-        if control.should_save and is_last and IntervalStrategy.EPOCH in (args.eval_strategy, args.logging_strategy):
-            control.should_save, self._is_due = False, True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._is_due:
-            control.should_save, self._is_due = True, False
-
-
-def _find_best(state: TrainerState, checkpoint: Path) -> None:
-    """The best checkpoint of a run lies beside the others, wherever the run's folder was when its path was noted."""
-    best = checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-    noted = state.best_model_checkpoint
-    if best.is_dir() and not (noted is not None and best.samefile(noted)):
-        state.best_model_checkpoint = str(best)
-
-
-def _take_up(callback: TrainerCallback, state: TrainerState) -> bool:
-    """Lets an early stopping count on from a checkpoint that has counted by the same rule; whether it has stopped."""
-    saved = state.stateful_callbacks.get(type(callback).__name__)
-    is_known = isinstance(callback, EarlyStoppingCallback) and isinstance(saved, dict)
-    if not is_known or saved["args"] != callback.state()["args"]:
-        return False
-    callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
-    return callback.early_stopping_patience_counter >= callback.early_stopping_patience
 
 
 def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
