@@ -1,5 +1,6 @@
 """What the tests share: tiny random models and texts made on the spot, and transformers' warnings."""
 
+import functools
 import gc
 import io
 import logging
@@ -11,10 +12,10 @@ import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
-from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, modeling
 from localist_hf.hub import model_card
 from localist_hf.modeling import locality_dial
 
@@ -93,6 +94,21 @@ def pictures_alike_are_drawn_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_card, "plot_shares_over_depth", plot_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_of_the_package_are_read_once() -> Iterator[None]:
+    """Transformers looks through the code that goes with a model, with regular expressions, whenever one is saved."""
+    read = dynamic_module_utils.get_relative_imports
+    read_once = functools.cache(read)
+
+    def relative_imports(module_file: str | Path) -> list[str]:
+        is_ours = Path(module_file).parent == Path(modeling.__file__).parent
+        return list(read_once(module_file)) if is_ours else read(module_file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "get_relative_imports", relative_imports)
         yield
 
 

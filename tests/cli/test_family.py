@@ -54,6 +54,7 @@ def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Pat
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, which takes half of the time that a tiny family does."""
     monkeypatch.setattr(Figure, "savefig", lambda *given, **settings: None)
+    monkeypatch.setattr(family, "plot_attention_map", lambda *given: None)  # whose labels take longest to be laid out
 
 
 def flags(folder: str = "family", **changes) -> list[str]:
