@@ -77,7 +77,8 @@ def run(folder: Path, repository: Path, code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_strangers_load_it_and_what_they_save_of_it(repository: Path, tmp_path: Path) -> None:
+def test_strangers_load_it_and_what_they_save_of_it_and_then_import_ours(repository: Path, tmp_path: Path) -> None:
+    """Whichever was loaded last: what one registers does not change what the other does."""
     run(
         tmp_path,
         repository,
@@ -90,16 +91,8 @@ for folder in (repository, saved):
         hidden = AutoModel.from_pretrained(folder, trust_remote_code=True)(tokens).last_hidden_state
         torch.testing.assert_close(model.lm_head(hidden), expected["logits"])
     model.save_pretrained(saved)
-""",
-    )
 
-
-def test_its_code_and_ours_share_a_process(repository: Path, tmp_path: Path) -> None:
-    """Whichever was loaded last: what one registers does not change what the other does."""
-    run(
-        tmp_path,
-        repository,
-        """
+del sys.modules["localist_hf"]
 theirs = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel

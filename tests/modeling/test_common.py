@@ -6,7 +6,6 @@ excludes, is what docs/compatibility.md says.
 
 import copy
 import inspect
-import os
 import pickle
 import re
 import subprocess
@@ -22,7 +21,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from python_process import run_python
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -513,34 +511,6 @@ def generation_settings(kind: Kind):
     model.generation_config.update(do_sample=True, temperature=0.3)
     model.save_pretrained(kind.folder)
     return kind.lm_class.from_pretrained(kind.folder).generation_config.to_diff_dict()
-
-
-REMOTE = """
-import pickle, sys
-sys.modules["localist_hf"] = None
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-torch.set_num_threads(1)
-folder = sys.argv[1]
-model, other = (AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True) for _ in range(2))
-assert type(model) is type(other)
-ids = torch.arange(3, 12)[None]
-assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, model(ids).logits)
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-torch.manual_seed(0)
-ours = AutoModelForCausalLM.from_config(config, trust_remote_code=True).state_dict()
-torch.manual_seed(0)
-fields = {**config.to_dict(), "model_type": "gpt2", "auto_map": None}
-theirs = GPT2LMHeadModel(GPT2Config(**fields)).state_dict()
-assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-"""
-
-
-def test_remote_code_is_pickled_is_one_class_and_starts_as_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = localist(tmp_path).saved()
-    done = run_python(REMOTE, str(folder), env=os.environ, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
 
 
 # --- training

@@ -777,12 +777,14 @@ CODE_FILES = {path.name for path in Path(localist_hf.modeling.__file__).parent.g
 
 # Runs in a process that cannot import localist_hf; writes what it saw to results.pt.
 FRESH_PROCESS = """
+import pickle
 import sys
 sys.modules["localist_hf"] = None  # even where it is installed
 
 import torch
 torch.set_num_threads(1)
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import pipeline
 
 saved, base, again, results = sys.argv[1:]
 ids = torch.load(f"{saved}/ids.pt")
@@ -805,6 +807,15 @@ with torch.no_grad():
     seen["hidden"] = AutoModel.from_pretrained(saved, trust_remote_code=True)(ids).last_hidden_state
     of_base = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
     seen["logits of base"] = of_base(ids).logits
+    other = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
+    seen["is one class"] = type(model) is type(other)
+    seen["logits of pickled"] = pickle.loads(pickle.dumps(model))(ids).logits
+    for name, make in (
+        ("start", lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=True)),
+        ("start of gpt2", lambda: GPT2LMHeadModel(GPT2Config(**config.to_dict() | {"model_type": "gpt2"}))),
+    ):
+        torch.manual_seed(0)
+        seen[name] = make().state_dict()
     generator = pipeline("text-generation", model=saved, trust_remote_code=True)
     seen["pipeline model"] = type(generator.model).__name__
     seen["pipeline logits"] = generator.model(ids).logits
@@ -897,6 +908,13 @@ def test_elsewhere_the_measurements_are_identical(fresh_process: FreshProcess):
 
 def test_elsewhere_a_base_model_loads_as_a_language_model(fresh_process: FreshProcess):
     assert torch.equal(fresh_process.seen["logits of base"], fresh_process.seen["logits"])
+
+
+def test_elsewhere_it_is_pickled_is_one_class_and_starts_as_gpt2(fresh_process: FreshProcess):
+    assert fresh_process.seen["is one class"]
+    assert torch.equal(fresh_process.seen["logits of pickled"], fresh_process.seen["logits"])
+    assert_close(fresh_process.seen["start"], fresh_process.seen["start of gpt2"], atol=0, rtol=0)
+    assert len(fresh_process.seen["start"]) > 40
 
 
 def test_elsewhere_the_pipeline_generates_the_same_text(fresh_process: FreshProcess):
