@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> None:
                     f"`output_dir` is {str(args.output_dir)!r}, which already holds a model. Choose another folder, or "
                     "pass `--overwrite-output-dir`."
                 )
-            check_own(args.output_dir, "run", RUN_FILES, args.overwrite_output_dir)
+            otherwise = ", or pass `--overwrite-output-dir`, which says what it replaces"
+            check_own(args.output_dir, "run", RUN_FILES, args.overwrite_output_dir, otherwise)
         if args.overwrite_output_dir:
             start_anew(args.output_dir)
         train_base(Path(training), args.output_dir, args.steps, args.batch_size, args.seed)

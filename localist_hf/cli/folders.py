@@ -111,7 +111,9 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_own(folder: Path, kind: str, patterns: Sequence[str], replaces: bool = False) -> list[str]:
+def check_own(
+    folder: Path, kind: str, patterns: Sequence[str], replaces: bool = False, otherwise: str = ""
+) -> list[str]:
     """
     Refuses an output folder that holds what this program has not written: one that holds nothing of ours, and one with
     somebody else's files where ours would be.
@@ -125,6 +127,8 @@ def check_own(folder: Path, kind: str, patterns: Sequence[str], replaces: bool =
             The files that are, as paths in it; `*` stands for any characters.
         replaces (`bool`, *optional*, defaults to `False`):
             Whether whatever stands there is to be replaced.
+        otherwise (`str`, *optional*, defaults to `""`):
+            What else than to choose another folder can be done, for the message.
 
     Returns:
         `list[str]`: what is there of the files that would be written and is not ours.
@@ -139,12 +143,12 @@ def check_own(folder: Path, kind: str, patterns: Sequence[str], replaces: bool =
     if own is None and (entries := _entries(folder)):
         raise ValueError(
             f"`output_dir` is {str(folder)!r}, which holds what localist-hf has not written ({_some(entries)}); choose "
-            "another folder, new or empty."
+            f"another folder, new or empty{otherwise}."
         )
     if others:
         raise ValueError(
             f"`output_dir` is {str(folder)!r}, where {_some(others)} would be written to and stands there already, "
-            "which this command has not written; move it away, or choose another folder."
+            f"which this command has not written; move it away, or choose another folder{otherwise}."
         )
     return []
 

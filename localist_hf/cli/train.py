@@ -137,7 +137,9 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
             "`--resume_from_checkpoint true` to go on with it or `--overwrite_output_dir` to start anew."
         )
     if args.process_index == 0:  # which holds the folder for all
-        check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES), replaces=run.overwrite_output_dir)
+        is_new = args.resume_from_checkpoint is None
+        otherwise = ", or pass `--overwrite_output_dir`, which says what it replaces" if is_new else ""
+        check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES), run.overwrite_output_dir, otherwise)
         if not run.overwrite_output_dir:
             own_text_in(folder)
     model = Path(run.model).resolve()
