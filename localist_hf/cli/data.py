@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
 from pyarrow.parquet import ParquetFile
@@ -74,7 +74,8 @@ def check_source(
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
     path = Path(text_file)
     if not os.path.isfile(path):  # which takes names that no file can have
-        what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else "there is no such file"
+        what = "it is no file that can be read twice" if os.path.exists(path) else "there is no such file"
+        what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else what
         raise ValueError(f"`{flag}` is {text_file!r}; {what}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":
@@ -162,11 +163,17 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
     # As an absolute path a folder is that folder, be its name "csv" or "~".
     source = str(Path(dataset).resolve()) if is_local else dataset
     builder = load_dataset_builder(source, dataset_config)
+    if is_local and not any((Path(source) / name).exists() for name in _DESCRIPTIONS):
+        files = {str(split): [*map(Path, paths)] for split, paths in (builder.config.data_files or {}).items()}
+        if all(path.suffix.lower() in (*_READERS, ".txt") for path in itertools.chain.from_iterable(files.values())):
+            return _read_files(Path(source), files, text_column)
     if builder.name == "csv" and builder.config.usecols is None:  # words such as "NA", "null" and "007" are no others
         only = {"features": Features({text_column: Value("string")}), "usecols": [text_column]}
-        builder = load_dataset_builder(source, dataset_config, keep_default_na=False, **only)
+        # Nor is the first column of rows that have too many cells an index.
+        builder = load_dataset_builder(source, dataset_config, keep_default_na=False, index_col=False, **only)
     elif builder.name == "text" and builder.config.encoding == "utf-8":
-        builder = load_dataset_builder(source, dataset_config, encoding=ENCODING)
+        # As a file that is given alone: a row for each line would leave out where it ends.
+        builder = load_dataset_builder(source, dataset_config, encoding=ENCODING, sample_by="document")
     try:
         builder.download_and_prepare()
         splits = builder.as_dataset()
@@ -180,6 +187,35 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
                     raise ValueError(f"its file is {str(path)!r}; {fault}.") from error
         raise
     return splits
+
+
+def _read_files(folder: Path, files: dict[str, list[Path]], column: str) -> DatasetDict:
+    """
+    The texts of a folder's files, each read as if it were given alone.
+
+    Raises:
+        ValueError: where some are of another kind, which `datasets` passes over.
+    """
+    read = set(itertools.chain.from_iterable(files.values()))
+    for path in sorted(folder.rglob("*")):
+        is_hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in (*_READERS, ".txt") and path.is_file() and path not in read and not is_hidden:
+            raise ValueError(f"it holds {path.name!r} beside files of another kind; put it into another folder.")
+    if "train" not in files:
+        raise ValueError(f"it has the splits {', '.join(files)}; a split 'train' is needed.")
+    splits = {}
+    for split in files.keys() & {"train", "validation"}:
+        parts = []
+        for path in files[split]:
+            try:
+                if path.suffix.lower() != ".parquet" and (fault := text_fault(path)) is not None:
+                    raise ValueError(f"{fault}.")
+                parts.append(_read_file(path, column))
+            except (DatasetsError, ValueError) as error:
+                cause = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
+                raise ValueError(f"its file is {str(path)!r}; {one_line(cause)}") from error
+        splits[split] = concatenate_datasets(parts).rename_columns({} if column == "text" else {"text": column})
+    return DatasetDict(splits)
 
 
 def _read_file(path: Path, column: str) -> Dataset:
@@ -262,6 +298,8 @@ def _check_column(column: str, columns: list[str]) -> None:
         raise ValueError(f"`text_column` is {column!r}; the columns are {', '.join(map(repr, columns)) or 'none'}.")
 
 
+# What says how the files of a folder are to be read, or that they are of `Dataset.save_to_disk`.
+_DESCRIPTIONS = ("README.md", "dataset_infos.json", "dataset_dict.json", "state.json")
 #: Files that have rows, by their suffix; every other file is text.
 _READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any]]]] = {
     ".jsonl": _json_rows,

@@ -64,6 +64,9 @@ _STALE = (
     r"adapter_config\.json",
     r"(training_args|pytorch_model.*)\.bin",
     re.escape(EVAL_RESULTS_FILE),
+    # A tokenizer's, which have their effect where they lie.
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.txt",
+    r"[\w.-]+\.model|chat_template\.jinja|additional_chat_templates/[^/]+\.jinja",
     r"localist_hf-.*\.whl",
 )
 _TEXT_SUFFIXES = {".json", ".md", ".yaml", ".txt", ".py", ".jinja"}

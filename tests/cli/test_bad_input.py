@@ -327,8 +327,8 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("retrain", 2, "localist-hf: error: argument COMMAND: invalid choice: 'retrain'"),
         ("--unknown", 2, "localist-hf: error: "),
         ("train", 2, "`dataset` is None and `text_file` None; exactly one of them must be given"),
-        ("train --model gpt2 --dataset data", 2, "`text_column` is 'text'; the columns of 'data' are 'content'"),
-        ("train --model gpt2 --dataset no-train", 2, "`dataset` 'no-train' has the splits test; a split 'train'"),
+        ("train --model gpt2 --dataset data", 2, "`text_column` is 'text'; the columns are 'content'"),
+        ("train --model gpt2 --dataset no-train", 2, "cannot be read: it has the splits test; a split 'train'"),
         ("train --model gpt2 --dataset nothing", 2, "`dataset` is 'nothing', which cannot be read"),
         ("train --model gpt2 --dataset no/such/data", 2, "`dataset` is 'no/such/data', which cannot be read"),
         (

@@ -340,7 +340,7 @@ def test_a_name_that_is_no_unicode_is_refused() -> None:
     ("name", "content", "rows"),
     [
         ("words.csv", b"text,id\nNA,\nnull,1\n,2\n3,\n", ["NA", "null", "", "3"]),
-        ("bom.txt", BOM + b"one\ntwo", ["one", "two"]),
+        ("bom.txt", BOM + b"one\ntwo", ["one\ntwo"]),
     ],
 )
 def test_the_words_of_a_data_set_are_kept(tmp_path: Path, name: str, content: bytes, rows: list[str]) -> None:
@@ -370,17 +370,43 @@ def test_the_file_of_a_data_set_that_cannot_be_read_is_named(
         load_text(str(tmp_path / "data"), None, None, "text")
 
 
+def test_a_folder_is_read_as_its_files_are(tmp_path: Path) -> None:
+    """Each as if it were given alone: whole texts, rows with as many cells as there are columns, dates as words."""
+    files = {
+        "lines": {"a.txt": "one\n\ntwo\n", "b.txt": "three\n"},
+        "dates": {"a.jsonl": '{"text": "2020-01-01"}\n', "b.jsonl": '{"text": "words", "other": 1}\n'},
+        "parts": {"train.csv": "text\nNA\n", "test.csv": "text\n", "validation.csv": "id,text\n1,007\n"},
+    }
+    for folder, contents in files.items():
+        (tmp_path / folder).mkdir()
+        for name, content in contents.items():
+            (tmp_path / folder / name).write_text(content)
+    found = {folder: load_text(str(tmp_path / folder), None, None, "text") for folder in files}
+    assert found["lines"]["train"]["text"][:] == ["one\n\ntwo\n", "three\n"]
+    assert found["dates"]["train"]["text"][:] == ["2020-01-01", "words"]
+    assert {split: rows["text"][:] for split, rows in found["parts"].items()} == {
+        "train": ["NA"],
+        "validation": ["007"],
+    }
+    (tmp_path / "parts" / "train.csv").write_text("id,text\n1,a,b\n")
+    with pytest.raises(ValueError, match=r"its file is '.*train.csv'; line 2: 3 cells under 2 columns"):
+        load_text(str(tmp_path / "parts"), None, None, "text")
+    (tmp_path / "lines" / "c.jsonl").write_text('{"text": "four"}\n')
+    with pytest.raises(ValueError, match=r"it holds '[abc]\.\w+' beside files of another kind"):
+        load_text(str(tmp_path / "lines"), None, None, "text")
+
+
 def test_a_data_set_without_the_column_or_the_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     Dataset.from_dict({"content": ["a"]}).to_json(tmp_path / "data" / "train.jsonl")
-    with pytest.raises(ValueError, match=r"`text_column` is 'text'; the columns of .* are 'content'"):
+    with pytest.raises(ValueError, match=r"its file is .*train.jsonl'; `text_column` is 'text'; the columns are 'cont"):
         load_text(str(tmp_path / "data"), None, None, "text")
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "train.csv").write_text("content\nwords\n")
-    with pytest.raises(ValueError, match=r"which cannot be read: .* columns expected but not found: \['text'\]"):
+    with pytest.raises(ValueError, match=r"its file is .*train.csv'; `text_column` is 'text'; the columns are 'conte"):
         load_text(str(tmp_path / "table"), None, None, "text")
     (tmp_path / "data" / "train.jsonl").rename(tmp_path / "data" / "test.jsonl")
-    with pytest.raises(ValueError, match=r"has the splits test; a split 'train' is needed"):
+    with pytest.raises(ValueError, match=r"it has the splits test; a split 'train' is needed"):
         load_text(str(tmp_path / "data"), None, None, "content")
 
 

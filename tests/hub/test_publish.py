@@ -391,6 +391,19 @@ def edit(card: bytes, old: str, new: str) -> bytes:
     return text.replace(old, new).encode()
 
 
+def test_no_file_of_another_tokenizer_stays(hub: HubServer, api: HfApi, runs: Path) -> None:
+    """Those of an earlier publication would have their effect where they lie."""
+    (runs / "base" / "chat_template.jinja").write_text("{{ messages }} OLD")
+    publish(runs / "base", "org", api=api, report=str)
+    there = ("added_tokens.json", "spiece.model", "additional_chat_templates/tool.jinja")
+    for name in there:
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="org/localist-gpt2-base")
+    assert "chat_template.jinja" in files_of(hub, "base")
+    (runs / "base" / "chat_template.jinja").unlink()
+    publish(runs / "base", "org", api=api, report=str)
+    assert not {"chat_template.jinja", *there} & files_of(hub, "base").keys()
+
+
 def test_what_people_wrote_into_a_card_is_kept(hub: HubServer, api: HfApi, runs: Path) -> None:
     card = runs / "base" / "README.md"
     card.write_bytes(edit(card.read_bytes(), OWN_PART, f"{OWN_PART}\nOf the folder.\n"))
