@@ -4,8 +4,11 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Writes a file that holds the whole content or, where that fails, what it held before."""
-    path = Path(path).resolve()
+    """
+    Writes a file that holds the whole content or, where that fails, what it held before. In place of a link there is a
+    file then; what that led to stays as it was.
+    """
+    path = Path(path)
     unfinished = path.with_name(f".localist-hf.{path.name}.unfinished")  # a name that nobody else's file has
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from ..configuration import variant_config
 from ..evaluation import measure_controls
-from ..hub import RunRecord, write_card
+from ..hub import RunRecord, check_card, write_card
 from ..hub.run_history import weight_hashes
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
@@ -168,6 +168,7 @@ def copy_base(folder: Path) -> None:
     with held(folder, timeout=60):  # where another process copies it too
         if (found := RunRecord.find(folder)) is not None:
             found.check_weights(folder)
+            check_card(folder)
             if found.weights != record.weights:
                 raise ValueError(f"{folder} holds another base than this package has; choose another `--output-dir`.")
             return

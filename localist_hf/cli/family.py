@@ -33,7 +33,7 @@ from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
 from ..evaluation.generation import generate_as_told
 from ..evaluation.text_prefix import known_text
-from ..hub import RunRecord, own_text_in, write_card
+from ..hub import RunRecord, check_card, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
         if args.model_cards is not None:
             for folder in {BASE_NAME, *(task.run.folder_name for task in tasks)}:
                 check_own(args.model_cards / folder, "card", CARD_FILES)
-                own_text_in(args.model_cards / folder)
+                check_card(args.model_cards / folder)
     if args.shard is not None:
         index, number = args.shard
         tasks = tasks[index - 1 :: number]
@@ -102,6 +102,7 @@ def main(arguments: list[str]) -> None:
         return
     # One process compares; another one's work is not in its way.
     with held(args.output_dir):
+        claim(args.output_dir, "grid", GRID_FILES)
         report(args, work)
     print(f"\nAll of it: {args.output_dir}")
 

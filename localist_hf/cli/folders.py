@@ -1,6 +1,8 @@
 """An output folder: held by one process at a time, told from other people's, and given its files as a whole."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .. import modeling
 from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
 from ..hub.model_code import is_own_code
 from ..whole_file import write_whole
@@ -19,9 +22,10 @@ from .errors import INPUT_ERRORS, CommandError, ending_with
 
 _LOCK_FILE = ".localist-hf.lock"
 #: The files of a folder that are ours, by the kind of output that they are part of; and under `_SAVED` those of the
-#: model that was saved last, under `_STALE` those that go when the next one is in place.
+#: model that was saved last, under `_STALE` those that go when the next one is in place, under `_LEFT` what they were
+#: when a command ended: such a file with another digest is somebody's. `_WRITING` says that a command is at work.
 _OWN_FILES = ".localist-hf.json"
-_SAVED, _STALE = "saved", "stale"
+_SAVED, _STALE, _LEFT, _WRITING = "saved", "stale", "left", "writing"
 #: Where a model is written, and its name when it is whole: from then on it takes the place of the one before, whatever
 #: happens meanwhile.
 _STAGING, _WHOLE = ".localist-hf.saving", ".localist-hf.saved"
@@ -29,8 +33,8 @@ _INTERNAL = ".localist-hf."  # what their names begin with
 #: What a model cannot be loaded without; of one that is only partly in place it is not there.
 _ENTRIES = ("config.json", "adapter_config.json")
 
-#: What a run writes while it trains: its settings, or its place in a grid, and checkpoints.
-TRAINING_FILES = ("run_settings.json", "plan.json", "checkpoint-[0-9]*")
+#: What a run writes when it begins: its settings, or its place in a grid. Checkpoints say themselves whose they are.
+TRAINING_FILES = ("run_settings.json", "plan.json")
 #: What a card is made of.
 CARD_FILES = (RECORD_FILE, CARD_FILE, PICTURE_FILE, EVAL_RESULTS_FILE)
 #: What a run writes of itself when its model is saved.
@@ -43,7 +47,7 @@ _WEIGHTS = (
 RUN_FILES = (
     *RESULT_FILES, *_WEIGHTS, "generation_config.json", "training_args.bin", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja",
+    "chat_template.jinja", *sorted(path.name for path in Path(modeling.__file__).parent.glob("*.py")),
 )  # fmt: skip
 #: What a measurement writes.
 MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
@@ -81,9 +85,12 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         CommandError: where it cannot be made or written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = FileLock(folder / _LOCK_FILE)
+    lock, had_own = FileLock(folder / _LOCK_FILE), (folder / _OWN_FILES).exists()
     with ending_with(2, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"{_INTERNAL}*"):
+            if path.is_symlink():
+                raise ValueError(f"{path.name} in it is a link.")
         try:
             lock.acquire(timeout=timeout)
         except Timeout:
@@ -97,10 +104,13 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
         for path in folder.glob(f"{_INTERNAL}*.unfinished"):
             path.unlink()
+        _end_writing(folder, is_over=False)
         yield
+        _end_writing(folder)
     except BaseException:
-        if not _entries(folder):
+        if not had_own and not _entries(folder):
             (folder / _OWN_FILES).unlink(missing_ok=True)
+        _end_writing(folder)
         raise
     finally:
         with suppress(OSError):
@@ -137,7 +147,14 @@ def check_own(
         ValueError: where there is any, or the folder is not ours, and nothing is to be replaced.
     """
     own = _read_own(folder, kind)
-    others = [name for name in _found(folder, patterns) if not _matches(name, (own or {}).get(kind, ()))]
+    left = (own or {}).get(_LEFT, {})
+    others = [
+        name
+        for name in _found(folder, patterns)
+        if not _matches(name, (own or {}).get(kind, ()))
+        or (folder / name).is_symlink()
+        or (name in left and left[name] != _digest(folder / name))
+    ]
     if replaces:
         return others
     if own is None and (entries := _entries(folder)):
@@ -148,7 +165,7 @@ def check_own(
     if others:
         raise ValueError(
             f"`output_dir` is {str(folder)!r}, where {_some(others)} would be written to and stands there already, "
-            f"which this command has not written; move it away, or choose another folder{otherwise}."
+            f"not as this command has written it; move it away, or choose another folder{otherwise}."
         )
     return []
 
@@ -165,6 +182,7 @@ def claim(folder: Path, kind: str, patterns: Sequence[str], leaving: Sequence[st
     """
     before = _read_own(folder, kind) or {}
     own = before | {kind: sorted({*before.get(kind, ()), *patterns, *leaving})}
+    own = _while_writing(own)
     if leaving:
         own[_SAVED] = sorted({*own.get(_SAVED, ()), *leaving})
     if own != before or not (folder / _OWN_FILES).exists():
@@ -208,13 +226,13 @@ def _replace(folder: Path, staging: Path) -> None:
     own["run"] = sorted({*own.get("run", ()), *saved})
     own[_STALE] = sorted({*own.get(_STALE, ()), *own.get(_SAVED, ())} - set(saved))
     own[_SAVED] = saved
-    _write_own(folder, own)
+    _write_own(folder, _while_writing(own))
     staging.rename(folder / _WHOLE)
     _put_in_place(folder)
 
 
 def _put_in_place(folder: Path) -> None:
-    whole, own = folder / _WHOLE, _read_own(folder, "run") or {}
+    whole, own = folder / _WHOLE, _read_list(folder) or {}
     going: list[str] = []
     if any((whole / name).exists() for name in _ENTRIES):  # or else the new ones are there
         # A record is of the weights that go.
@@ -250,28 +268,54 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _found(folder: Path, patterns: Sequence[str]) -> list[str]:
-    return sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+    """What is there of some files, links that lead nowhere too."""
+    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(found | {name for name in patterns if os.path.lexists(folder / name)})
+
+
+def _while_writing(own: dict[str, Any]) -> dict[str, Any]:
+    """Our files from when a command begins to write them: what they were before counts no more."""
+    return {kind: names for kind, names in own.items() if kind != _LEFT} | {_WRITING: []}
+
+
+def _end_writing(folder: Path, is_over: bool = True) -> None:
+    """
+    Notes what our small files are when a command that has written to them is over, or that one was killed meanwhile.
+    Weights have a record, and cards say who wrote them; settings may be changed by hand.
+    """
+    try:
+        own = _read_list(folder) or {}
+    except ValueError:  # which is said elsewhere
+        return
+    if _WRITING not in own:
+        return
+    del own[_WRITING]
+    if is_over:
+        names = set(_found(folder, list(chain.from_iterable(own.get(kind, ()) for kind in _WRITTEN))))
+        names = {name for name in names.difference(CARD_FILES, TRAINING_FILES) if not name.endswith(".safetensors")}
+        own[_LEFT] = {name: _digest(folder / name) for name in sorted(names)}
+    _write_own(folder, own)
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of something else that is not there as one."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _matches(name: str, patterns: Sequence[str] | set[str]) -> bool:
     return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _read_own(folder: Path, kind: str) -> dict[str, list[str]] | None:
+def _read_own(folder: Path, kind: str) -> dict[str, Any] | None:
     """
     The files that are ours, by their kind; `None` for a folder in which there are none. Of what a former version left,
     that kept no list, it is what is there of those that it wrote.
     """
-    try:
-        own = _read_object(folder / _OWN_FILES)
-        for name in chain.from_iterable(own.values()):
-            if Path(name).is_absolute() or ".." in Path(name).parts:  # what comes from elsewhere may hold anything
-                raise ValueError(f"{name!r} is no path in this folder.")
+    if (own := _read_list(folder)) is not None:
         return own
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{str(folder / _OWN_FILES)!r} is damaged: {error}") from error
     if not _is_of_former_version(folder, kind):
         return None
     found = _found(folder, _WRITTEN[kind])
@@ -279,6 +323,22 @@ def _read_own(folder: Path, kind: str) -> dict[str, list[str]] | None:
         return {kind: found}
     code = [path.name for path in folder.glob("*.py") if is_own_code(path.read_bytes())]
     return {kind: [*found, *code], _SAVED: [*_found(folder, _WEIGHTS), *code]}
+
+
+def _read_list(folder: Path) -> dict[str, Any] | None:
+    """The list of our files in a folder; `None` where there is none."""
+    try:
+        own = _read_object(folder / _OWN_FILES)
+        if not all(isinstance(names, dict if kind == _LEFT else list) for kind, names in own.items()):
+            raise ValueError("it holds no lists of files.")
+        for name in chain.from_iterable(own.values()):
+            if Path(name).is_absolute() or ".." in Path(name).parts:  # what comes from elsewhere may hold anything
+                raise ValueError(f"{name!r} is no path in this folder.")
+        return own
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{str(folder / _OWN_FILES)!r} is damaged: {error}") from error
 
 
 def _is_of_former_version(folder: Path, kind: str) -> bool:
@@ -298,7 +358,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_own(folder: Path, own: dict[str, list[str]]) -> None:
+def _write_own(folder: Path, own: dict[str, Any]) -> None:
     write_whole(folder / _OWN_FILES, f"{json.dumps(own, indent=2)}\n")
 
 

@@ -26,10 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from ..configuration import Grid, GridRun
 from ..evaluation import ControlResults, measure, measure_controls, measure_generation
-from ..hub import RunRecord, own_text_in
+from ..hub import RunRecord, check_card
 from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
+from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
 from ..whole_file import write_whole
 from .errors import CommandError, one_line
 from .folders import RUN_FILES, TRAINING_FILES, FolderHeld, check_own, claim, held
@@ -166,7 +166,7 @@ class GridWork:
         path, plan = self.path(task), self.plan(task)
         if task.is_trained:
             check_own(path, "run", (*TRAINING_FILES, *RUN_FILES))
-            own_text_in(path)
+            check_card(path)
         try:
             if task.is_trained:
                 found = json.loads((path / _PLAN_FILE).read_text(encoding="utf-8"))
@@ -258,7 +258,7 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     generation = measure_generation(model, base, texts, prompt_length=texts.shape[1] // 8)
     record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)
     # Before the record, which says that nothing is left to do.
-    for checkpoint in list_checkpoints(folder):
+    for checkpoint in filter(is_own_checkpoint, list_checkpoints(folder)):
         shutil.rmtree(checkpoint)
     record.save(folder)
 

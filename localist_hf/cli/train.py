@@ -1,6 +1,7 @@
 """`localist-hf train`: fine-tune one model under one locality configuration."""
 
 import math
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,11 +25,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table, text_prefix
 from ..evaluation.locality_meter import QUANTITIES, metric_names
-from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, own_text_in, write_card
+from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, check_card, check_record, own_text_in, write_card
 from ..hub.run_history import weight_hashes
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from ..trainers.checkpoints import checkpoint_damage, list_checkpoints
+from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, check_token_ids, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
@@ -123,14 +124,28 @@ def add_adapter(model: PreTrainedModel, run: RunArguments) -> PeftModel:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    adapted = get_peft_model(model, adapter)
+    if os.path.isdir(run.model):  # as it is named when the run goes on, from wherever that is
+        adapted.peft_config["default"].base_model_name_or_path = str(Path(run.model).resolve())
+    return adapted
 
 
 def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None:
     """Refuses an output folder that already holds a run, unless it is to be resumed or overwritten."""
     folder = Path(args.output_dir)
     names = ("config.json", "adapter_config.json", "trainer_state.json")
-    holds_run = any((folder / name).exists() for name in names) or list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder)
+    others = [path for path in checkpoints if not is_own_checkpoint(path)]
+    others += [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and not path.is_dir()]
+    if others and not run.overwrite_output_dir:
+        raise ValueError(
+            f"`output_dir` is {args.output_dir!r}, where {others[0].name} is no checkpoint of localist-hf; move it "
+            "away, or choose another folder."
+        )
+    # Of half a checkpoint nothing can be gone on with.
+    holds_run = any((folder / name).exists() for name in names) or any(
+        checkpoint_damage(path) is None for path in checkpoints
+    )
     if holds_run and not run.overwrite_output_dir and args.resume_from_checkpoint is None:
         raise ValueError(
             f"`output_dir` is {args.output_dir!r}, which already holds a run. Choose another folder, or pass "
@@ -141,7 +156,7 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
         otherwise = ", or pass `--overwrite_output_dir`, which says what it replaces" if is_new else ""
         check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES), run.overwrite_output_dir, otherwise)
         if not run.overwrite_output_dir:
-            own_text_in(folder)
+            check_card(folder)
     model = Path(run.model).resolve()
     if run.overwrite_output_dir and folder.resolve() in (model, *model.parents):
         raise ValueError(
@@ -156,17 +171,21 @@ def start_anew(folder: Path) -> None:
     model is in place.
     """
     patterns = (*TRAINING_FILES, *RUN_FILES)
-    replaced = sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+    replaced = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    replaced |= {name for name in patterns if os.path.lexists(folder / name)}
+    replaced |= {path.name for path in list_checkpoints(folder)}
     if replaced:
-        print(f"`overwrite_output_dir` replaces in {folder}: {', '.join(replaced)}", flush=True)
-    leaving = [name for name in check_own(folder, "run", RUN_FILES, replaces=True) if (folder / name).is_file()]
-    try:
-        own_text_in(folder)
-    except ValueError:
-        leaving.append(CARD_FILE)
+        print(f"`overwrite_output_dir` replaces in {folder}: {', '.join(sorted(replaced))}", flush=True)
+    found = check_own(folder, "run", RUN_FILES, replaces=True)
+    leaving = [name for name in found if (folder / name).is_file() or (folder / name).is_symlink()]
+    for check, name in ((own_text_in, CARD_FILE), (check_record, RECORD_FILE)):
+        try:
+            check(folder)
+        except ValueError:
+            leaving.append(name)
     claim(folder, "run", TRAINING_FILES, leaving)
     for checkpoint in list_checkpoints(folder):
-        shutil.rmtree(checkpoint)
+        remove_checkpoint(checkpoint)
 
 
 def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[str, Any]) -> None:
@@ -307,7 +326,8 @@ def main(arguments: list[str]) -> None:
             if run.overwrite_output_dir:
                 start_anew(folder)
             claim(folder, "run", TRAINING_FILES)
-            save_settings(kept, folder)
+            if finished_record(trainer, **card_of(run)) is None:
+                save_settings(kept, folder)
         metrics = run_training(trainer, **card_of(run))
     if args.process_index > 0:
         return

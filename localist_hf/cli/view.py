@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +110,7 @@ def main(arguments: list[str]) -> None:
             settings = {"locality_schedule": "quintic"} | settings
         if args.save is not None and not args.save.parent.is_dir():
             raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
-        if args.save is not None and args.save.exists() and not is_saved_page(args.save):
+        if args.save is not None and os.path.lexists(args.save) and not is_saved_page(args.save):
             raise CommandError(f"`save` is {str(args.save)!r}, which is there and no page of ours; give another name.")
         loaded = {model: load_for_reading(model, settings) for model in wanted}
 

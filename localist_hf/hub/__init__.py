@@ -1,7 +1,15 @@
 """Records of runs, model cards, publishing and updates of what is published, and export to plain GPT-2."""
 
 from .export import export_gpt2
-from .model_card import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, card_files, own_text_in, write_card
+from .model_card import (
+    CARD_FILE,
+    EVAL_RESULTS_FILE,
+    PICTURE_FILE,
+    card_files,
+    check_card,
+    own_text_in,
+    write_card,
+)
 from .publish import (
     Publication,
     PublishError,
@@ -17,7 +25,7 @@ from .publish import (
     with_own_text_of,
 )
 from .run_history import RECORD_FILE, RunHistory
-from .run_record import RunRecord, last_evaluation
+from .run_record import RunRecord, check_record, last_evaluation
 from .update import update
 
 
@@ -31,6 +39,8 @@ __all__ = [
     "RunHistory",
     "RunRecord",
     "card_files",
+    "check_card",
+    "check_record",
     "export_gpt2",
     "find_bases",
     "find_model",

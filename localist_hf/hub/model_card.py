@@ -46,7 +46,7 @@ from .card_sentences import (
 from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
 from .own_text import own_text, with_own_text
-from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, load_siblings
+from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, check_record, load_siblings
 
 
 CARD_FILE = "README.md"
@@ -121,7 +121,20 @@ def own_text_in(folder: str | Path) -> str:
         ValueError: where it is not as [`write_card`] left it.
     """
     path = Path(folder) / CARD_FILE
-    return own_text(path.read_text(encoding="utf-8"), repr(str(path))) if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    return own_text(path.read_text(encoding="utf-8", errors="replace"), repr(str(path)))
+
+
+def check_card(folder: str | Path) -> None:
+    """
+    Checks that card and record can be written to a run's folder.
+
+    Raises:
+        ValueError: where either is there and not ours, or was edited, but for the part of a card that is kept.
+    """
+    own_text_in(folder)
+    check_record(folder)
 
 
 def model_card(

@@ -40,7 +40,7 @@ def own_text(card: str, where: str, how: str = "Move the file away") -> str:
     Raises:
         ValueError: for a card that was changed elsewhere, or is from somebody else.
     """
-    body, begin, rest = card.replace("\r\n", "\n").partition(_BEGIN)
+    body, begin, rest = card.removeprefix("\ufeff").replace("\r\n", "\n").partition(_BEGIN)
     end = _END.search(rest)
     if not begin or end is None or end[1] != _digest(body):
         raise ValueError(

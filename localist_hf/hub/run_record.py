@@ -277,8 +277,7 @@ class RunRecord:
             ValueError: where a file of this name is there that is no record.
         """
         path = Path(folder) / RECORD_FILE
-        if path.exists() and not _is_record(path):
-            raise ValueError(f"{str(path)!r} is no record of a run, and would be overwritten; move it away.")
+        check_record(folder)
         values = asdict(self)
         for name in _METRICS:
             if (metrics := values[name]) is not None:
@@ -498,13 +497,22 @@ def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
     return None
 
 
-def _is_record(path: Path) -> bool:
-    """Whether a file is the record of a run, of whatever version."""
+def check_record(folder: str | Path) -> None:
+    """
+    Checks that a record can be written to a folder.
+
+    Raises:
+        ValueError: where a file of its name is there that is no record of a run, of whatever version.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not os.path.lexists(path):
+        return
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
-        return False
-    return isinstance(values, dict) and {"name", "metrics", "weights"} <= values.keys()
+        values = None
+    if not isinstance(values, dict) or not {"name", "metrics", "weights"} <= values.keys():
+        raise ValueError(f"{str(path)!r} is no record of a run, and would be overwritten; move it away.")
 
 
 def load_siblings(folder: str | Path) -> list[RunRecord]:

@@ -83,6 +83,8 @@ def view(
 
 def is_saved_page(path: Path) -> bool:
     """Whether a file is such a page, of whatever version."""
+    if path.is_symlink() or not path.is_file():
+        return False
     with path.open("rb") as file:
         return b'<meta name="generator" content="localist-hf' in file.read(1024)
 

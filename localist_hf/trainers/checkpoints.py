@@ -2,10 +2,17 @@
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from ..hub import RunHistory
+
+
+# What is written first to a checkpoint of ours.
+_MARK = ".localist-hf"
 
 
 def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathLike) -> tuple[Path, dict[Path, str]]:
@@ -57,6 +64,34 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
     steps = {path: path.name.removeprefix("checkpoint-") for path in folders}
     return sorted((path for path in folders if steps[path].isdecimal()), key=lambda path: -int(steps[path]))
+
+
+def mark_as_own(checkpoint: str | os.PathLike) -> None:
+    """Makes a checkpoint's folder, or notes of it, before anything is written to it, that it is a trainer's of ours."""
+    Path(checkpoint).mkdir(parents=True, exist_ok=True)
+    (Path(checkpoint) / _MARK).touch()
+
+
+def is_own_checkpoint(checkpoint: str | os.PathLike) -> bool:
+    """Whether a checkpoint, perhaps half-written, is of a trainer of ours, which may remove and overwrite it."""
+    checkpoint = Path(checkpoint)
+    if checkpoint.is_symlink():
+        return False
+    if (checkpoint / _MARK).exists():
+        return True
+    try:  # of a former version, which has left no mark
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return RunHistory.__name__ in state["stateful_callbacks"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint's folder, or a link to one."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    else:
+        shutil.rmtree(checkpoint)
 
 
 def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:

@@ -18,9 +18,9 @@ from ..evaluation.text_prefix import have_prefix
 from ..hub import (
     CARD_FILE,
     RunRecord,
+    check_card,
     full_repository_id,
     last_evaluation,
-    own_text_in,
     repository_files,
     upload,
     write_card,
@@ -166,7 +166,7 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
         """
         if not self.is_world_process_zero():
             return
-        own_text_in(self.args.output_dir)  # refused before the record is another
+        check_card(self.args.output_dir)  # refused before the record is another
         record = RunRecord.from_trainer(
             self,
             name=model_name,

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput
 from transformers.utils import logging
 
-from .checkpoints import find_checkpoint, list_checkpoints
+from .checkpoints import find_checkpoint, is_own_checkpoint, list_checkpoints, mark_as_own
 
 
 logger = logging.get_logger(__name__)
@@ -73,7 +74,14 @@ class ResumptionMixin:
             for other, damage in damaged.items():
                 logger.warning(f"{other} is no whole checkpoint and is passed over: {damage}.")
             resume_from_checkpoint = str(checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # The trainer's own removal is left nothing to do; see `_rotate`.
+        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            for checkpoint in list_checkpoints(self._run_dir)[:1]:
+                self._rotate(checkpoint, is_end=True)
+        finally:
+            self.args.save_total_limit = self._save_total_limit
         return output._replace(training_loss=output.metrics.get("train_loss", math.nan))
 
     def _init_training_state(
@@ -88,7 +96,7 @@ class ResumptionMixin:
         begin = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self._resumed_from = resume_from_checkpoint
+        self._resumed_from, self._run_dir = resume_from_checkpoint, self._get_output_dir(trial)
         # The first epoch's: whether it was begun before; `None` where there is none to go on with.
         self._resumed_within_epoch = None if resume_from_checkpoint is None else begin[1] > 0
         if resume_from_checkpoint is None:
@@ -103,10 +111,8 @@ class ResumptionMixin:
                 f"{checkpoint} has {state.global_step} steps behind it, more than the {max_steps} that are asked for: "
                 "its weights are kept as they are."
             )
-        output_dir = self._get_output_dir(trial)
-        if self.args.should_save and any(last.samefile(checkpoint) for last in list_checkpoints(output_dir)[:1]):
-            # What its own saving did last.
-            rotate_checkpoints(output_dir, self.args.save_total_limit, state.best_model_checkpoint)
+        if any(last.samefile(checkpoint) for last in list_checkpoints(self._run_dir)[:1]):
+            self._rotate(checkpoint)  # what its own saving did last
         return num_train_epochs, 0
 
     def _evaluate(
@@ -117,13 +123,39 @@ class ResumptionMixin:
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if os.path.lexists(folder) and not is_own_checkpoint(folder):
+            logger.warning(f"There is no checkpoint of step {self.state.global_step}: {folder} is somebody else's.")
+            return
+        self.accelerator.wait_for_everyone()  # every process has looked
         if self.args.should_save:
+            mark_as_own(folder)
             # Perhaps there is a checkpoint of that step, or half of one. What is written last tells that it is whole,
             # and PEFT would add to its card.
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             for name in (TRAINER_STATE_NAME, "README.md"):
                 (folder / name).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        self._rotate(folder)
+
+    def _rotate(self, last: Path, is_end: bool = False) -> None:
+        """
+        Removes the oldest checkpoints beside the last one, as `save_total_limit` says and `Trainer` does, but for the
+        best one; at the end of a run of which one is kept, all but that. `Trainer` would take every folder whose name
+        begins as a checkpoint's does, whoever made it.
+        """
+        if not self.args.should_save or not self._save_total_limit:
+            return
+        best = self.state.best_model_checkpoint
+        own = [path for path in list_checkpoints(last.parent) if is_own_checkpoint(path)]
+        kept = [path for path in own if best is not None and Path(best).exists() and path.samefile(best)]
+        if is_end:
+            surplus = [path for path in own if path not in kept] if kept and self._save_total_limit == 1 else []
+        else:
+            kept += [path for path in own if path.samefile(last)]
+            others = [path for path in own if path not in kept]
+            surplus = others[max(0, self._save_total_limit - len(set(kept))) :]
+        for path in reversed(surplus):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # Of every process, as the random numbers are.

@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from localist_hf.cli import data, family, folders, grid_runs
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
+from localist_hf.trainers.checkpoints import mark_as_own
 
 
 QUICK = {
@@ -270,7 +271,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been
 
     # Killed while its checkpoints are removed, it removes the rest.
     Path("cut/quintic/run.json").write_text(json.dumps(unmeasured))
-    Path("cut/quintic/checkpoint-4").mkdir()
+    mark_as_own(Path("cut/quintic/checkpoint-4"))
 
     remove = shutil.rmtree
 

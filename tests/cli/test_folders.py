@@ -241,6 +241,8 @@ def test_a_stopped_run_does_not_go_on_over_the_files_of_others(finished: Path, t
     shutil.copytree(finished / "checkpoint-1", stopped / "checkpoint-1")
     shutil.copy(finished / "run_settings.json", stopped)
     folders.claim(stopped, "run", folders.TRAINING_FILES)
+    with folders.held(stopped):  # which notes that nobody is at work
+        pass
     before = tree_of(stopped)
     for name in ("model.safetensors", "README.md", "all_results.json"):
         put(stopped, {name: b"mine"})
@@ -250,6 +252,76 @@ def test_a_stopped_run_does_not_go_on_over_the_files_of_others(finished: Path, t
         (stopped / name).unlink()
     main(["train", "--output-dir", str(stopped), "--resume_from_checkpoint", "true"])
     assert (stopped / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_what_people_made_of_our_files_is_theirs(finished: Path, small: Path, tmp_path: Path, capsys) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    resume = [*train(small, folder), "--max_steps", "3", "--resume_from_checkpoint", "true"]
+    for name in ("run.json", "all_results.json", "config.json", "generation_config.json"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_text('{"my": "file"}')
+        for _ in range(2):  # a command that is refused does not take it for its own
+            with pytest.raises(SystemExit):
+                main(resume)
+            assert name in capsys.readouterr().err
+        assert (folder / name).read_text() == '{"my": "file"}'
+        (folder / name).write_bytes(before)
+    main(resume)
+
+
+def test_nothing_is_written_through_links(finished: Path, small: Path, tmp_path: Path, capsys) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    for name, target in ((".localist-hf.json", "file"), (".localist-hf.lock", "file"), ("README.md", "none")):
+        folder.mkdir()
+        (folder / name).symlink_to(outside / target)
+        with pytest.raises(SystemExit):
+            main([*train(small, folder), "--max_steps", "1"])
+        (folder / name).unlink()
+        folder.rmdir()
+    shutil.copytree(finished, folder)
+    for name in ("trainer_state.json", "README.md", "eval_results.json"):
+        (folder / name).rename(outside / name)
+        (folder / name).symlink_to(outside / name)
+    before = tree_of(outside)
+    with pytest.raises(SystemExit):
+        main([*train(small, folder), "--max_steps", "3", "--resume_from_checkpoint", "true"])
+    (folder / "checkpoint-9").symlink_to(outside)
+    (folder / "frontier.png").symlink_to(outside / "none")
+    (folder / "run_settings.json").unlink()
+    (folder / "run_settings.json").symlink_to(outside / "none")
+    main([*train(small, folder), "--max_steps", "1", "--overwrite_output_dir"])
+    assert tree_of(outside) == before
+    assert not any((folder / name).is_symlink() for name in ("README.md", "trainer_state.json", "run_settings.json"))
+    page = tmp_path / "page.html"
+    page.symlink_to(outside / "none")
+    with pytest.raises(SystemExit):
+        main(["view", str(small / "small"), "--text", "A word.", "--save", str(page)])
+    assert tree_of(outside) == before
+
+
+def test_checkpoints_of_others_are_neither_removed_nor_overwritten(
+    finished: Path, small: Path, tmp_path: Path, capsys
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    mine = {"checkpoint-2-best/model": b"mine", "checkpoint-0-backup/notes": b"mine", "checkpoint-last": b"mine"}
+    put(folder, mine)
+    resume = [*train(small, folder), "--max_steps", "6", "--resume_from_checkpoint", "true", "--save_total_limit", "1"]
+    for name in ("checkpoint-4/config.json", "checkpoint-5"):  # where one would be written to
+        put(folder, {name: b"mine"})
+        with pytest.raises(SystemExit):
+            main(resume)
+        assert f"{name.partition('/')[0]} is no checkpoint of localist-hf" in capsys.readouterr().err
+        assert (folder / name).read_bytes() == b"mine"
+        shutil.rmtree(folder / "checkpoint-4", ignore_errors=True)
+    (folder / "checkpoint-5").unlink()
+    main(resume)
+    assert mine.items() <= tree_of(folder).items()
+    assert {path.name for path in folder.glob("checkpoint-*")} == {
+        *(name.partition("/")[0] for name in mine),
+        "checkpoint-6",
+    }
 
 
 def test_a_run_of_a_former_version_is_gone_on_with(finished: Path, small: Path, tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def contents(folder: Path) -> dict[str, Any]:
             is_timed = re.search(r"(trainer_state|_results)\.json$", path.name)
             text = path.read_text().replace(str(folder), "") if is_timed else ""
             content = without_times(json.loads(text)) if is_timed else path.read_bytes()
-            found[str(path.relative_to(folder))] = None if path.name == "training_args.bin" else content
+            is_known = path.name not in ("training_args.bin", ".localist-hf.json")  # which holds digests of times
+            found[str(path.relative_to(folder))] = content if is_known else None
     return found
 
 
