@@ -257,6 +257,9 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
                 write_card(folder)  # which is written after the record
             print(f"The run in {args.output_dir!r} is finished: nothing is left to train or to measure.")
         return record.metrics
+    if args.push_to_hub:
+        with ending_with(1, ValueError, PublishError):
+            trainer.check_push()
     before = list_checkpoints(folder)
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

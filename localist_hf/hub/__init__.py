@@ -13,6 +13,7 @@ from .model_card import (
 from .publish import (
     Publication,
     PublishError,
+    card_on_hub,
     find_bases,
     find_model,
     find_space,
@@ -39,6 +40,7 @@ __all__ = [
     "RunHistory",
     "RunRecord",
     "card_files",
+    "card_on_hub",
     "check_card",
     "check_record",
     "export_gpt2",

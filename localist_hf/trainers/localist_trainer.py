@@ -18,13 +18,16 @@ from ..evaluation.text_prefix import have_prefix
 from ..hub import (
     CARD_FILE,
     RunRecord,
+    card_on_hub,
     check_card,
+    find_model,
     full_repository_id,
     last_evaluation,
     repository_files,
     upload,
     write_card,
 )
+from ..hub.own_text import own_text
 from ..whole_file import write_whole
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss_mixin import LocalityLossMixin
@@ -217,12 +220,8 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        api = HfApi(token=self.args.hub_token if token is None else token)
-        if self.hub_model_id is None:
-            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-            self.hub_model_id = full_repository_id(api, name)
         return upload(
-            api,
+            self._hub_api(token),
             self.hub_model_id,
             repository_files(self.args.output_dir, self.hub_model_id),
             private=self.args.hub_private_repo if private is None else private,
@@ -230,3 +229,27 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,
         )
+
+    def check_push(self) -> None:
+        """
+        Checks, before a training whose end is [`~LocalistTrainer.push_to_hub`], that the card that is on the Hub may be
+        replaced.
+
+        Raises:
+            ValueError: where it was edited, but for the part that is kept, or is not ours.
+            PublishError: where the Hub cannot be asked.
+        """
+        if not self.is_world_process_zero():
+            return
+        api = self._hub_api()
+        card = card_on_hub(api, self.hub_model_id, find_model(api, self.hub_model_id))
+        if card is not None:
+            own_text(card, f"{CARD_FILE} of {self.hub_model_id}", "Remove the file there")
+
+    def _hub_api(self, token: str | None = None) -> HfApi:
+        """The client, once the repository's name is known."""
+        api = HfApi(token=self.args.hub_token if token is None else token)
+        if self.hub_model_id is None:
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            self.hub_model_id = full_repository_id(api, name)
+        return api

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -442,6 +443,21 @@ def test_a_card_that_people_have_edited_elsewhere_is_not_overwritten(hub: HubSer
     card.write_bytes(edit(card.read_bytes(), "## Citation", "## Mine\n\n## Citation"))
     with pytest.raises(ValueError, match=r"README\.md' is not as .* Move the file away"):
         prepare(runs, "org")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_trainer_asks_for_the_card_before_it_trains(
+    hub: HubServer, api: HfApi, runs: Path, make_trainer: Callable, tmp_path: Path
+) -> None:
+    publish(runs / "quintic", "org", api=api, report=str)
+    trainer = make_trainer(tmp_path / "run", "quintic", runs / "base")
+    for trainer.hub_model_id in ("org/localist-gpt2-quintic", "org/new"):
+        trainer.check_push()
+    there = edit(files_of(hub, "quintic")["README.md"], "## Citation", "## Mine")
+    api.upload_file(path_or_fileobj=there, path_in_repo="README.md", repo_id="org/localist-gpt2-quintic")
+    trainer.hub_model_id = "org/localist-gpt2-quintic"
+    with pytest.raises(ValueError, match=r"README\.md of org/localist-gpt2-quintic is not as"):
+        trainer.check_push()
 
 
 def test_a_dry_run_says_what_the_hub_has(
