@@ -29,8 +29,8 @@ NEEDED_BY_OTHERS = {"accelerate": "transformers.Trainer"}
 
 
 def package_files() -> set[str]:
-    """Every file of the package, as it lies in the repository."""
-    return {
+    """Every file of the package and of its entry point, as they lie in the repository."""
+    return {"localist_hf_main.py"} | {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "localist_hf").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
@@ -179,7 +179,8 @@ def normalised(name: str) -> str:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = {normalised(requirement) for requirement in PROJECT["dependencies"]}
-    imported = imported_distributions((ROOT / "localist_hf").rglob("*.py"), {"localist_hf"})
+    ours = {"localist_hf", "localist_hf_main"}
+    imported = imported_distributions((ROOT / "localist_hf").rglob("*.py"), ours)
     # Everything but the page with a server does without the extra.
     assert imported.pop("gradio") == {"localist_hf/page/live_page.py"}
     assert imported.keys() - declared == set(), imported
@@ -190,7 +191,8 @@ def test_what_tests_and_examples_import_is_declared():
     requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     declared = {normalised(requirement) for requirement in requirements}
     files = [file for folder in ("tests", "examples", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
-    imported = imported_distributions(files, {"localist_hf"} | {file.stem for file in files})
+    ours = {"localist_hf", "localist_hf_main"} | {file.stem for file in files}
+    imported = imported_distributions(files, ours)
     assert imported.keys() - declared == set(), imported
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from accelerate.utils import DynamoBackend
@@ -21,7 +21,7 @@ from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
 from ..whole_file import write_whole
-from .errors import INPUT_ERRORS, CommandError, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 
 
 DEFAULT_VARIANT = "quintic"
@@ -129,11 +129,8 @@ _NOT_KEPT = {
 _JSON_FLAGS = ("locality", *TrainingArguments._VALID_DICT_FIELDS)
 
 
-class _Parser(HfArgumentParser):
-    """A parser whose errors end the command as all others do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(message)
+class _Parser(CommandParser, HfArgumentParser):
+    """The parser of dataclasses, with errors that end the command."""
 
 
 def build_parser() -> HfArgumentParser:

@@ -21,7 +21,7 @@ from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
 from ..whole_file import write_whole
 from .data import some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandError, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .folders import CARD_FILES, RUN_FILES, check_own, claim, held, replacing
 from .grid_runs import training_arguments
 from .models import load_config, load_model, load_tokenizer
@@ -62,7 +62,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf base` with these arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf base",
         description="Train a byte-level BPE tokenizer and a small GPT-2 with free attention on Python's standard "
         "library and language reference, which every CPython ships: weights in bfloat16, tokenizer, record and card.",

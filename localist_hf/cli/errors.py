@@ -1,9 +1,11 @@
 """How a command ends where no traceback helps: with one line, and status 2 for bad input or 1 for a failure."""
 
+import argparse
 import errno
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -12,6 +14,8 @@ from safetensors import SafetensorError
 #: What our code and the libraries raise for input that they cannot use.
 INPUT_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+#: How torch and what lies below it say that there is no memory, which only Python has a type of error for.
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 
 
 class CommandError(Exception):
@@ -28,6 +32,25 @@ class CommandError(Exception):
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
         self.status = status
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors end the command as all others do, and which takes no empty argument for a value."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a [`CommandError`]."""
+        raise CommandError(message)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """See `argparse`; a path would take an empty name, as of a shell's variable that is not set, for the folder."""
+        before = None
+        for argument in args or ():
+            flag, is_assigned, value = argument.partition("=")
+            if not argument or (flag.startswith("--") and is_assigned and not value):
+                name = flag or before
+                self.error(f"argument {name}: it is empty" if name else "an argument is empty")
+            before = argument if argument.startswith("--") else None
+        return super().parse_known_args(args, namespace)
 
 
 @contextmanager
@@ -48,7 +71,7 @@ def ending_with(status: int, *kinds: type[Exception], what: str = "") -> Iterato
     except CommandError:
         raise
     except kinds as error:
-        if is_disk_full(error):  # no matter of the input
+        if is_disk_full(error) or is_out_of_memory(error):  # no matter of the input
             raise
         raise CommandError(what + one_line(error), status) from error
 
@@ -71,6 +94,17 @@ def is_disk_full(error: BaseException | None) -> bool:
         if isinstance(error, SafetensorError) and "os error 28" in str(error):
             return True
         if isinstance(error, RuntimeError) and "inline_container.cc" in str(error) and "unexpected pos" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what it came from, says that there is not enough memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError | SafetensorError) and any(each in str(error).lower() for each in _NO_MEMORY):
             return True
         error = error.__cause__ or error.__context__
     return False

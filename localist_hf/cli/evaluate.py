@@ -25,7 +25,7 @@ from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, ending_with
+from .errors import INPUT_ERRORS, CommandParser, ending_with
 from .folders import MEASURED_FILES, check_own, claim, held
 from .models import checked_sequence_length, load
 from .python_text import python_text, split_text
@@ -39,7 +39,7 @@ _BATCH_TOKENS = 4096
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `localist-hf evaluate`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf evaluate",
         description="Measure where the attention of a causal language model goes, by layer and head, whether it was "
         "trained for locality or not: perplexity, context fidelity (of the attention to other words, the part that "

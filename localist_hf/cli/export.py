@@ -1,14 +1,12 @@
 """`localist-hf export`: write a model for engines that know only GPT-2."""
 
-import argparse
-
 from ..hub.export import export_gpt2
-from .errors import INPUT_ERRORS, ending_with
+from .errors import INPUT_ERRORS, CommandParser, ending_with
 
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf export` with these arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf export",
         description="Write a LocalistGPT2 model, or a LoRA adapter merged into its base, as a plain GPT-2 folder that "
         "needs no code of this project. It gives the logits that the model gives at dial 0; what was written is "

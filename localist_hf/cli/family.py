@@ -39,7 +39,7 @@ from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
 from .base import BASE, copy_base
 from .data import check_token_ids, load_text, some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandError, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
 from .grid_runs import GridWork, Task, do_all
 from .models import checked_sequence_length, load_config, load_tokenizer
@@ -53,7 +53,7 @@ PROMPT = "def __init__(self"
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf family` with these arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf family",
         description="Fine-tune a base under the locality configurations of a grid and compare them on held-out text. "
         "The base is the small GPT-2 that comes with this package, and the text what every CPython ships, so it needs "

@@ -20,7 +20,7 @@ from ..hub import (
     publish,
     with_own_text_of,
 )
-from .errors import INPUT_ERRORS, ending_with
+from .errors import INPUT_ERRORS, CommandParser, ending_with
 
 
 _NEW = "new (the Hub shows no such repository)"
@@ -28,7 +28,7 @@ _NEW = "new (the Hub shows no such repository)"
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `localist-hf publish`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf publish",
         description="Publish a run, or every run in a folder, as NAMESPACE/localist-MODEL-NAME (such as "
         "localist-gpt2-quintic), each in one commit: weights, configuration, code, tokenizer, card, picture and "

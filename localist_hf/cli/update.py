@@ -3,12 +3,12 @@
 import argparse
 
 from ..hub import PublishError, update
-from .errors import INPUT_ERRORS, ending_with
+from .errors import INPUT_ERRORS, CommandParser, ending_with
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `localist-hf update`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf update",
         description="Give repositories that another version published the code of this one, each in one commit, and "
         "change nothing else of them: on transformers 5.24 the code of 0.1 and 0.2 writes wrong text at a dial. "

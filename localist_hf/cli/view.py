@@ -19,7 +19,7 @@ from ..page.saved_page import is_saved_page
 from .arguments import locality_settings
 from .base import BASE
 from .data import ENCODING, is_unicode, text_fault
-from .errors import INPUT_ERRORS, CommandError, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .models import load
 from .python_text import python_reference
 
@@ -31,7 +31,7 @@ DEFAULT_TOPIC, _DEFAULT_CHARACTERS = "objects", 700
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `localist-hf view`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="localist-hf view",
         description="Read the attention of a causal language model, whether it was trained for locality or not: the "
         "text and its blocks; of each token where it looks, by layer and head; what comes next at each position of the "

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 _DISTRIBUTION = "localist-hf"
 #: What setuptools builds the distribution from, in a source tree.
-_SOURCES = ("pyproject.toml", "README.md", "LICENSE")
+_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "localist_hf_main.py")
 #: What installers add to a distribution; the last of them names the place that it was installed from.
 _OF_THE_INSTALLATION = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 _EPOCH = 315532800  # 1980, the first year of zip files: equal sources make equal wheels

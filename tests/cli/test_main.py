@@ -2,15 +2,22 @@
 
 import errno
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
+import localist_hf_main
 from localist_hf import __version__
-from localist_hf.cli import export, publish
+from localist_hf.cli import export, publish, update
 from localist_hf.cli.main import main
 from localist_hf.hub import PublishError
 
@@ -49,6 +56,10 @@ EXPORT = ("export", "run", "--to", "gpt2", "out")
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: no space is left on the disk"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), 1, "error: no space is left on the disk"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "error: memory ran out; try a machine with more memory (MemoryError:)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 1, "error: memory ran out; try"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "error: memory ran out; try"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: memory ran out; try"),
     ],
 )
 def test_an_expected_end_is_one_line_and_a_status(
@@ -63,6 +74,18 @@ def test_an_expected_end_is_one_line_and_a_status(
     assert end.value.code == status
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"localist-hf export: {line}")
+
+
+def test_a_process_that_the_system_has_ended(capsys, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(update, "main", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["update"])
+    assert end.value.code == 1
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith("localist-hf update: error: a process was ended from outside; if memory ran out, try")
 
 
 def test_a_hub_that_refuses_is_a_failure_and_no_bad_input(capsys, monkeypatch) -> None:
@@ -88,6 +111,60 @@ def test_it_runs_as_a_module_too(capsys, monkeypatch) -> None:
         runpy.run_module("localist_hf.cli.main", run_name="__main__")
     assert end.value.code == 0
     assert capsys.readouterr().out == f"localist-hf {__version__}\n"
+
+
+ROOT = Path(localist_hf_main.__file__).parent
+AS_MODULES = {"command": "localist_hf_main", "module": "localist_hf.cli.main"}
+
+
+def test_help_and_a_wrong_name_need_nothing_of_the_package() -> None:
+    program = (
+        "import sys, localist_hf_main\n"
+        "for arguments in (['--help'], ['--version'], ['retrain']):\n"
+        "    try:\n"
+        "        localist_hf_main.main(arguments)\n"
+        "    except SystemExit:\n"
+        "        print(sorted({'localist_hf', 'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("[")] == ["[]"] * 3
+    assert done.stderr.startswith("localist-hf: error: argument COMMAND: invalid choice: 'retrain'")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", AS_MODULES.values(), ids=AS_MODULES)
+def test_interrupted_while_libraries_are_imported(module: str, tmp_path: Path) -> None:
+    """Where an exception would come out of their midst, or be taken for a fault of theirs."""
+    (tmp_path / "transformers.py").write_text(
+        "import time\ntry:\n    print('here', flush=True)\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", module, "export", "run", "--to", "gpt2", "out"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert re.fullmatch("localist-hf( export)?: interrupted\n", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", AS_MODULES.values(), ids=AS_MODULES)
+def test_interrupted_at_any_moment(module: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    for number in range(20):
+        folder = tmp_path / str(number)
+        command = [sys.executable, "-m", module, "base", "--output-dir", str(folder), "--steps", "100000"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
+            time.sleep(0.1 + 0.05 * number**2)
+            process.send_signal(signal.SIGINT)
+            _, printed = process.communicate(timeout=60)
+        assert process.returncode == 130, (number, printed)
+        assert re.search(rb"(^|\n)localist-hf( base)?: interrupted\n$", printed), (number, printed)
+        assert b"Traceback" not in printed, (number, printed)
+        assert not folder.exists(), number
 
 
 @pytest.mark.slow

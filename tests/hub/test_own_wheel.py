@@ -55,7 +55,7 @@ def test_it_holds_the_package_as_it_runs(wheel: Wheel) -> None:
     files = {name: content for name, content in contents(wheel).items() if ".dist-info/" not in name}
     on_disk = {
         path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes()
-        for path in PACKAGE.rglob("*")
+        for path in (PACKAGE.with_name("localist_hf_main.py"), *PACKAGE.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert files == on_disk
@@ -69,7 +69,7 @@ def test_nothing_of_this_machine_is_in_it(wheel: Wheel) -> None:
 
 
 def test_the_source_tree_is_left_as_it_was(wheel: Wheel, tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "localist_hf_main.py"):
         shutil.copy(PACKAGE.parent / name, tmp_path)
     shutil.copytree(PACKAGE, tmp_path / "localist_hf", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "build/lib/localist_hf").mkdir(parents=True)

@@ -1,0 +1,137 @@
+"""
+Entry point of the command `localist-hf`. It lies beside the package, which takes seconds to import: help needs nothing
+of it, and Ctrl-C ends in one line meanwhile too.
+"""
+
+import atexit
+import os
+import runpy
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+_DESCRIPTION = """\
+Fine-tune any causal language model so that its attention can be read: free in the early layers, held inside semantic
+blocks of the text in the late ones (progressive localisation, arXiv:2511.18375).
+"""
+
+_EXAMPLES = """\
+examples:
+  localist-hf train --variant quintic --text-file book.txt --output-dir runs/quintic
+  localist-hf train --variant linear --model ./my-gpt2 --dataset Salesforce/wikitext --dataset-config wikitext-2-raw-v1
+  localist-hf train --config quintic.yaml --learning_rate 5e-5
+  localist-hf family quick --output-dir runs/family --jobs 2
+  localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
+  localist-hf view runs/quintic --compare runs/distributed --text "Some text. And some more of it."
+  localist-hf publish runs/family --namespace my-org --dry-run
+  localist-hf export runs/quintic --to gpt2 my-gpt2
+
+`localist-hf COMMAND --help` explains a command.
+"""
+
+#: The commands, each a module in `localist_hf.cli`.
+COMMANDS = {
+    "train": "fine-tune one model under one locality configuration",
+    "base": "train a small base on the text that Python ships",
+    "family": "compare locality configurations: a grid of runs from one base",
+    "evaluate": "measure and draw where the attention of any causal language model goes",
+    "view": "read a model's attention on a page, with the dial",
+    "publish": "publish runs as repositories on the Hub",
+    "update": "give published repositories the code of this version",
+    "export": "write a run as a plain GPT-2 folder",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    Runs the command with these arguments, by default those of the process.
+
+    Raises:
+        SystemExit: with status 2 for input that cannot be used, 1 for a failure and 130 after Ctrl-C; in one line on
+            standard error stands why. What nobody expected keeps its traceback.
+    """
+    try:
+        try:
+            _main(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not at the interpreter's end, where nothing can be done about a broken pipe
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `localist-hf publish ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _main(arguments: list[str] | None) -> None:
+    is_process = arguments is None
+    if is_process:
+        end_when_interrupted()
+        # When all is done; the interpreter would fall back on what ends it without a word.
+        atexit.register(_listen, signal.SIG_IGN)
+    command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+    line = f"localist-hf {command}: interrupted"
+    if is_process:
+        end_when_interrupted(line)
+    run = import_module("localist_hf.cli.main").run
+    import_module(f"localist_hf.cli.{command}")  # each takes seconds to import what it needs
+    try:
+        if is_process:
+            _listen(signal.default_int_handler)  # what is at work has something to put in order
+        run(command, rest)
+    except KeyboardInterrupt:  # before it was at work, or after
+        print(line, file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        if is_process:  # the interpreter may take a while to end
+            end_when_interrupted("")
+
+
+def end_when_interrupted(line: str = "localist-hf: interrupted") -> None:
+    """
+    Has Ctrl-C end the process at once, where nothing is at work that would have to be put in order. An exception would
+    come out of whatever is being imported, or be taken for a failure of it.
+
+    Args:
+        line (`str`, *optional*, defaults to `"localist-hf: interrupted"`):
+            What is said then; nothing where all has been said.
+    """
+
+    def end(*_: Any) -> NoReturn:
+        if line:
+            os.write(2, f"{line}\n".encode())
+        os._exit(130)
+
+    _listen(end)
+
+
+def _listen(handler: Any) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for what runs in a shell's background
+        signal.signal(signal.SIGINT, handler)
+
+
+def _parse(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's name, and its own arguments."""
+    import argparse  # once Ctrl-C is listened to
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"{self.prog}: error: {message}\n")
+
+    parser = Parser(
+        prog="localist-hf",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = runpy.run_path(str(Path(__file__).parent / "localist_hf" / "version.py"))["__version__"]
+    parser.add_argument("--version", action="version", version=f"localist-hf {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Each command reads its own arguments, so that --help of one does not import and list those of all.
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=text)
+    return parser.parse_args(arguments[:1]).command, arguments[1:]
+
+
+if __name__ == "__main__":
+    main()
