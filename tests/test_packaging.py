@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 import localist_hf
+from localist_hf.cli.view import GRADIO
 
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +206,14 @@ def test_every_declared_dependency_has_a_tried_version():
     pinned = {normalised(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     assert {normalised(requirement) for requirement in requirements} <= pinned
+
+
+def test_nobody_is_sent_to_an_index_for_what_is_on_none() -> None:
+    """Where a stranger could register the name."""
+    files = [*(ROOT / "localist_hf").rglob("*.py"), *(ROOT / "localist_hf").rglob("*.md"), *ROOT.glob("*.md")]
+    for path in files:
+        assert not re.search(r"pip install [^.\n`]*localist", path.read_text(encoding="utf-8")), path
+    assert PROJECT["optional-dependencies"]["view"] == [GRADIO]
 
 
 # --- types

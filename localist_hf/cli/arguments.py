@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
+from ..hub.run_record import check_tags
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
@@ -222,7 +223,9 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     """What [`parse`] returns for a command line, each value checked by itself."""
     values = vars(namespace)
     values.pop("config")
-    _check_numbers(values)
+    check_training(values)
+    with ending_with(2, ValueError):
+        check_tags(values["language"], values["license"])
     for name in _JSON_FLAGS:
         if isinstance(values[name], str) and values[name].startswith("{"):
             with ending_with(2, ValueError, what=f"`{name}` is {values[name]!r}; it must be a JSON object: "):
@@ -237,30 +240,39 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
         if values["variant"] is None:
             raise CommandError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
         values["output_dir"] = str(Path("runs") / values["variant"])
-    if values["use_liger_kernel"]:
-        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
-    backends = [backend.value.lower() for backend in DynamoBackend]
-    if (backend := values["torch_compile_backend"]) is not None and backend.lower() not in backends:
-        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
-    if values["label_names"] not in (None, ["labels"]):
-        raise CommandError(
-            f"`label_names` is {values['label_names']}; it must be 'labels', by which runs are measured."
-        )
-
     kept = _kept(values)
     run_names = {entry.name for entry in fields(RunArguments)}
     run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
     with ending_with(2, *INPUT_ERRORS):
         args = LocalistTrainingArguments(**{name: value for name, value in values.items() if name not in run_names})
+    check_reporting(args)
+    return run, args, kept
+
+
+def check_reporting(args: TrainingArguments) -> None:
+    """
+    Raises:
+        CommandError: for a place to report to that is not there.
+    """
     installed = get_available_reporting_integrations()
     for name in args.report_to:
         if name not in installed:
             allowed = ", ".join(map(repr, [*installed, "all", "none"]))
             raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
-    return run, args, kept
 
 
-def _check_numbers(values: dict[str, Any]) -> None:
+def check_training(values: dict[str, Any]) -> None:
+    """
+    Raises:
+        CommandError: for one of these training arguments, each of its type, that cannot be used.
+    """
+    if values.get("use_liger_kernel"):
+        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in backends:
+        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
+    if (names := values.get("label_names")) not in (None, ["labels"]):
+        raise CommandError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
     ranges: dict[str, tuple[Callable[[float], bool], str]] = {
         **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
         **dict.fromkeys(_AT_LEAST_ONE, (lambda value: value >= 1, "at least 1")),

@@ -1,13 +1,14 @@
 """`localist-hf family`: one base, fine-tuned under the configurations of a grid, and the comparison."""
 
 import argparse
+import filecmp
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -37,13 +38,15 @@ from ..hub import RunRecord, check_card, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
+from .arguments import check_reporting
 from .base import BASE, copy_base
-from .data import check_token_ids, load_text, some_of, tokenize_and_pack
+from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
-from .grid_runs import GridWork, Task, do_all
+from .grid_runs import GridWork, Task, check_types, do_all, training_arguments
 from .models import checked_sequence_length, load_config, load_tokenizer
 from .python_text import python_card, python_text, split_text
+from .train import check_metric, check_schedule
 
 
 #: What the base that comes with this package is called among the runs that start from it.
@@ -133,9 +136,16 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
         for number in grid.controls.get("num_previous_blocks", ()):
             if type(number) is not int or number < 0:
                 raise ValueError(f"`num_previous_blocks` holds {number!r}; it must hold whole numbers from 0.")
+    for run in runs:
+        args_of_run = training_arguments(args.output_dir / run.folder_name, **run.training, seed=run.seed)
+        check_schedule(args_of_run)
+        check_metric(args_of_run, config.locality.num_hidden_layers)
+        check_reporting(args_of_run)
     if grid.lora is not None:
-        with ending_with(2, TypeError, ValueError, what="`lora` cannot be used: "):
-            LoraConfig(**grid.lora)
+        check_types("lora", grid.lora, LoraConfig)
+        with ending_with(2, TypeError, ValueError, what="`lora` cannot be used: "), torch.device("meta"):
+            get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(**grid.lora))
+    check_texts(args)
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base)
     texts, card = load_texts(args)
@@ -172,12 +182,29 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     return work
 
 
-def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The texts to train on and to measure on, and what cards say about them."""
-    if (args.train_text is None) != (args.held_out_text is None):
+def check_texts(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: for one text without the other, one that is missing, empty or no UTF-8, and for the same text twice.
+    """
+    names = {flag: getattr(args, flag) for flag in ("train_text", "held_out_text")}
+    if list(names.values()) == [None, None]:
+        return
+    if None in names.values():
         raise ValueError(
             f"`train_text` is {args.train_text!r} and `held_out_text` {args.held_out_text!r}; give both or neither."
         )
+    for flag, name in names.items():
+        check_source(None, None, name, "text", flag)
+    if filecmp.cmp(*names.values(), shallow=False):
+        raise ValueError(
+            f"`train_text` is {args.train_text!r} and `held_out_text` {args.held_out_text!r}, which hold the same: "
+            "what a model was trained on is no held-out text."
+        )
+
+
+def load_texts(args: argparse.Namespace) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The texts to train on and to measure on, and what cards say about them."""
     if args.train_text is None:
         parts = split_text(python_text())
         return {"training": parts["variants"], "held-out": parts["held-out"]}, {}

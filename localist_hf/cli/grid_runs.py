@@ -8,18 +8,19 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import datasets
 import torch
 from datasets import Dataset
+from huggingface_hub.dataclasses import type_validator
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -31,7 +32,8 @@ from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
 from ..whole_file import write_whole
-from .errors import CommandError, one_line
+from .arguments import check_training
+from .errors import CommandError, ending_with, one_line
 from .folders import RUN_FILES, TRAINING_FILES, FolderHeld, check_own, claim, held
 from .models import load_adapter, load_config, load_model
 from .train import run_training
@@ -61,7 +63,22 @@ def training_arguments(folder: Path, **given: Any) -> LocalistTrainingArguments:
     names = {field.name for field in dataclasses.fields(LocalistTrainingArguments) if field.init}
     if unknown := given.keys() - names:
         raise ValueError(f"`training` has {min(unknown)!r}, which is no training argument.")
+    check_types("training", given, LocalistTrainingArguments)
+    check_training(shared | given)
     return LocalistTrainingArguments(output_dir=str(folder), **(shared | given))
+
+
+def check_types(name: str, given: Mapping[str, Any], dataclass: type) -> None:
+    """
+    Raises:
+        ValueError: where a value is of no type that its field allows, of which dataclasses themselves take no notice.
+    """
+    hints = get_type_hints(dataclass)
+    for key in given.keys() & hints.keys():
+        value, hint = given[key], hints[key]
+        is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
+        with ending_with(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
+            type_validator(key, float(value) if is_whole else value, hint)
 
 
 class Task(NamedTuple):

@@ -24,6 +24,8 @@ from .models import load
 from .python_text import python_reference
 
 
+#: What the page needs; the extra `view` is of a distribution that no index has.
+GRADIO = "gradio>=6.31,<7"
 #: What is read where no text is given: the beginning of a topic of the Python language reference, of the part that no
 #: model of this package is trained on.
 DEFAULT_TOPIC, _DEFAULT_CHARACTERS = "objects", 700
@@ -35,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="localist-hf view",
         description="Read the attention of a causal language model, whether it was trained for locality or not: the "
         "text and its blocks; of each token where it looks, by layer and head; what comes next at each position of the "
-        "dial. Opens a page on this machine (which needs `pip install 'localist-hf[view]'`), or saves one, without the "
-        "dial, as a file that needs no server.",
+        f"dial. Opens a page on this machine (which needs `pip install '{GRADIO}'`), or saves one, without the dial, "
+        "as a file that needs no server.",
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?",
@@ -95,7 +97,7 @@ def main(arguments: list[str]) -> None:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.save is None and find_spec("gradio") is None:
-        raise CommandError("`gradio` is not installed, which the page needs: pip install 'localist-hf[view]'.")
+        raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
         with ending_with(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):

@@ -294,6 +294,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "from_scratch": record.from_scratch,
         "adapter": record.adapter,
         "base_model": base_model,
+        "base_revision": record.adapter and base_model == record.base_model and record.adapter.get("base_revision"),
         "base_run": record.base_run,
         "localised": any(record.lambdas),
         "fully_local": 1 in record.lambdas,

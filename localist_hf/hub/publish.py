@@ -185,6 +185,8 @@ def _adapter_files(folder: Path, record: RunRecord, repo_id: str, base_model: st
     adapter = read_json(path)
     # The class that PEFT notes may be one of a local module; with a task type it is not needed.
     adapter |= {"base_model_name_or_path": base_model, "auto_mapping": None}
+    if base_model == record.base_model:
+        adapter["revision"] = record.adapter.get("base_revision", adapter.get("revision"))
     config = record.model_config.to_dict() | {"architectures": [record.architecture]}
     # With the repository's name, since the configuration is used with the base's weights, whose repository may hold no
     # code.

@@ -97,7 +97,8 @@ class RunRecord:
             SHA-256 of every weight file of that local run or folder.
         adapter (`dict`, *optional*):
             Rank, alpha, target modules and number of parameters of a LoRA adapter; `"embeddings"`, which is true, where
-            it brings all embeddings along, as with tokens that were added to its base.
+            it brings all embeddings along, as with tokens that were added to its base; `"base_revision"`, the commit of
+            the base on the Hub that it was trained on, where that is known.
         config (`dict`):
             The model's configuration, as a dictionary: [`LocalistGPT2Config`], with the settings of locality among its
             own, or that of any other model, with the settings under `locality`.
@@ -405,9 +406,10 @@ class RunRecord:
                 As on the Hub.
 
         Raises:
-            ValueError: without an evaluation of the trainer's present weights, or without saved weights; for a `name`
-                that no repository can have or that is the base's.
+            ValueError: for a language or a licence of another form; without an evaluation of the trainer's present
+                weights, or without saved weights; for a `name` that no repository can have or that is the base's.
         """
+        check_tags(language, license)
         model, args = trainer.model, trainer.args
         folder = Path(args.output_dir)
         config = stored_config(model.get_base_model()) if isinstance(model, PeftModel) else model.config
@@ -443,6 +445,10 @@ class RunRecord:
             raise ValueError(f"`output_dir` {args.output_dir!r} holds no weights; call `save_model()` first.")
         if adapter is not None and brings_embeddings(folder, config.get_text_config().vocab_size):
             adapter["embeddings"] = True
+        # Of what was loaded from the Hub, transformers notes it.
+        if adapter is not None and base["base_model"] == history.started_from:
+            revision = getattr(model.get_base_model().config, "_commit_hash", None) or lora.revision
+            adapter |= {} if revision is None else {"base_revision": revision}
         wanted = f"{variant}-lora" if variant and adapter else variant
         *earlier_parts, last_part = training_parts(trainer)
         return cls(
@@ -567,6 +573,19 @@ def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any], confi
     return next(
         name for name in names if not any(parent == name or parent.startswith(f"{name}-") for parent in parents)
     )
+
+
+def check_tags(language: str | None, license: str | None) -> None:
+    """
+    Raises:
+        ValueError: for a language or a licence that has not the form in which the Hub's cards name them.
+    """
+    if language is not None and not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", language):
+        raise ValueError(
+            f"`language` is {language!r}; it must be a code of ISO 639, such as 'en', or 'code' or 'multilingual'."
+        )
+    if license is not None and not re.fullmatch(r"[a-z0-9]+([.+-]+[a-z0-9]+)*[+]*", license):
+        raise ValueError(f"`license` is {license!r}; it must be as the Hub spells it, such as 'apache-2.0' or 'mit'.")
 
 
 def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:

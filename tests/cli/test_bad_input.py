@@ -111,6 +111,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
         "mapping-value.yaml": "model: {a: 1}\n",
         "float-value.yaml": "max_steps: 2.5\n",
         "negative.yaml": "learning_rate: -1\n",
+        "no-folder.yaml": "output_dir: ''\n",
         "choice.yaml": "eval_strategy: sometimes\n",
         "list-key.yaml": "[1, 2]: 3\n",
         "python.yaml": "locality: {a: !!python/object:os.system x}\n",
@@ -209,6 +210,8 @@ TRAIN = (
             "`variant` is 'quintic', but with the other fields that `locality` or the model sets (`block_partition` is "
             "'window') it would be 'window'",
         ),
+        ("--language Klingon:yes", "`language` is 'Klingon:yes'; it must be a code of ISO 639, such as 'en'"),
+        ("--license MIT", "`license` is 'MIT'; it must be as the Hub spells it, such as 'apache-2.0' or 'mit'"),
         # adapters
         ("--lora-rank -1", "`lora_rank` is -1; it must be at least 0"),
         ("--lora-alpha 4", "`lora_alpha` is 4; it needs `lora_rank`"),
@@ -277,6 +280,8 @@ TRAIN = (
         ("--dataset data", "`dataset` is 'data' and `text_file` 'book.txt'; exactly one of them must be given"),
         ("--dataset-config en", "`dataset_config` is 'en'; it goes with `dataset`"),
         # folders
+        ("--output-dir ", "argument --output-dir: it is empty"),
+        ("--output-dir= ", "argument --output-dir: it is empty"),
         ("--output-dir book.txt", "`output_dir` is 'book.txt', which cannot be used"),
         ("--output-dir book.txt/run", "`output_dir` is 'book.txt/run', which cannot be used"),
         ("--output-dir finished", "`output_dir` is 'finished', which already holds a run"),
@@ -304,6 +309,7 @@ TRAIN = (
         ("--config mapping-value.yaml", "which sets 'model' to a mapping; it takes a value"),
         ("--config float-value.yaml", "in which argument --max-steps: invalid int value: '2.5'"),
         ("--config negative.yaml", "`learning_rate` is -1.0"),
+        ("--config no-folder.yaml", "`config` is 'no-folder.yaml', in which argument --output_dir: it is empty"),
         ("--config choice.yaml", "`config` is 'choice.yaml', in which argument --eval-strategy: invalid choice"),
         ("--config list-key.yaml", "`config` is 'list-key.yaml', line 1: a key must be a word"),
         ("--config python.yaml", "`config` is 'python.yaml', line 1: could not determine a constructor"),

@@ -168,7 +168,10 @@ def test_a_text_ends_once(workspace: Path, make_framed_tokenizer, template: str,
     monkeypatch.setattr(family, "check_token_ids", lambda *given: None)  # the model has as many as the shared one
     rows = "".join(json.dumps({"text": f"Sentence number {number} says. "}) + "\n" for number in range(100))
     Path("rows.jsonl").write_text(f'{rows}{{"text": null}}\n')
-    args = argparse.Namespace(model="small", train_text="rows.jsonl", held_out_text="rows.jsonl", output_dir=workspace)
+    Path("others.jsonl").write_text(rows)
+    args = argparse.Namespace(
+        model="small", train_text="rows.jsonl", held_out_text="others.jsonl", output_dir=workspace
+    )
     work = family.prepare(family.load_grid(flags()[0]), args)
     prefix = tokenizer("a")["input_ids"].index(tokenizer("a", add_special_tokens=False)["input_ids"][0])
     stream = tokenizer.decode([token for row in work.train["input_ids"] for token in row[prefix:]])
@@ -314,7 +317,28 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
         ({"locality": {"num_sink_tokens": -1}}, [], "`num_sink_tokens` is -1"),
         ({"locality": {"num_sinks": 1}}, [], "num_sinks"),
         ({"runs": [{"variant": "distributed"}, {"variant": "quintic", "tokens": 1}]}, [], "`training` has 'tokens'"),
+        (
+            {"training": {"max_steps": "two"}},
+            [],
+            "`training` sets 'max_steps' to 'two': Field 'max_steps' expected",
+        ),
+        ({"training": {"max_steps": True}}, [], "`training` sets 'max_steps' to True"),
+        ({"training": {"max_steps": 0}}, [], "`max_steps` is 0; it must be at least 1, or -1"),
+        ({"training": {"learning_rate": "1e-3"}}, [], "`training` sets 'learning_rate' to '1e-3'"),
+        ({"training": {"report_to": ["nowhere"]}}, [], "`report_to` is 'nowhere', which is not installed"),
+        ({"training": {"metric_for_best_model": "accuracy"}}, [], "`metric_for_best_model` is 'accuracy'; allowed are"),
+        ({"training": {"lr_scheduler_type": "cosine_with_min_lr"}}, [], "`lr_scheduler_type` is 'cosine_with_min_lr'"),
+        ({"training": {"use_liger_kernel": True}}, [], "`use_liger_kernel` is true"),
+        (
+            {"runs": [{"variant": "distributed"}, {"variant": "quintic", "weight_decay": "no"}]},
+            [],
+            "`training` sets 'weight_decay' to 'no'",
+        ),
         ({"lora": {"rank": 3}}, [], "`lora` cannot be used"),
+        ({"lora": {"r": "two"}}, [], "`lora` sets 'r' to 'two'"),
+        ({"lora": {"target_modules": ["q_proj"]}}, [], "`lora` cannot be used: Target modules {'q_proj'} not found"),
+        ({}, ["--held-out-text", "train.txt"], "which hold the same: what a model was trained on is no held-out text"),
+        ({}, ["--held-out-text", "copy.txt"], "which hold the same: what a model was trained on is no held-out text"),
         ({"sequence_length": 65}, [], "`sequence_length` is 65; the model allows 2 to 64"),
         ({"training": {"per_device_train_batch_size": 500}}, [], "one step needs 500"),
         ({"controls": {"dials": [0.5]}}, [], "`dials`"),
@@ -338,6 +362,7 @@ def test_what_cannot_be_run_is_refused_before_the_first_run(workspace, changes, 
     Path("short.txt").write_text("Sentence")
     Path("one.txt").write_text("Sentence number says something. " * 9)
     Path("bad.jsonl").write_text("{")
+    shutil.copy("train.txt", "copy.txt")
     with pytest.raises(SystemExit) as error:
         main(["family", *flags(**changes), *others])
     assert error.value.code == 2

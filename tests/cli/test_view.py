@@ -130,9 +130,7 @@ def test_what_cannot_be_used_is_refused(
     monkeypatch.setattr(view, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["view", folders[0]])
-    assert (
-        "`gradio` is not installed, which the page needs: pip install 'localist-hf[view]'." in capsys.readouterr().err
-    )
+    assert f"`gradio` is not installed, which the page needs: pip install '{view.GRADIO}'." in capsys.readouterr().err
 
 
 @pytest.mark.slow

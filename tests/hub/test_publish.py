@@ -1,5 +1,6 @@
 """What is published, what never is, and what a Hub that refuses or breaks leaves behind."""
 
+import ast
 import json
 import re
 import shutil
@@ -149,6 +150,25 @@ def test_an_adapter_names_a_base_that_others_can_load(hub: HubServer, api: HfApi
     files = repository_files(runs / "quintic-lora", base_model="me/base")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
     assert b'base_id = "org/localist-gpt2-quintic-lora", "me/base"' in files["README.md"]
+    assert b"base_revision" not in files["README.md"]  # which is not known
+
+
+@pytest.mark.parametrize("others", [{}, {"embeddings": True}])
+def test_an_adapter_and_its_card_pin_the_base_where_its_commit_is_known(runs: Path, others: dict) -> None:
+    record = json.loads((runs / "quintic-lora" / "run.json").read_text())
+    record |= {"base_model": "me/base", "base_run": None, "base_weights": None}
+    record["adapter"] |= {"base_revision": "c" * 40} | others
+    (runs / "quintic-lora" / "run.json").write_text(json.dumps(record))
+    files = repository_files(runs / "quintic-lora")
+    assert json.loads(files["adapter_config.json"])["revision"] == "c" * 40
+    (code, *_) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    (loading,) = (
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and ast.unparse(node).startswith("AutoModelForCausalLM.from_pretrained(base_id")
+    )
+    assert {each.arg: ast.unparse(each.value) for each in loading.keywords}["revision"] == "base_revision"
+    assert f'base_revision = "{"c" * 40}"' in code
 
 
 def test_publishing_again_changes_nothing_or_adds_one_clean_commit(hub: HubServer, api: HfApi, runs: Path) -> None:

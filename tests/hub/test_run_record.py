@@ -22,7 +22,7 @@ from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunHistory, RunRecord, write_card
 from localist_hf.hub.adapters import brings_embeddings
 from localist_hf.hub.example import attention_example, blocks_and_shares
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.run_history import find_history, weight_hashes
 from localist_hf.hub.run_record import last_evaluation, load_siblings
 
 
@@ -505,6 +505,19 @@ def test_an_adapter_s_example_has_the_tokens_that_were_added_to_its_base(
     base = LocalistGPT2LMHeadModel.from_pretrained(tmp_path / "base", config=base.config, ignore_mismatched_sizes=True)
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert example["printed"] == blocks_and_shares(loaded, tokenizer, example["prompt"])
+
+
+@pytest.mark.parametrize(("started_from", "revision"), [("org/base", "c" * 40), (None, None)])
+def test_an_adapter_knows_the_commit_of_a_base_on_the_hub(
+    make_trainer: Callable, family: Path, tmp_path: Path, started_from: str | None, revision: str | None
+) -> None:
+    trainer = make_trainer(tmp_path / "run", "quintic", family / "base", lora=True)
+    if started_from is not None:
+        find_history(trainer).restart(started_from)
+    trainer.model.get_base_model().config._commit_hash = "c" * 40  # as transformers notes it
+    trainer.save_model()
+    trainer.evaluate()
+    assert RunRecord.from_trainer(trainer).adapter.get("base_revision") == revision
 
 
 def test_a_card_says_how_an_adapter_that_brings_embeddings_is_loaded(family: Path, tmp_path: Path) -> None:
