@@ -14,6 +14,7 @@ from .check_model import check_model
 from .control_results import ControlResults, DialFigures, DocumentSums
 from .faithfulness import divergence_bits
 from .measure import evaluation_batches
+from .progress import progress_of_passes
 from .visible_keys import packed_documents
 
 
@@ -90,15 +91,19 @@ def measure_controls(
     layers = sorted(localised | {config.locality.num_hidden_layers - 1})
     if not localised:
         dials = dials[:1]  # the others would change nothing
-    sweep, others, divergence, losses, own_starts = _at_dials(model, batches, texts, layers, dials)
-    own = texts.line(own_starts)
-    blocks, shares, on_blocks_losses = [], {}, {}
-    for number in sorted({*num_previous_blocks, config.locality.num_previous_blocks}):
-        is_own = localised and number == config.locality.num_previous_blocks
-        measured = on_blocks(model, batches, texts, layers, own, number, at_dial_1=bool(is_own))
-        blocks.append(measured.controls)
-        shares |= {f"{kind} {number}": rows for kind, rows in measured.shares.items()}
-        on_blocks_losses |= measured.losses
+    numbers = sorted({*num_previous_blocks, config.locality.num_previous_blocks})
+    # At dial 1 on four kinds of blocks, of which two lie between two lengths.
+    num_passes = len(dials) + 3 + len(numbers) + (6 if localised else 0)
+    with progress_of_passes(model, num_passes * len(batches), "Controls"):
+        sweep, others, divergence, losses, own_starts = _at_dials(model, batches, texts, layers, dials)
+        own = texts.line(own_starts)
+        blocks, shares, on_blocks_losses = [], {}, {}
+        for number in numbers:
+            is_own = localised and number == config.locality.num_previous_blocks
+            measured = on_blocks(model, batches, texts, layers, own, number, at_dial_1=bool(is_own))
+            blocks.append(measured.controls)
+            shares |= {f"{kind} {number}": rows for kind, rows in measured.shares.items()}
+            on_blocks_losses |= measured.losses
     losses |= {"self only": others["self_only"]} if localised else {}
     losses |= on_blocks_losses
     return ControlResults(

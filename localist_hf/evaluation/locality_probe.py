@@ -12,6 +12,7 @@ from ..modeling.block_partition import document_starts
 from ..modeling.localist_model import SHARES
 from ..modeling.locality import check_attention_mask, context_fidelity
 from .check_model import check_model, core_model
+from .progress import progress
 from .visible_keys import visible_keys
 
 
@@ -115,7 +116,7 @@ def locality_probe(
     decoder = core_model(model.eval()).base_model
     block_decoder = None if block_model is None else core_model(block_model.eval()).base_model
     sums = ProfileSums()
-    for batch in batches:
+    for batch in progress(batches, "Measuring"):
         if block_decoder is not None and "block_starts" in batch:
             raise ValueError("`batches` hold `block_starts` and a `block_model` is given too; only one can tell.")
         for texts in _texts(batch):

@@ -14,6 +14,7 @@ from .control_results import BlockControls, as_json
 from .locality_meter import LocalityMeter
 from .locality_probe import LocalityProfile, ProfileSums
 from .measure import evaluation_batches
+from .progress import progress_of_passes
 from .visible_keys import packed_documents
 
 
@@ -87,14 +88,15 @@ def locality_report(
     locality = model.config.locality
     batches = list(evaluation_batches(model, dataset, batch_size, block_model))
     meter, sums, last_starts = LocalityMeter(model.config), ProfileSums(), []
-    for inputs, labels in batches:
-        outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
-        meter.update(outputs, labels, documents=(documents := packed_documents(inputs)))
-        sums.add(outputs, locality, documents)
-        last_starts.append(outputs.block_starts[-1].cpu())
-        del outputs  # before the next batch makes others
-    controls = None
-    if (texts := Texts([inputs for inputs, _ in batches])).number > 1:
-        layers, own = list(range(locality.num_hidden_layers)), texts.line(last_starts)
-        controls, *_ = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
+    with progress_of_passes(model, 2 * len(batches), "Measuring"):
+        for inputs, labels in batches:
+            outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
+            meter.update(outputs, labels, documents=(documents := packed_documents(inputs)))
+            sums.add(outputs, locality, documents)
+            last_starts.append(outputs.block_starts[-1].cpu())
+            del outputs  # before the next batch makes others
+        controls = None
+        if (texts := Texts([inputs for inputs, _ in batches])).number > 1:
+            layers, own = list(range(locality.num_hidden_layers)), texts.line(last_starts)
+            controls, *_ = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
     return LocalityReport(meter.compute(), sums.profile(), controls)

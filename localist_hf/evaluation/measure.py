@@ -11,6 +11,7 @@ from .causal_lm_collator import causal_lm_collator
 from .check_model import check_model, core_model
 from .locality_meter import LocalityMeter
 from .locality_probe import last_block_starts
+from .progress import progress
 from .visible_keys import packed_documents
 
 
@@ -60,7 +61,8 @@ def evaluation_batches(
     """The model's inputs for each batch, on the blocks that are asked for, and the labels apart, on its device."""
     model.eval()
     block_decoder = None if block_model is None else core_model(block_model.eval()).base_model
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator):
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=causal_lm_collator)
+    for batch in progress(loader, "Measuring"):
         labels = batch.pop("labels").to(model.device)  # the perplexity is not taken from the model's loss
         if block_decoder is not None:
             if "block_starts" in batch:
