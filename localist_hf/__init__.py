@@ -1,13 +1,6 @@
 """Language models whose attention can be read: progressive localisation (arXiv:2511.18375)."""
 
-import sys
 from typing import TYPE_CHECKING, Any
-
-
-if sys.argv[:1] == ["-m"] and "localist_hf.cli.main" in sys.orig_argv:  # the command; what follows takes seconds
-    from localist_hf_main import end_when_interrupted
-
-    end_when_interrupted()
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

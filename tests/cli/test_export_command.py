@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from localist_hf.cli.errors import CommandError
 from localist_hf.cli.export import main
 
 
@@ -32,8 +33,7 @@ def test_it_writes_the_folder_and_says_how_to_load_it(run: Path, tmp_path: Path,
         (["run", "--to", "gpt2"], "the following arguments are required: OUT"),
     ],
 )
-def test_bad_flags_are_refused_by_the_parser(flags: list[str], message: str, capsys) -> None:
-    with pytest.raises(SystemExit) as error:
+def test_bad_flags_are_refused_by_the_parser(flags: list[str], message: str) -> None:
+    with pytest.raises(CommandError, match=message) as error:
         main(flags)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+    assert error.value.status == 2

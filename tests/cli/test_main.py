@@ -114,7 +114,6 @@ def test_it_runs_as_a_module_too(capsys, monkeypatch) -> None:
 
 
 ROOT = Path(localist_hf_main.__file__).parent
-AS_MODULES = {"command": "localist_hf_main", "module": "localist_hf.cli.main"}
 
 
 def test_help_and_a_wrong_name_need_nothing_of_the_package() -> None:
@@ -132,14 +131,13 @@ def test_help_and_a_wrong_name_need_nothing_of_the_package() -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", AS_MODULES.values(), ids=AS_MODULES)
-def test_interrupted_while_libraries_are_imported(module: str, tmp_path: Path) -> None:
+def test_interrupted_while_libraries_are_imported(tmp_path: Path) -> None:
     """Where an exception would come out of their midst, or be taken for a fault of theirs."""
     (tmp_path / "transformers.py").write_text(
         "import time\ntry:\n    print('here', flush=True)\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", module, "export", "run", "--to", "gpt2", "out"]
+    command = [sys.executable, "-m", "localist_hf_main", "export", "run", "--to", "gpt2", "out"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     ) as process:
@@ -151,12 +149,11 @@ def test_interrupted_while_libraries_are_imported(module: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", AS_MODULES.values(), ids=AS_MODULES)
-def test_interrupted_at_any_moment(module: str, tmp_path: Path) -> None:
+def test_interrupted_at_any_moment(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     for number in range(20):
         folder = tmp_path / str(number)
-        command = [sys.executable, "-m", module, "base", "--output-dir", str(folder), "--steps", "100000"]
+        command = [sys.executable, "-m", "localist_hf_main", "base", "--output-dir", str(folder), "--steps", "100000"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
             time.sleep(0.1 + 0.05 * number**2)
             process.send_signal(signal.SIGINT)
