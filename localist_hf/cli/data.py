@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
@@ -17,6 +18,7 @@ from pyarrow.parquet import ParquetFile
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..evaluation import text_prefix
+from ..hub.reachability import check_answers
 from ..version import __version__
 from .errors import is_disk_full, one_line
 
@@ -120,6 +122,12 @@ def load_text(
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if is_disk_full(error):
             raise
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        if isinstance(error, OSError) and error.filename is not None and cache in _with_parents(error.filename):
+            raise ValueError(
+                f"`{name}` is {source!r}, and the cache that it is prepared in, {str(cache)!r}, cannot be written "
+                f"({error.strerror}); name another folder with HF_DATASETS_CACHE."
+            ) from error
         # What it came from says more than "An error occurred while generating the dataset".
         cause = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
         raise ValueError(f"`{name}` is {source!r}, which cannot be read: {one_line(cause)}") from error
@@ -141,6 +149,11 @@ def load_text(
     )
 
 
+def _with_parents(path: str | bytes) -> list[Path]:
+    path = Path(os.fsdecode(path))
+    return [path, *path.parents]
+
+
 def _check_names(dataset: str) -> None:
     """Refuses a file, and a folder where `datasets` would look elsewhere, to which paths are patterns, and chains."""
     if os.path.isfile(dataset):
@@ -160,6 +173,7 @@ def _check_names(dataset: str) -> None:
 def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) -> DatasetDict:
     """All splits and columns of a data set of the Hub, or of a local folder."""
     is_local = os.path.isdir(dataset)
+    check_answers(dataset)
     # As an absolute path a folder is that folder, be its name "csv" or "~".
     source = str(Path(dataset).resolve()) if is_local else dataset
     builder = load_dataset_builder(source, dataset_config)

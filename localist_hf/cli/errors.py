@@ -73,7 +73,7 @@ def ending_with(status: int, *kinds: type[Exception], what: str = "") -> Iterato
     except kinds as error:
         if is_disk_full(error) or is_out_of_memory(error):  # no matter of the input
             raise
-        raise CommandError(what + one_line(error), status) from error
+        raise CommandError(what + one_line(error), 2 if is_bad_path(error) else status) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -83,6 +83,13 @@ def one_line(error: BaseException) -> str:
     # A message that is nothing but a key or a word says what it means only with its type.
     message = str(error) if " " in str(error) else f"{type(error).__name__}: {error}"
     return textwrap.shorten(message, 400, placeholder=" ...")
+
+
+def is_bad_path(error: BaseException) -> bool:
+    """Whether an exception says that a path can be none: too long, or in a loop of links."""
+    # Python 3.11 and 3.12 have words of their own for a loop.
+    is_loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")
+    return is_loop or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP))
 
 
 def is_disk_full(error: BaseException | None) -> bool:

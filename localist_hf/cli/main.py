@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from localist_hf_main import main
 
-from .errors import CommandError, is_disk_full, is_out_of_memory, one_line
+from .errors import CommandError, is_bad_path, is_disk_full, is_out_of_memory, one_line
 
 
 #: What may help where memory does not suffice.
@@ -46,6 +46,8 @@ def run(command: str, arguments: list[str]) -> None:
         if is_out_of_memory(error):
             smaller = _SMALLER.get(command, "a machine with more memory")
             _end(command, f"error: memory ran out; try {smaller} ({one_line(error)})", 1)
+        if is_bad_path(error):
+            _end(command, f"error: {one_line(error)}", 2)
         raise
 
 

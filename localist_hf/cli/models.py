@@ -25,6 +25,7 @@ from ..evaluation.check_model import num_positions
 from ..evaluation.text_prefix import known_text
 from ..hub import RunRecord
 from ..hub.adapters import fit_embeddings, has_tokenizer
+from ..hub.reachability import check_answers
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from .errors import ending_with
 
@@ -62,6 +63,7 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> 
         raise ValueError(f"`model` is {name!r}, which is a file; it must be a model's folder or Hub id.")
     # What strangers have written may be anything: no list of exceptions is complete.
     with ending_with(2, Exception, what=f"`model` is {name!r}, whose configuration cannot be used so: "):
+        check_answers(name)
         saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         # A GPT-2 that `localize` has made stays what it is.
         if saved.get("model_type") == LocalistGPT2Config.model_type or (
@@ -139,6 +141,7 @@ def find_adapter(name: str, revision: str = "main") -> PeftConfig | None:
     if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
         return None
     with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+        check_answers(name)
         if find_adapter_config_file(name, revision=revision) is None:
             return None
         config = PeftConfig.from_pretrained(name, revision=revision)

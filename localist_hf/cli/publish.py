@@ -20,6 +20,7 @@ from ..hub import (
     publish,
     with_own_text_of,
 )
+from ..hub.reachability import check_answers
 from .errors import INPUT_ERRORS, CommandParser, ending_with
 
 
@@ -65,6 +66,8 @@ def main(arguments: list[str]) -> None:
         if args.dry_run:
             show(prepare(args.run, args.namespace, args.base_model, args.name, args.space), HfApi())
         else:
+            with ending_with(1, TimeoutError):
+                check_answers()
             publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name, args.space)
 
 

@@ -3,6 +3,7 @@
 import argparse
 
 from ..hub import PublishError, update
+from ..hub.reachability import check_answers
 from .errors import INPUT_ERRORS, CommandParser, ending_with
 
 
@@ -26,5 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf update` with these arguments."""
     args = build_parser().parse_args(arguments)
-    with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError):
+    with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError, TimeoutError):
+        check_answers()
         update(args.repository, args.dry_run)

@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..modeling.locality_dial import DIAL_FIELDS
 from .adapters import fit_embeddings, has_tokenizer
+from .reachability import check_answers
 
 
 logger = logging.get_logger(__name__)
@@ -69,6 +70,7 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     if not parent.is_dir():
         raise ValueError(f"`folder` is {str(folder)!r}; {str(parent)!r} is a file.")
     _check_json(source)
+    check_answers(source)
     if _is_adapter(source):
         adapter = _lora_config(source)
         model = _merged_model(source, adapter)

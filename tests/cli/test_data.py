@@ -453,3 +453,11 @@ def test_a_token_that_the_model_does_not_have_is_refused_where_a_text_has_it(tok
     check_token_ids(sequences[0], config, more)
     with pytest.raises(ValueError, match=rf"the token {len(tokenizer)} \('<picture>'\), which .* `other` does not"):
         check_token_ids(sequences[1], config, more, "other")
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_text(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text.txt").write_text("Some text.")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(ValueError, match=r"the cache .*cache., cannot be written .*HF_DATASETS_CACHE"):
+        load_text(None, None, str(tmp_path / "text.txt"), "text")

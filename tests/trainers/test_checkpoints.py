@@ -1,6 +1,7 @@
 """Training goes on from whole checkpoints only."""
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,28 @@ def test_a_half_written_checkpoint_is_told_from_a_whole_one(run, name: str, dama
     damage(checkpoint / name)
     expected = "its weights are missing" if damage is Path.unlink and name == "model.safetensors" else name
     assert expected in checkpoint_damage(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+@pytest.mark.parametrize("is_told_by_zip", [True, False])
+def test_a_damaged_pickle_in_a_whole_file(run: Path, name: str, is_told_by_zip: bool) -> None:
+    path = run / "checkpoint-4" / name
+    with zipfile.ZipFile(path) as archive:
+        contents = {each: archive.read(each) for each in archive.namelist()}
+    (pickled,) = (each for each in contents if each.endswith("data.pkl"))
+    damaged = bytes(byte ^ 0xFF for byte in contents[pickled])
+    if is_told_by_zip:
+        path.write_bytes(path.read_bytes().replace(contents[pickled], damaged))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for each, content in contents.items():
+                archive.writestr(each, damaged if each == pickled else content)
+    assert checkpoint_damage(run / "checkpoint-4") == f"{name} cannot be read"
+
+
+def test_a_state_of_another_form_is_damaged(run: Path) -> None:
+    (run / "checkpoint-4" / "trainer_state.json").write_text("[]")
+    assert checkpoint_damage(run / "checkpoint-4").startswith("trainer_state.json cannot be read")
 
 
 def test_what_is_left_out_on_purpose_is_not_missing(run, make_trainer, tmp_path) -> None:
