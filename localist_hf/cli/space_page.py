@@ -18,6 +18,7 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
             The commit of each, and of each base that an adapter stands on.
     """
     from ..page.live_page import live_page  # only those who open one have Gradio
+    from ..page.serving import launch_settings
 
     def load_pinned(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if name not in models:
@@ -25,4 +26,4 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
         return load_for_reading(name, {}, revisions)
 
     page = live_page(load_pinned, models, default_text(), is_open=False)
-    page.launch(ssr_mode=False, footer_links=["gradio"])
+    page.launch(**launch_settings())  # its name is given by Hugging Face, whose servers are before it

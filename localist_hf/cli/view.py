@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub import RECORD_FILE
-from ..page import read_all, saved_page
+from ..page import page_of
 from ..page.saved_page import is_saved_page
 from .arguments import locality_settings
 from .base import BASE
@@ -53,7 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--locality", metavar="JSON",
         help="settings of locality in place of the models' own, such as '{\"num_sink_tokens\": 1}'",
     )  # fmt: skip
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the page to this file, and open none")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="write the page, of 50 MB at most, to this file, and open none"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N",
+        help="tokens of the longest text that the page reads, however long that takes; by default 2048, or as many as "
+        "this machine reads in two seconds",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, help="port to listen on; by default the first that is free from 7860 on")
     parser.add_argument("--share", action="store_true", help="let Gradio make a public link to the page")
@@ -96,6 +103,8 @@ def main(arguments: list[str]) -> None:
     wanted = [names[0]] if args.compare is None else [names[0], args.compare]
     if args.port is not None and not 1 <= args.port <= 65535:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise CommandError(f"`max_tokens` is {args.max_tokens}; it must be at least 1.")
     if args.save is None and find_spec("gradio") is None:
         raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text
@@ -118,22 +127,21 @@ def main(arguments: list[str]) -> None:
 
     if args.save is not None:
         with ending_with(2, *INPUT_ERRORS):
-            readings = read_all([loaded[model] for model in wanted], text)
-            saved_page(readings).save(args.save)
-        print(f"Written: {args.save}")
+            page_of([loaded[model] for model in wanted], text).save(args.save)
+        print(f"Written: {args.save}, {args.save.stat().st_size / 1e6:.1f} MB")
         return
 
     def load_by_name(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return loaded.get(name) or load_for_reading(name, settings)
 
     from ..page.live_page import live_page  # only those who open one have Gradio
+    from ..page.serving import launch_settings
 
     # Strangers choose among these models only.
-    page = live_page(load_by_name, names, text, args.compare, is_open=_is_loopback(args.host) and not args.share)
+    is_open = _is_loopback(args.host) and not args.share
+    page = live_page(load_by_name, names, text, args.compare, is_open, args.max_tokens)
     with ending_with(2, OSError, what=f"`host` is {args.host!r} and `port` {args.port}: "):
-        page.launch(
-            server_name=args.host, server_port=args.port, share=args.share, ssr_mode=False, footer_links=["gradio"]
-        )
+        page.launch(server_port=args.port, **launch_settings(args.host, args.share, args.max_tokens))
 
 
 def _is_loopback(host: str) -> bool:

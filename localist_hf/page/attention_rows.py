@@ -30,6 +30,11 @@ class AttentionRows(Attended):
         super().keep(module, *tensors, **arguments)
 
     @property
+    def tensors(self) -> list[torch.Tensor | None]:
+        """`list[torch.Tensor]`: all that is kept of the text."""
+        return [tensor for _, *tensors, _ in self._layers.values() for tensor in tensors]
+
+    @property
     def has_learned_sink(self) -> bool:
         """`bool`: whether the attention knows a sink that is no token."""
         return any(layer.arguments.get("s_aux") is not None for layer in self._layers.values())

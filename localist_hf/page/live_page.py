@@ -6,12 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from .readings import Load, Readings
+from .readings import Load, Readings, max_characters
 from .saved_page import TITLE
 
 
 def live_page(
-    load: Load, models: Sequence[str], text: str, compare: str | None = None, is_open: bool = True
+    load: Load,
+    models: Sequence[str],
+    text: str,
+    compare: str | None = None,
+    is_open: bool = True,
+    max_tokens: int | None = None,
 ) -> gr.Blocks:
     """
     The page as a Gradio app, in which nothing has been read yet; it reads the first text as soon as it is opened.
@@ -27,21 +32,24 @@ def live_page(
             The second model, to begin with.
         is_open (`bool`, *optional*, defaults to `True`):
             Whether readers may name other models. Not where strangers are: each would be loaded, and from the Hub.
+        max_tokens (`int`, *optional*):
+            As for [`Readings`].
 
     Returns:
-        `gr.Blocks`: to be launched.
+        `gr.Blocks`: to be launched with [`launch_settings`].
     """
-    readings = Readings(load)
+    readings = Readings(load, max_tokens)
 
-    def answer(ask: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    def answer(ask: Callable[[], Any]) -> dict[str, Any]:
         """What the page is told: an answer, or a sentence that says why there is none."""
         try:
-            return {"answer": ask(*arguments)}
+            return {"answer": ask()}
         except (ValueError, TypeError, KeyError) as error:
             return {"problem": str(error)}
 
     def read_text(text: str, model: str, compare: str | None) -> dict[str, Any]:
-        return answer(readings.read, text, model, compare)
+        about = {"text": text, "model": model, "compare": compare}  # which all that is asked of it comes back with
+        return answer(lambda: {"page": readings.read(**about), "about": about})
 
     def weights(asked: dict[str, Any]) -> dict[str, Any]:
         return answer(lambda: readings.weights(**asked))
@@ -68,20 +76,29 @@ def live_page(
         drawing = gr.HTML(
             html_template='<div class="drawing"></div>',
             # Not in `js_on_load`, where Gradio takes every word in quotes for the name of an event.
-            head=f"<script>{script}</script>",
+            head=f"<script>{script}</script><style>textarea {{ unicode-bidi: plaintext }}</style>",
             js_on_load=_CONNECT,
             css=css,
             server_functions=[weights, predict, go_on],
         )
-        inputs = [text_box, model_box, compare_box]
-        gr.on([page.load, button.click], read_text, inputs, drawing, api_name="read", concurrency_limit=1)
+        # No more is sent of a text than is refused. JavaScript counts some characters twice.
+        cut = f"(text, ...models) => [text.slice(0, {2 * max_characters(max_tokens) + 2}), ...models]"
+        gr.on(
+            [page.load, button.click],
+            read_text,
+            [text_box, model_box, compare_box],
+            drawing,
+            js=cut,
+            api_name="read",
+            concurrency_limit=None,  # what has been read already waits for nobody; [`Readings`] has the others wait
+        )
     return page
 
 
 #: Draws what was read, and asks the server for the rest.
 _CONNECT = """
-const ask = (name, key) => async (asked) => {
-  const { answer, problem } = await server[name]({ key, ...asked });
+const ask = (name, about) => async (asked) => {
+  const { answer, problem } = await server[name]({ ...about, ...asked });
   if (problem) throw new Error(problem);
   return answer;
 };
@@ -90,8 +107,8 @@ const draw = () => {
   const { answer, problem } = props.value ?? {};
   if (problem) drawProblem(host, props.css, problem);
   else if (answer) {
-    const { key, page } = answer;
-    const source = { weights: ask("weights", key), predict: ask("predict", key), goOn: ask("go_on", key) };
+    const { page, about } = answer;
+    const source = { weights: ask("weights", about), predict: ask("predict", about), goOn: ask("go_on", about) };
     drawPage(host, props.css, page, source);
   }
 };

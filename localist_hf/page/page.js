@@ -47,9 +47,9 @@ function make(tag, attributes = {}, ...children) {
 const headings = (...names) =>
   make("tr", {}, ...names.map((name) => (name ? make("th", { scope: "col" }, name) : make("td"))));
 
-/** A token by itself, with signs for what would not be seen. */
+/** A token by itself, with signs for what would not be seen; whichever way it is written, what is around it stays. */
 const quoted = (piece) =>
-  piece === "" ? "(part of a character)" : `‘${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}’`;
+  piece === "" ? "(part of a character)" : `‘\u2068${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}\u2069’`;
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
@@ -75,6 +75,10 @@ function heatColours(share) {
   const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
   return [`rgb(${colour.join(" ")})`, (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) ? "#000" : "#fff"];
 }
+
+/** How large the weights in a saved page are. */
+const megabytes = (data) =>
+  (data.readings.flatMap(({ rows }) => Object.values(rows)).reduce((sum, row) => sum + row.length, 0) / 1e6).toFixed(1);
 
 /** What a reader needs to know who has not read the paper. */
 function introduction(data, hasDial) {
@@ -136,17 +140,20 @@ function introduction(data, hasDial) {
           ...share("block", `earlier words in the same block${before}`),
           ...share("outside", "all other earlier words"),
         ),
-        hasDial
-          ? paragraph(
+        ...(hasDial
+          ? [paragraph(
               "The dial.",
               "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its",
               "λ says: at dial 1, a layer with λ = 1 sees its block only. Where the prediction stays the same, within",
               "hundredths of a bit, it needed no more than the blocks of those layers.",
-            )
-          : paragraph(
-              "λ",
-              "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely.",
-            ),
+            )]
+          : [
+              paragraph("λ", "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),
+              paragraph(
+                "This file",
+                `holds every attention weight, in ${megabytes(data)} MB; they grow with the square of the text's length.`,
+              ),
+            ]),
       ),
     ),
   );
@@ -217,6 +224,7 @@ async function drawPage(host, css, data, source) {
     let asked = 0;
     let timer = null;
     let predicted = 0;
+    let last = Promise.resolve();
 
     const error = make("p", { class: "error", role: "alert" });
     const scale = make("p", { class: "note" });
@@ -260,7 +268,7 @@ async function drawPage(host, css, data, source) {
     const text = make(
       "div",
       {
-        class: "text", role: "listbox", "aria-label": `Tokens of the text, as ${reading.name} looks at them`,
+        class: "text", dir: "auto", role: "listbox", "aria-label": `Tokens of the text, as ${reading.name} looks at them`,
         onclick: (event) => chooseAt(event), onkeydown: (event) => onKey(event),
         onmouseover: (event) => showTip(event.target.closest(".token")), onmouseleave: () => (tip.hidden = true),
         onfocusin: (event) => showTip(event.target.closest(".token")), onfocusout: () => (tip.hidden = true),
@@ -268,6 +276,8 @@ async function drawPage(host, css, data, source) {
       ...blocks,
     );
 
+    // Of what is measured: tokens for which anything lies outside, and not only sinks.
+    const hasOutside = reading.localStarts.some((start) => start > reading.numSinks);
     const shareRows = reading.lambdas.map((lambda, layer) => drawShareRow(lambda, layer));
     const heatCells = reading.headFidelity.map((heads, layer) =>
       [reading.layerFidelity[layer], ...heads].map((value, column) => drawHeatCell(value, layer, column - 1)),
@@ -350,9 +360,10 @@ async function drawPage(host, css, data, source) {
 
     function onKey(event) {
       const block = blockOf[state.position];
+      const toTheRight = getComputedStyle(text).direction === "rtl" ? -1 : 1;
       const places = {
-        ArrowLeft: state.position - 1,
-        ArrowRight: state.position + 1,
+        ArrowLeft: state.position - toTheRight,
+        ArrowRight: state.position + toTheRight,
         ArrowUp: starts[block] < state.position ? starts[block] : starts[Math.max(block - 1, 0)],
         ArrowDown: starts[block + 1] ?? tokens.length - 1,
         Home: 0,
@@ -489,7 +500,8 @@ async function drawPage(host, css, data, source) {
     function drawHeatCell(value, layer, column) {
       const head = column < 0 ? null : column;
       const name = `Layer ${layer}, ${head === null ? "mean of all heads" : `head ${head}`}`;
-      const said = value === null ? "no attention to other words" : `context fidelity ${percent(value)}`;
+      const undefinedSince = hasOutside ? "no attention to other words" : "nothing lies outside of a block";
+      const said = value === null ? undefinedSince : `context fidelity ${percent(value)}`;
       const button = make(
         "button",
         {
@@ -509,7 +521,12 @@ async function drawPage(host, css, data, source) {
       return make(
         "div",
         { class: "heat scroll" },
-        make("p", { class: "note" }, "Over the whole text, in percent. Choose a head to see its words above."),
+        make(
+          "p",
+          { class: "note" },
+          "Over the whole text, in percent. Choose a head to see its words above." +
+            (hasOutside ? "" : " Nothing lies outside of a block in this text, so that there is nothing to measure."),
+        ),
         make(
           "table",
           { role: "grid", "aria-label": "Context fidelity by layer and head", onkeydown: (event) => onHeatKey(event) },
@@ -562,11 +579,17 @@ async function drawPage(host, css, data, source) {
     async function predict() {
       const request = ++predicted;
       const { position, dial } = state;
-      const ask = { reading: index, position };
+      await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
+      if (request !== predicted) return;
+      const ask = (what, dial) => {
+        const answer = what({ reading: index, position, dial });
+        last = answer.catch(() => {});
+        return answer;
+      };
       try {
         const answers = [];
         for (const each of [0, dial]) {
-          answers.push(await source.predict({ ...ask, dial: each }));
+          answers.push(await ask(source.predict, each));
           if (request !== predicted) return; // something else has been chosen meanwhile
         }
         error.textContent = "";
@@ -574,7 +597,7 @@ async function drawPage(host, css, data, source) {
         // The text that follows takes longer.
         const places = predictions.querySelectorAll(".goes-on");
         for (const [column, each] of [0, dial].entries()) {
-          const continuation = await source.goOn({ ...ask, dial: each });
+          const continuation = await ask(source.goOn, each);
           if (request !== predicted) return;
           places[column].textContent = continuation;
         }

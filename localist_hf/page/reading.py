@@ -1,7 +1,6 @@
 """All that the page shows of one model and one text."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,10 @@ from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import check_share
 from .attention_rows import AttentionRows
 from .pieces import added_text, decode, text_pieces
+
+
+#: What the objects of a reading take beside its tensors, at most.
+_OBJECT_BYTES = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +142,16 @@ class Reading:
     def has_learned_sink(self) -> bool:
         """`bool`: whether part of the attention goes to a sink that is no token."""
         return self._rows.has_learned_sink
+
+    @property
+    def num_bytes(self) -> int:
+        """`int`: memory that it takes, without the model's; no more than roughly, for what is not a tensor."""
+        tensors = [*self._rows.tensors, self.shares, self.passage.input_ids]
+        for cache in self._caches.values():
+            tensors += [tensor for layer in cache.layers for tensor in vars(layer).values()]
+        # Queries and keys are often parts of one tensor, and the cache's may be the same.
+        storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        return _OBJECT_BYTES + sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def weights(self, layer: int, position: int) -> torch.Tensor:
         """
@@ -330,26 +343,6 @@ def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: 
     if not torch.equal(passage.input_ids, first.passage.input_ids):
         raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
     return read(model, passage, first.block_starts, name)
-
-
-def read_all(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], text: str) -> list[Reading]:
-    """
-    One text as several models read it, on the blocks of the first one.
-
-    Args:
-        models (`Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]]`):
-            The models with their tokenizers.
-        text (`str`):
-            The text.
-
-    Raises:
-        ValueError: as [`Passage.of`], [`read`] and [`read_beside`].
-    """
-    readings: list[Reading] = []
-    for model, tokenizer in models:
-        passage = Passage.of(tokenizer, text)
-        readings.append(read_beside(readings[0], model, passage) if readings else read(model, passage))
-    return readings
 
 
 def _check_place(name: str, value: int, number: int) -> None:

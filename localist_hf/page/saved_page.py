@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.check_model import core_model, num_positions
 from ..version import __version__
 from ..whole_file import write_whole
 from .page_data import page_data
-from .reading import Reading, read_all
+from .reading import Passage, Reading, read, read_beside
 
 
+#: A page of 56 MB takes 4 seconds and 620 MB of memory to open in Chromium, and half a minute to be made.
+MAX_BYTES = 50e6
+#: What packing leaves of the weights' bytes, roughly.
+_BYTES_LEFT = 0.75
 TITLE = "Where a language model looks"
 
 
@@ -57,7 +63,7 @@ def view(
             Its tokenizer.
         text (`str`):
             The text. All attention weights are in the page, 2 MB at most for 256 tokens and 6 layers of 12 heads; they
-            grow with the square of its length.
+            grow with the square of its length, and a page of more than some 50 MB is refused.
         compare (a localised language model, *optional*):
             A second model, with the same tokens, to be shown beside it on the same blocks.
 
@@ -65,8 +71,8 @@ def view(
         [`Page`]: shown in a notebook; `save` writes it to a file.
 
     Raises:
-        ValueError: for a model that is not localised, and for a text that is empty or longer than the models'
-            positions.
+        ValueError: for a model that is not localised, and for a text that is empty, or longer than the models'
+            positions or than a page can hold.
 
     Example:
 
@@ -78,7 +84,39 @@ def view(
     ```
     """
     models = [model] if compare is None else [model, compare]
-    return saved_page(read_all([(each, tokenizer) for each in models], text))
+    return page_of([(each, tokenizer) for each in models], text)
+
+
+def page_of(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], text: str) -> Page:
+    """
+    The page of one text as several models read it, on the blocks of the first one.
+
+    Args:
+        models (`Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]]`):
+            The models with their tokenizers.
+        text (`str`):
+            The text.
+
+    Raises:
+        ValueError: as [`Passage.of`], [`read`] and [`read_beside`], and for a text whose weights are too many.
+    """
+    passages = [Passage.of(tokenizer, text) for _, tokenizer in models]
+    length, num_bytes, positions = len(passages[0]), 0.0, math.inf
+    for (model, tokenizer), passage in zip(models, passages, strict=True):
+        one = read(model, Passage(passage.input_ids[:1], passage.pieces[:1], tokenizer))  # which tells the numbers
+        num_bytes += _BYTES_LEFT / 2 * one.num_layers * (2 + one.num_heads)  # for each pair of tokens
+        positions = min(positions, num_positions(core_model(model).config) or math.inf)
+    limit = math.isqrt(int(MAX_BYTES / num_bytes))
+    if limit < length and limit < positions:  # of two limits that are too low a reader hears of the lower one
+        num_megabytes = math.ceil(num_bytes * length**2 / 1e6)
+        raise ValueError(
+            f"`text` has {length} tokens, whose attention weights would make a page of about {num_megabytes} MB, more "
+            f"than a browser opens with ease; it must have {limit} at most, or be read with `localist-hf view` alone."
+        )
+    readings: list[Reading] = []
+    for (model, _), passage in zip(models, passages, strict=True):
+        readings.append(read_beside(readings[0], model, passage) if readings else read(model, passage))
+    return saved_page(readings)
 
 
 def is_saved_page(path: Path) -> bool:

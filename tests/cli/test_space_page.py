@@ -21,9 +21,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         made.update(load=load, models=models, text=text, is_open=is_open)
         return SimpleNamespace(launch=lambda **settings: made.update(settings=settings))
 
-    module = ModuleType("localist_hf.page.live_page")
-    module.live_page = live_page
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, function in (("live_page", live_page), ("serving", lambda: {"share": False})):
+        module = ModuleType(f"localist_hf.page.{name}")
+        setattr(module, "launch_settings" if name == "serving" else name, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 
 
@@ -41,7 +42,7 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
     space_page.serve_page(["org/a", "org/b"], revisions)
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
     assert served["is_open"] is False
-    assert "share" not in served["settings"]
+    assert served["settings"] == {"share": False}
     model, tokenizer = served["load"]("org/a")
     assert (model.weight.dtype, tokenizer) == (torch.float32, "its tokenizer")
     with pytest.raises(ValueError, match="the Hub is away"):  # what the page says, in place of a stack trace

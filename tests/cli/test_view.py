@@ -45,7 +45,7 @@ def test_the_saved_page_is_that_of_the_models(
     locality = {"num_sink_tokens": 2}
     flags = ["--compare", folders[1], "--locality", json.dumps(locality), "--save", str(file)]
     main(["view", folders[0], "--text-file", str(text), *flags])
-    assert capsys.readouterr().out == f"Written: {file}\n"
+    assert capsys.readouterr().out == f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB\n"
     models = [load_model(folder, load_config(folder, locality)) for folder in folders]
     passage = Passage.of(tokenizer, TEXT)
     first = read(models[0], passage)
@@ -119,6 +119,7 @@ def test_what_cannot_be_used_is_refused(
         ([folders[0], "--locality", '{"sinks": 1}', *save], "`locality` is "),
         ([folders[0], "--save", str(tmp_path / "none" / "page.html")], "`save` is "),
         ([folders[0], "--port", "70000"], "`port` is 70000; it must be in 1 to 65535."),
+        ([folders[0], "--max-tokens", "0"], "`max_tokens` is 0; it must be at least 1."),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["view", *arguments])

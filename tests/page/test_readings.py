@@ -1,6 +1,7 @@
 """What the server answers are the readings' numbers, or a sentence."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.page import Passage, read, read_beside
+from localist_hf.page import Passage, Reading, read, read_beside
+from localist_hf.page import readings as module
 from localist_hf.page.page_data import page_data
-from localist_hf.page.readings import MAX_TOKENS, Readings
+from localist_hf.page.readings import Readings
 
 
 TEXT = "Sentence number 12 says something. some more of the words here\nnumber 3 says more."
@@ -41,47 +43,126 @@ def shelf(make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrai
 
 def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
     readings = Readings(shelf.load)
-    answer = readings.read(TEXT, "first", "second")
     passage = Passage.of(shelf.tokenizer, TEXT)
     first = read(shelf.models["first"], passage)
     second = read_beside(first, shelf.models["second"], passage)
-    assert answer["page"] == page_data([first, second], has_rows=False)
-    key = answer["key"]
+    about = (TEXT, "first", "second")
+    assert readings.read(*about) == page_data([first, second], has_rows=False)
     for number, reading in enumerate((first, second)):
         row = reading.weights(2, 9)
-        assert_close(torch.tensor(readings.weights(key, number, 2, None, 9)), row.mean(0))
-        assert_close(torch.tensor(readings.weights(key, number, 2, 3, 9)), row[3])
-        predicted, expected = readings.predict(key, number, 9, 0.5), reading.predict(9, 0.5)
+        assert_close(torch.tensor(readings.weights(*about, number, 2, None, 9)), row.mean(0))
+        assert_close(torch.tensor(readings.weights(*about, number, 2, 3, 9)), row[3])
+        predicted, expected = readings.predict(*about, number, 9, 0.5), reading.predict(9, 0.5)
         assert predicted == {
             "tokens": expected.tokens,
             "probabilities": expected.probabilities,
             "actual": expected.actual_probability,
             "divergence": expected.divergence,
         }
-        assert readings.go_on(key, number, 9, 0.5) == reading.go_on(9, 0.5)
+        assert readings.go_on(*about, number, 9, 0.5) == reading.go_on(9, 0.5)
 
 
-def test_models_and_readings_that_are_no_longer_asked_for_make_room(shelf: Shelf) -> None:
+@pytest.fixture
+def read_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What models have read, of the texts in the tests."""
+    texts: list[str] = []
+
+    def read_and_say(model: PreTrainedModel, passage: Passage) -> Reading:
+        if text := "".join(passage.pieces):
+            texts.append(text)
+        return read(model, passage)
+
+    monkeypatch.setattr(module, "read", read_and_say)
+    return texts
+
+
+def test_models_that_are_no_longer_asked_for_make_room_and_come_back(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readings = Readings(shelf.load)
-    keys = [readings.read(TEXT, name, "")["key"] for name in ("first", "second", "first", "first", "first")]
-    assert shelf.loaded == ["first", "second"]
-    assert len(set(keys)) == 5
-    with pytest.raises(ValueError, match="read too long ago"):
-        readings.weights(keys[0], 0, 0, None, 0)
-    readings.weights(keys[1], 0, 0, None, 0)
-    readings.read(TEXT, "third", None)  # there is room for two models: the second goes, and what it has read
-    with pytest.raises(ValueError, match="read too long ago"):
-        readings.weights(keys[1], 0, 0, None, 0)
-    readings.weights(keys[4], 0, 0, None, 0)
-    readings.read(TEXT, "second", None)
-    assert shelf.loaded == ["first", "second", "third", "second"]
+    for name in ("first", "second", "third", "first", "second"):
+        readings.read(TEXT, name, None)
+    assert shelf.loaded == ["first", "second", "third"]  # small ones have room together
+    monkeypatch.setattr(module, "_MODEL_BYTES", 0)
+    readings = Readings(shelf.load)
+    shelf.loaded.clear()
+    for name in ("first", "second", "first", "third"):
+        readings.read(TEXT, name, "")
+    assert {reading.model for of, _ in readings._readings.values() for reading in of} == {
+        shelf.models["first"], shelf.models["third"],
+    }  # fmt: skip
+    assert shelf.loaded == ["first", "second", "third"]
+    assert len(readings.weights(TEXT, "second", None, 0, 0, None, 9)) == 10  # its model has gone, and is loaded again
+    readings.read("a", "third", "first")  # the older of two stays for the new one that is compared with it
+    readings.read("a", "third", "first")
+    assert shelf.loaded[3:] == ["second", "first"]
+
+
+def test_what_made_room_is_read_again_by_itself(
+    shelf: Shelf, read_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = Readings(shelf.load)
+    texts = ["a " * number + "number" for number in range(12, 2, -1)]
+    answers = [readings.read(text, "first", None) for text in texts]
+    assert read_texts == texts
+    assert [readings.read(text, "first", None) for text in texts] == answers
+    assert read_texts == texts  # all are there
+    sizes = [size for _, size in readings._readings.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    readings.predict(texts[0], "first", None, 0, 3, 1.0)
+    assert list(readings._readings.values())[-1][1] > sizes[0]  # one more cache
+
+    monkeypatch.setattr(module, "_READING_BYTES", 4 * sizes[0])
+    readings.predict(texts[0], "first", None, 0, 3, 0.5)
+    assert list(readings._readings) == [(text, "first", "") for text in (*texts[7:], texts[0])]
+    assert len(readings.weights(texts[5], "first", "", 0, 0, None, 3)) == 4
+    assert read_texts == [*texts, texts[5]]
+    monkeypatch.setattr(module, "_READING_BYTES", 0)  # one is kept, whatever it takes
+    for _ in range(2):
+        readings.go_on(texts[6], "first", None, 0, 3, 1.0)
+    assert read_texts == [*texts, texts[5], texts[6]]
+    assert len(readings._readings) == 1
+
+
+def test_what_many_ask_for_at_once_is_read_once(shelf: Shelf, read_texts: list[str]) -> None:
+    readings = Readings(shelf.load)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: readings.read(TEXT, "first", None), range(20)))
+    assert read_texts == [TEXT]
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_many_read_and_ask_at_once_in_bounded_memory(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 2**20
+    monkeypatch.setattr(module, "_READING_BYTES", most)
+    readings, kept = Readings(shelf.load), []
+
+    def visit(number: int) -> None:
+        text = f"number {number} says something. " + TEXT
+        expected = None
+        for position in (3, 4):
+            page = readings.read(text, "first", "second" if number % 2 else None)
+            assert "".join(page["tokens"]) == text
+            about = (text, "first", "second" if number % 2 else None, number % 2)
+            assert sum(readings.weights(*about, 1, None, position)) == pytest.approx(1, abs=1e-5)
+            predicted = readings.predict(*about, 3, 1.0)
+            assert predicted == (expected or predicted)
+            expected = predicted
+            with readings._kept_lock:
+                kept.append([size for _, size in readings._readings.values()])
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(visit, range(20)))
+    assert len(kept) == 40
+    assert all(sum(sizes) <= most or len(sizes) == 1 for sizes in kept)
 
 
 def test_weights_wait_for_no_prediction(shelf: Shelf) -> None:
     readings = Readings(shelf.load)
-    key = readings.read(TEXT, "first", None)["key"]
+    page = readings.read(TEXT, "first", None)
     with readings._models_lock:  # a prediction is being made
-        assert len(readings.weights(key, 0, 0, None, 9)) == 10
+        assert len(readings.weights(TEXT, "first", None, 0, 0, None, 9)) == 10
+        assert readings.read(TEXT, "first", "") == page
 
 
 def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
@@ -91,19 +172,62 @@ def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
         (TEXT, "", None, "`model` is empty"),
         (TEXT, "fourth", None, "`model` is 'fourth', which cannot be loaded"),
         (TEXT, "first", "fourth", "`model` is 'fourth', which cannot be loaded"),
-        ("a " * 200, "first", None, "tokens; the model has positions for 300"),
-        ("a " * 2000, "first", None, f"tokens; this page takes {MAX_TOKENS}"),
     ):
         with pytest.raises(ValueError, match=message):
             readings.read(text, model, compare)
-    key = readings.read(TEXT, "first", None)["key"]
     for head in (-1, 4):
         with pytest.raises(ValueError, match=f"`head` is {head}; it must be in 0 to 3"):
-            readings.weights(key, 0, 0, head, 0)
+            readings.weights(TEXT, "first", None, 0, 0, head, 0)
     for reading in (-1, 1):
         with pytest.raises(ValueError, match=f"`reading` is {reading}; it must be in 0 to 0"):
-            readings.weights(key, reading, 0, None, 0)
+            readings.weights(TEXT, "first", None, reading, 0, None, 0)
     with pytest.raises(ValueError, match="`position` is 999"):
-        readings.predict(key, 0, 999, 1.0)
-    with pytest.raises(ValueError, match="read too long ago"):
-        readings.predict("unknown", 0, 0, 1.0)
+        readings.predict(TEXT, "first", None, 0, 999, 1.0)
+
+
+# --- how long a text may be
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "limit"), [(None, "the model has positions for 300"), (20, "this page takes 20")]
+)
+def test_the_lowest_limit_is_the_only_one_that_a_reader_hears_of(
+    shelf: Shelf, max_tokens: int | None, limit: str
+) -> None:
+    readings = Readings(shelf.load, max_tokens)
+    for number in (155, 2300, 10_000):
+        with pytest.raises(ValueError, match=rf"^`text` has (\d+ tokens|more than \d+ characters); {limit} tokens\.$"):
+            readings.read("a " * number, "first", None)
+
+
+def test_characters_are_counted_before_tokens(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = Readings(shelf.load)
+    monkeypatch.setattr(Passage, "of", lambda tokenizer, text: pytest.fail("the text was cut into tokens"))
+    with pytest.raises(ValueError, match="more than 4800 characters; the model has positions for 300"):
+        readings.read("a" * 4801, "first", None)
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_no_reading_takes_long(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+
+    def read_slowly(model: PreTrainedModel, passage: Passage) -> Reading:
+        clock.now += 0.01 + len(passage) ** 2 / 10_000 if len(passage) > 1 else 60  # 100 tokens a second
+        return read(model, passage)
+
+    monkeypatch.setattr(module, "read", read_slowly)
+    readings = Readings(shelf.load)
+    limits = []
+    for compare in (None, "second"):
+        with pytest.raises(ValueError, match=r"^`text` has \d+ tokens; .* this machine reads \d+ tokens\.$") as error:
+            readings.read("a " * 140, "first", compare)
+        limits.append(int(str(error.value).split()[-2]))
+    assert 0.9 * 141 < limits[0] <= 141
+    assert limits[1] == limits[0] // 2
+    Readings(shelf.load, 300).read("a " * 140, "first", None)  # where somebody wants to wait

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,30 @@ def test_256_tokens_and_6_layers_of_12_heads_are_less_than_2_mb(
     ids = torch.randint(2, 97, (256,))
     page = saved_page([read(model, Passage(ids, [f" word{token}" for token in ids.tolist()], tokenizer=None))])
     assert 200_000 < len(page.html.encode()) < 2_000_000
+
+
+def test_a_page_that_no_browser_opens_with_ease_is_refused(
+    model: PreTrainedModel,
+    make_model: Callable[..., LocalistGPT2LMHeadModel],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = import_module("localist_hf.page.saved_page")
+    monkeypatch.setattr(module, "MAX_BYTES", 30_000)
+    passage = Passage.of(tokenizer, TEXT * 4)
+    sentence = rf"^`text` has {len(passage)} tokens, .* a page of about 1 MB, .* must have \d+ at most"
+    with pytest.raises(ValueError, match=sentence) as error:
+        view(model, tokenizer, TEXT * 4)
+    limit = int(re.findall(r"have (\d+) at most", str(error.value))[0])
+    with pytest.raises(ValueError, match=rf"; it must have ({int(limit / 2**0.5)}|{int(limit / 2**0.5) + 1}) at most"):
+        view(model, tokenizer, TEXT * 4, compare=model)
+    # What is said is about right.
+    written = json.dumps(data_of(view(model, tokenizer, "".join(passage.pieces[:limit])))["readings"][0]["rows"])
+    assert 0.6 * 30_000 < len(written) < 1.3 * 30_000
+    # Of two limits a reader hears of the lower one.
+    monkeypatch.setattr(module, "MAX_BYTES", 10**6)
+    with pytest.raises(ValueError, match="tokens; the model has positions for 300"):
+        view(make_model(vocab_size=len(tokenizer)), tokenizer, TEXT * 40)
 
 
 HOSTILE = "</script><script>alert(1)</script> <!-- &lt; @data@ \\u003c 'quote\" \u2028 <img src=x onerror=alert(2)>"

@@ -1,0 +1,83 @@
+"""What the server of the live page lets in: names of its own, and requests of some size."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+
+
+pytest.importorskip("starlette", reason="gradio, which brings it, is not installed")
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from localist_hf.page.readings import CHARACTERS_PER_TOKEN, MAX_TOKENS
+from localist_hf.page.serving import launch_settings
+
+
+async def length(request: Request) -> JSONResponse:
+    return JSONResponse(len(await request.body()))
+
+
+def client(*settings: object) -> TestClient:
+    middleware = launch_settings(*settings)["app_kwargs"]["middleware"]
+    return TestClient(Starlette(routes=[Route("/", length, methods=["GET", "POST"])], middleware=middleware))
+
+
+LOOPBACK = ["localhost:7860", "127.0.0.1:7860", "[::1]:7860", "LOCALHOST"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "strange"),
+    [
+        (
+            ["127.0.0.1"],
+            LOOPBACK,
+            ["a.example", "127.0.0.1.nip.io:7860", "x.gradio.live", "my-machine", "10.0.0.2", ""],
+        ),
+        (["::1"], LOOPBACK, ["a.example"]),
+        (["my-machine"], [*LOOPBACK, "my-machine", "My-Machine:80"], ["a.example", "10.0.0.2"]),
+        (["10.0.0.2"], [*LOOPBACK, "10.0.0.2:7860"], ["a.example", "my-machine"]),
+        (["127.0.0.1", True], [*LOOPBACK, "0a1b.gradio.live"], ["a.example", "gradio.live.example"]),
+        (["0.0.0.0"], [*LOOPBACK, "a.example"], []),
+        (["::"], [*LOOPBACK, "a.example"], []),
+        ([], ["user-space.hf.space", "a.example"], []),
+    ],
+)
+def test_a_page_is_reached_by_its_own_names(settings: list, named: list[str], strange: list[str]) -> None:
+    page = client(*settings)
+    assert [page.get("/", headers={"Host": name}).status_code for name in named] == [200] * len(named)
+    assert [page.get("/", headers={"Host": name}).status_code for name in strange] == [400] * len(strange)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 10])
+def test_large_requests_are_refused(max_tokens: int | None) -> None:
+    page = client("127.0.0.1", False, max_tokens)
+    text = "\x01" * 2 * CHARACTERS_PER_TOKEN * (max_tokens or MAX_TOKENS)  # the largest that a page sends
+    body = json.dumps({"text": text}).encode()
+    for content, status in ((body, 200), (body + bytes(2**16), 413), (iter([body] * 2), 413), (iter([body]), 200)):
+        assert page.post("http://localhost/", content=content).status_code == status
+    assert launch_settings()["max_file_size"] == 0
+
+
+def test_what_is_refused_is_not_read_to_its_end() -> None:
+    middleware = launch_settings(None, False, 10)["app_kwargs"]["middleware"][0]
+    num_read = 0
+
+    async def endless() -> dict[str, object]:
+        nonlocal num_read
+        num_read += 1
+        return {"type": "http.request", "body": bytes(2**16), "more_body": True}
+
+    async def patient(scope: dict, receive: Callable, send: Callable) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    with pytest.raises(HTTPException, match="413: A request has 67456 bytes at most."):
+        asyncio.run(middleware.cls(patient, **middleware.kwargs)({"type": "http"}, endless, endless))
+    assert num_read == 2
