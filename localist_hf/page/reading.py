@@ -48,8 +48,14 @@ class Passage:
         Cuts a text.
 
         Raises:
-            ValueError: for a text without a token.
+            ValueError: for a text without a token, and for one that is no Unicode text.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a character of two, which a browser may send
+            raise ValueError(
+                f"`text` has {text[error.start]!r}, character {error.start}; it must be Unicode text."
+            ) from error
         encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
         tokens = encoded["input_ids"]
         pieces, own = [decode(tokenizer, [token]) for token in tokens], []

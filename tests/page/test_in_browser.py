@@ -290,6 +290,64 @@ def test_controls_have_names_and_roles(open_page: Callable[..., "sync_api.Page"]
     assert not re.search(r"^\s*- (button|combobox|option|slider)\s*$", snapshot, re.MULTILINE)  # without a name
 
 
+# --- text that is written from right to left, and a text of one block
+
+HEBREW = "בראשית ברא אלהים את השמים ואת הארץ. והארץ היתה תהו ובהו.\nויאמר אלהים: יהי אור (1:4)! ויהי אור."  # noqa: RUF001
+#: Left and right of what is drawn of an element, and of its badge.
+BOXES = """
+(block) => {
+  const range = document.createRange();
+  range.selectNodeContents(block);
+  return [block.getBoundingClientRect(), range.getBoundingClientRect()].map(({ left, right }) => [left, right]);
+}
+"""
+
+
+def save_and_open(open_page: Callable[..., "sync_api.Page"], reading: Reading, folder: Path) -> "sync_api.Page":
+    saved_page([reading]).save(folder / "page.html")
+    return open_page((folder / "page.html").as_uri())
+
+
+def test_right_to_left_text(
+    open_page: Callable[..., "sync_api.Page"], models: list[PreTrainedModel], tmp_path: Path
+) -> None:
+    pieces = re.findall(r"\s?\w{1,4}|\s?[^\w\s]|\s", HEBREW)
+    passage = Passage(torch.arange(len(pieces)) % 90 + 2, pieces, None)
+    starts = torch.arange(len(pieces)) // 6 * 6
+    page = save_and_open(open_page, read(models[0], passage, starts, name="a model"), tmp_path)
+    press_tokens(page, 7)
+    settled(page, models[0].config.num_hidden_layers - 1, None, 7)
+    # A block's badge is one piece at its right, where it begins: the first line's first blocks are those that it holds.
+    for number in (0, 1):
+        (left, right), (first, last) = page.locator(".block").nth(number).evaluate(BOXES)
+        badge = right - last
+        assert first - left < 2
+        assert badge > (30 if number else 5), "the badge is elsewhere"
+    first, second = (page.locator(".token").nth(position).bounding_box() for position in (0, 1))
+    assert second["x"] < first["x"]
+    assert first["x"] + first["width"] > page.locator(".text").bounding_box()["width"] - 40  # at the right margin
+    # Keys go where they point.
+    page.locator(".token[aria-selected=true]").focus()
+    for key, position in (("ArrowLeft", 8), ("ArrowRight", 7), ("ArrowRight", 6), ("Home", 0), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        settled(page, models[0].config.num_hidden_layers - 1, None, position)
+    # A sentence around a word keeps its order.
+    caption = page.locator(".most caption")
+    assert "From token 1, ‘\u2068ית\u2069’, in layer" in caption.inner_text()  # noqa: RUF001
+
+
+def test_where_all_is_one_block_nothing_is_said_of_other_words(
+    open_page: Callable[..., "sync_api.Page"], models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    passage = Passage.of(tokenizer, "number 3 says more.")
+    one_block = torch.zeros(len(passage), dtype=torch.long)
+    page = save_and_open(open_page, read(models[0], passage, one_block, name="a model"), tmp_path)
+    assert page.get_by_text("Nothing lies outside of a block in this text").count() == 1
+    assert page.get_by_role("button", name="Layer 1, head 2: nothing lies outside of a block").count() == 1
+    assert page.get_by_text("holds every attention weight, in 0.0 MB").count() == 1
+
+
 # --- the live page
 
 
@@ -297,6 +355,7 @@ def test_controls_have_names_and_roles(open_page: Callable[..., "sync_api.Page"]
 def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     pytest.importorskip("gradio", reason="gradio is not installed")
     from localist_hf.page.live_page import live_page
+    from localist_hf.page.serving import launch_settings
 
     by_name = dict(zip(("first", "second"), models, strict=True))
 
@@ -306,9 +365,7 @@ def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -
         return by_name[name], tokenizer
 
     page = live_page(load, ["first", "second"], TEXT)
-    _, address, _ = page.launch(
-        server_name="127.0.0.1", share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True
-    )
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_settings("127.0.0.1"))
     yield address
     page.close()
 
@@ -362,7 +419,11 @@ def test_the_live_page(
         check_predictions(page, reading, 14, 1.0, panel)
 
     # What cannot be read is said, and the next text is read.
-    for text, sentence in (("", "`text` is empty"), ("a " * 3000, "tokens; this page takes 2048")):
+    for text, sentence in (
+        ("", "`text` is empty"),
+        ("a " * 3000, "tokens; this page takes 2048 tokens."),
+        ("😀" * 1_000_000, "`text` has more than 32768 characters; this page takes 2048 tokens."),
+    ):
         page.get_by_label("Text", exact=True).fill(text)
         page.get_by_role("button", name="Read", exact=True).click()
         sync_api.expect(page.locator(".page > .error")).to_contain_text(sentence)

@@ -60,7 +60,12 @@ def test_large_requests_are_refused(max_tokens: int | None) -> None:
     page = client("127.0.0.1", False, max_tokens)
     text = "\x01" * 2 * CHARACTERS_PER_TOKEN * (max_tokens or MAX_TOKENS)  # the largest that a page sends
     body = json.dumps({"text": text}).encode()
-    for content, status in ((body, 200), (body + bytes(2**16), 413), (iter([body] * 2), 413), (iter([body]), 200)):
+    for content, status in (
+        (body, 200),
+        (body + bytes(2**16), 413),
+        (iter([body, bytes(2**16)]), 413),
+        (iter([body]), 200),
+    ):
         assert page.post("http://localhost/", content=content).status_code == status
     assert launch_settings()["max_file_size"] == 0
 
@@ -78,6 +83,6 @@ def test_what_is_refused_is_not_read_to_its_end() -> None:
         while (await receive())["more_body"]:
             pass
 
-    with pytest.raises(HTTPException, match="413: A request has 67456 bytes at most."):
+    with pytest.raises(HTTPException, match="A request has 67456 bytes at most"):
         asyncio.run(middleware.cls(patient, **middleware.kwargs)({"type": "http"}, endless, endless))
     assert num_read == 2
