@@ -132,9 +132,9 @@ def main() -> None:
             f"{times[-1]:.2f} |"
         )
     print(f"\n{len(failures)} requests failed: {sorted(set(failures))[:5]}")
-    half = len(held) // 2
+    quarters = [max(held[len(held) * number // 4 :][: len(held) // 4 + 1]) for number in range(4)]
     print(
-        f"Memory: {held[0]:.0f} MB at first, {max(held[:half]):.0f} and {max(held[half:]):.0f} at most in either half."
+        f"Memory: {held[0]:.0f} MB at first; at most in each quarter {', '.join(f'{each:.0f}' for each in quarters)}."
     )
 
 

@@ -34,6 +34,8 @@ def launch_settings(host: str | None = None, share: bool = False, max_tokens: in
         "ssr_mode": False,
         "footer_links": ["gradio"],
         "max_file_size": 0,  # there is no place for files
+        "run_history": False,  # what was read stays on the page
+        "state_session_capacity": 200,  # nothing is kept of a session
         "max_threads": 200,  # those that wait for a model, and those that do not
         "app_kwargs": {"middleware": middleware},
     }

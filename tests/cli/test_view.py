@@ -145,8 +145,11 @@ def test_the_page_is_served_on_this_machine_unless_told_otherwise(
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")
     launched = []
     monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **settings: launched.append((page, settings)))
-    main(["view", folders[0], "--compare", folders[1], "--text", TEXT, *flags])
+    main(["view", folders[0], "--compare", folders[1], "--text", TEXT, "--max-tokens", "2", *flags])
     ((page, settings),) = launched
+    (read,) = [function.fn for function in page.fns.values() if function.api_name == "read"]
+    assert "this page takes 2 tokens" in read(TEXT, folders[0], "")["problem"]
+    assert len(settings["app_kwargs"]["middleware"]) == (1 if "0.0.0.0" in flags else 2)
     assert settings["server_name"] == (flags[1] if "--host" in flags else "127.0.0.1")
     assert settings["share"] == ("--share" in flags)
     dropdowns = [block for block in page.blocks.values() if isinstance(block, gradio.Dropdown)]
