@@ -25,8 +25,10 @@ def launch_settings(host: str | None = None, share: bool = False, max_tokens: in
             As for [`Readings`].
     """
     middleware = [Middleware(_BoundedRequests, max_bytes=2**16 + 12 * max_characters(max_tokens))]
-    if host is not None and host not in ("0.0.0.0", "::"):
-        names = [host, f"[{host}]", "localhost", "127.0.0.1", "[::1]", *(["*.gradio.live"] if share else [])]
+    if host is not None and ":" in host:
+        host = f"[{host.strip('[]')}]"  # as addresses of IPv6 stand in a URL
+    if host not in (None, "0.0.0.0", "[::]"):
+        names = [host, "localhost", "127.0.0.1", "[::1]", *(["*.gradio.live"] if share else [])]
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=names))
     return {
         "server_name": host,

@@ -41,6 +41,7 @@ LOOPBACK = ["localhost:7860", "127.0.0.1:7860", "[::1]:7860", "LOCALHOST"]
             ["a.example", "127.0.0.1.nip.io:7860", "x.gradio.live", "my-machine", "10.0.0.2", ""],
         ),
         (["::1"], LOOPBACK, ["a.example"]),
+        (["[fe80::1]"], [*LOOPBACK, "[fe80::1]:7860"], ["a.example", "[fe80::2]"]),
         (["my-machine"], [*LOOPBACK, "my-machine", "My-Machine:80"], ["a.example", "10.0.0.2"]),
         (["10.0.0.2"], [*LOOPBACK, "10.0.0.2:7860"], ["a.example", "my-machine"]),
         (["127.0.0.1", True], [*LOOPBACK, "0a1b.gradio.live"], ["a.example", "gradio.live.example"]),
@@ -53,6 +54,12 @@ def test_a_page_is_reached_by_its_own_names(settings: list, named: list[str], st
     page = client(*settings)
     assert [page.get("/", headers={"Host": name}).status_code for name in named] == [200] * len(named)
     assert [page.get("/", headers={"Host": name}).status_code for name in strange] == [400] * len(strange)
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    assert [launch_settings(host)["server_name"] for host in ("::1", "[::1]", "127.0.0.1", None)] == [
+        "[::1]", "[::1]", "127.0.0.1", None,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("max_tokens", [None, 10])
