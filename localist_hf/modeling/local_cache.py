@@ -19,6 +19,8 @@ class SearchLayer:
         self.block_state: BlockState | None = None
         #: Number of tokens that have been searched.
         self.searched = 0
+        #: Their ids, where blocks are found by them: no key tells.
+        self.token_ids: torch.LongTensor | None = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorders the rows, for beam search."""
@@ -38,37 +40,32 @@ class SearchLayer:
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self.forget_search()
+        self.block_state, self.searched, self.token_ids = None, 0, None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the last tokens; the search starts anew."""
+        super().crop(tokens_to_remove)
+        self.block_state, self.searched = None, 0
+        if self.token_ids is not None:
+            self.token_ids = self.token_ids[:, : self.get_seq_length()]
 
     def state_after(self, num_tokens: int) -> BlockState | None:
         """Where the search stands if it has been through so many tokens; `None` where it has not."""
         return self.block_state if self.searched == num_tokens else None
 
-    def forget_search(self) -> None:
-        """Forgets where the search stands, but no keys and values."""
-        self.block_state, self.searched = None, 0
-
     def _map_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.block_state is not None:
             self.block_state = BlockState(*map(select, self.block_state))
+        if self.token_ids is not None:
+            self.token_ids = select(self.token_ids)
 
 
 class BlockCacheLayer(SearchLayer, DynamicLayer):
     """All keys and values, and where the search for blocks in them stands, so that a step looks at its tokens only."""
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Removes the last tokens; the search starts anew."""
-        super().crop(tokens_to_remove)
-        self.forget_search()
-
 
 class SlidingBlockCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
     """Keys and values of a layer's sliding window, and where the search for blocks stands."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Removes the last tokens; the search starts anew."""
-        super().crop(tokens_to_remove)
-        self.forget_search()
 
 
 class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
@@ -155,12 +152,16 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
         super().reset()
         self.sinks = None
 
+    def native_layer(self) -> DynamicLayer:
+        """The layer in whose place this one stands, with nothing in it."""
+        return DynamicLayer() if self.native_window is None else DynamicSlidingWindowLayer(self.native_window)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what the dropped tokens would need is gone."""
         if tokens_to_remove != 0:
             raise RuntimeError(
                 f"`tokens_to_remove` is {tokens_to_remove}; the cache of a layer that attends to its blocks cannot "
-                "be cropped. Set the dial below 1, or start with a new cache."
+                "be cropped. Start with a new cache; one that is filled below dial 1 can be."
             )
 
     def _map_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -378,12 +378,25 @@ def _native_output(forward: Callable) -> type[ModelOutput]:
     )
 
 
+@functools.cache
 def _localist_output(native: type[ModelOutput]) -> type[ModelOutput]:
-    """That output class with the fields of [`LocalityMeasurements`]."""
-    doc = f"A [`~transformers.{native.__name__}`] and the fields of [`LocalityMeasurements`]."
-    return dataclass(
-        type(f"Localist{native.__name__}", (LocalityMeasurements, native), {"__module__": __name__, "__doc__": doc})
-    )
+    """That output class with the fields of [`LocalityMeasurements`], one class for all models."""
+
+    def __reduce__(self) -> tuple:
+        # Where a pickle is read, the class may have to be made.
+        _, values, *rest = native.__reduce__(self)
+        return _make_output, (native, *values), *rest
+
+    namespace = {
+        "__module__": __name__,
+        "__doc__": f"A [`~transformers.{native.__name__}`] and the fields of [`LocalityMeasurements`].",
+        "__reduce__": __reduce__,
+    }
+    return dataclass(type(f"Localist{native.__name__}", (LocalityMeasurements, native), namespace))
+
+
+def _make_output(native: type[ModelOutput], *values: Any) -> ModelOutput:
+    return _localist_output(native)(*values)
 
 
 def measurements(locality: Locality, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:

@@ -48,8 +48,8 @@ logger = logging.get_logger(__name__)
 _MASKED = -1e4
 
 _BOUNDED_CACHE = (
-    "The key-value cache was filled at dial 1, and keeps of the layers that attend to their blocks no more than those; "
-    "it cannot go on at another dial. Start with a new cache."
+    "The key-value cache was filled at dial 1 (or `min_fidelity` 1), and keeps of the layers that attend to their "
+    "blocks no more than those; it cannot go on at another dial. Start with a new cache."
 )
 # How other kinds of attention are told where packed documents start, and what they make of that.
 _DOCUMENT_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "max_length_q", "max_length_k")
@@ -124,6 +124,8 @@ class Locality:
             Whether rows may hold several documents.
         delimiter_state ([`BlockState`], *optional*):
             Where the search for delimiter blocks stands after this pass.
+        token_ids (`torch.LongTensor` of shape `(batch_size, key_length)`, *optional*):
+            The ids of all tokens that it has been through.
     """
 
     config: LocalityFields
@@ -137,6 +139,7 @@ class Locality:
     cache: DynamicCache | None = None
     is_packed: bool = False
     delimiter_state: BlockState | None = None
+    token_ids: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         lambdas = self.config.locality_lambdas
@@ -165,6 +168,13 @@ class Locality:
         self.entropies: dict[int, torch.Tensor] = {}
         self._blocks: dict[int, Blocks] = {}
         self._states = self._states_of_search()
+        #: By each layer whose values the search for blocks needs, the layers whose blocks are searched anew with them.
+        self._anew: dict[int, list[int]] = {}
+        for layer in sorted(self.defining):
+            for other in self._band_below(layer):
+                self._anew.setdefault(other, []).extend([] if layer in self._states else [layer])
+        # Most tokens whose values are searched in any layer.
+        self._num_searched = self.documents.shape[1] - (0 if any(self._anew.values()) else self.seen)
         config = self.config
         self._search_settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
         self._value_lengths: dict[int, torch.Tensor] = {}
@@ -177,6 +187,10 @@ class Locality:
     def _defined_by(self, layer: int) -> int:
         """The layer at which this layer's blocks are found."""
         return min(layer, self.semantic_band[-1])
+
+    def _band_below(self, layer: int) -> range:
+        """The layers in whose values the blocks of a defining layer are found."""
+        return range(min(layer, self.semantic_band[0]), layer + 1)
 
     def arrive(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, **arguments: Any) -> None:
         """
@@ -264,8 +278,8 @@ class Locality:
         self._is_over = True
         if missing := sorted(self.layers - self._attended):
             raise ValueError(
-                f"{model} does not hand its keyword arguments on to the attention of the layers {missing}: their "
-                "locality can be neither measured nor held."
+                f"{model} does not hand its keyword arguments on to the attention of the layers {missing}, or these do "
+                "not attend through transformers' attention interface: their locality can be neither measured nor held."
             )
         cache = getattr(cache, "self_attention_cache", cache)
         if self.cache is not None and cache is not None and cache is not self.cache:
@@ -416,7 +430,7 @@ class Locality:
             searching = self.defining | ({0} if self.delimiter_state is not None else set())
             for layer in range(num_layers):
                 cached = cache.layers[layer]
-                window = cached.sliding_window if isinstance(cached, DynamicSlidingWindowLayer) else None
+                window = self.sliding_windows[layer] if isinstance(cached, DynamicSlidingWindowLayer) else None
                 if isinstance(cached, BlockCacheLayer):
                     pass  # made so by a caller who wants to remove tokens again
                 elif layer in self.only_local:
@@ -426,17 +440,19 @@ class Locality:
                     cache.layers[layer] = BlockCacheLayer() if window is None else SlidingBlockCacheLayer(window)
         if self.delimiter_state is not None:
             self._keep_state(0, self.delimiter_state)
+            if isinstance(cached := cache.layers[0], BlockCacheLayer | SlidingBlockCacheLayer):
+                cached.token_ids = self.token_ids  # tokens may be removed again
 
     def _keep_state(self, layer: int, state: BlockState) -> None:
         cached = self.cache.layers[layer] if self.cache is not None else None
         if isinstance(cached, SearchLayer):
             cached.block_state, cached.searched = state, self.documents.shape[1]
 
-    def _states_of_search(self) -> dict[int, BlockState] | None:
-        """Where the searches of all defining layers stand after the cached tokens; None if one must start anew."""
+    def _states_of_search(self) -> dict[int, BlockState]:
+        """Where the searches of the defining layers stand after the cached tokens; the others start anew."""
         defining = self.defining if self.seen else ()
         states = {layer: _state_after(self.seen, self.cache.layers[layer]) for layer in defining}
-        return None if any(state is None for state in states.values()) else states
+        return {layer: state for layer, state in states.items() if state is not None}
 
     def _bounded_layer(self, layer: int) -> LocalCacheLayer | None:
         """The layer's cache, where it is bounded."""
@@ -448,44 +464,42 @@ class Locality:
         Finds blocks in the values `(batch_size, num_key_value_heads, key_length, head_dim)` of a layer, if it defines
         some, alone or with those of the band below it.
         """
-        in_band = layer >= self.semantic_band[0]
-        is_needed = layer in self.defining or (in_band and any(other > layer for other in self.defining))
         # Gradient checkpointing comes here again in the backward pass, with the blocks known.
-        if not is_needed or layer in self._value_lengths:
+        if layer not in self._anew or layer in self._value_lengths:
             return
-        states = self._states
-        if states is None and value.shape[2] < self.documents.shape[1]:
-            is_bounded = self._bounded_layer(layer) is not None
+        # Cached tokens are searched again for the layers of which it is not known where the search stands after them.
+        num_searched = self.documents.shape[1] - (0 if self._anew[layer] else self.seen)
+        if value.shape[2] < num_searched:
+            kept = "sliding window" if self._bounded_layer(layer) is None else "blocks"
             raise ValueError(
-                "The key-value cache was filled at dial 1 with explicit `block_starts`, and does not hold what the "
-                "search for blocks would need to go on. Pass `block_starts` again, or start with a new cache."
-                if is_bounded
-                else "The key-value cache was filled while nobody asked for blocks, and a sliding window has passed "
-                "the tokens that the search for them would need. Pass `block_starts`, or start with a new cache."
+                f"The key-value cache keeps of layer {layer} its {kept} only, and not where the search for the blocks "
+                f"of layer {self._anew[layer][0]} stands: it was filled without one, or tokens were removed. Pass "
+                "`block_starts`, or start with a new cache."
             )
-        seen = 0 if states is None else self.seen  # what was cached while nobody asked for blocks is searched again
-        documents = self.documents[:, seen:].to(value.device)
         # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
-        is_step = documents.shape[1] == 1 and self.documents.device.type == "cpu"
+        is_step = self._num_searched == 1 and self.documents.device.type == "cpu"
         if is_step:
             self._value_lengths[layer] = value_norms(value[:, :, -1])
         else:
-            self._value_lengths[layer] = value_lengths(value[:, :, -documents.shape[1] :])
+            self._value_lengths[layer] = value_lengths(value[:, :, -num_searched:])
         if layer not in self.defining:
             return
-        band = [layer] if not in_band else range(self.semantic_band[0], layer + 1)
+        band = self._band_below(layer)
         if missing := [other for other in band if other not in self._value_lengths]:
             raise ValueError(
                 f"The attention of the layers {missing} was not told of blocks, which those of layer {layer} are found "
                 "with: the model does not hand its keyword arguments on to it. Pass `block_starts`."
             )
         lengths = [self._value_lengths[other] for other in band]
-        state = (states or {}).get(layer) or BlockState.at_first(documents, self.config.num_previous_blocks)
+        seen = self.seen if layer in self._states else 0
+        documents = self.documents[:, seen:].to(value.device)
+        state = self._states.get(layer) or BlockState.at_first(documents, self.config.num_previous_blocks)
         settings = (*self._search_settings, state, seen)
         if is_step:
             self._blocks[layer], state = semantic_step(lengths, documents, *settings)
         else:
-            lengths = torch.stack([entry.to(value.device) for entry in lengths]).mean(dim=0)
+            lengths = [entry[:, -documents.shape[1] :].to(value.device) for entry in lengths]
+            lengths = torch.stack(lengths).mean(dim=0)
             self._blocks[layer], state = semantic_blocks(lengths, documents, *settings)
         self._keep_state(layer, state)
 
@@ -825,7 +839,7 @@ def build_locality(
         packed = _packed_positions(position_ids, use_cache, default)
     documents = document_starts(batch_size, length, attention_mask, packed, tokens.device)
 
-    blocks, delimiter_state, max_local_length = None, None, config.max_local_length
+    blocks, delimiter_state, token_ids, max_local_length = None, None, None, config.max_local_length
     if request.local_starts is not None:
         if request.block_starts is not None:
             raise ValueError("`block_starts` and `local_starts` are both given; only one can tell.")
@@ -833,18 +847,18 @@ def build_locality(
         _check_local_starts(starts, documents)
         starts = torch.where(documents < 0, -1, starts)
         blocks = Blocks(starts, starts)
-        max_local_length = _check_local_length(blocks, query_length, cache)
+        max_local_length = _check_local_length("local_starts", blocks, query_length, cache)
     elif request.block_starts is not None:
         starts = request.block_starts.to(tokens.device)
         _check_block_starts(starts, documents)
         starts = torch.where(documents < 0, -1, starts)
         blocks = with_previous_blocks(starts, documents, config.num_previous_blocks)
-        max_local_length = _check_local_length(blocks, query_length, cache)
+        max_local_length = _check_local_length("block_starts", blocks, query_length, cache)
     elif config.block_partition == "window":
         starts = window_block_starts(documents, config.window_length)
         blocks = with_previous_blocks(starts, documents, config.num_previous_blocks)
     elif config.block_partition == "delimiter":
-        blocks, delimiter_state = _delimiter_blocks(config, input_ids, documents, cache)
+        blocks, delimiter_state, token_ids = _delimiter_blocks(config, input_ids, documents, cache)
     locality = Locality(
         config,
         layers,
@@ -857,6 +871,7 @@ def build_locality(
         cache,
         is_packed=packed is not None,
         delimiter_state=delimiter_state,
+        token_ids=token_ids,
     )
     check_cache(cache, locality.only_local)
     return locality
@@ -890,19 +905,26 @@ def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
 
 def _delimiter_blocks(
     config: LocalityFields, input_ids: torch.Tensor | None, documents: torch.Tensor, cache: DynamicCache | None
-) -> tuple[Blocks, BlockState]:
-    """The blocks of the new tokens, and where the search stands after them."""
+) -> tuple[Blocks, BlockState, torch.Tensor | None]:
+    """The blocks of the new tokens, where the search stands after them, and the ids of all tokens where known."""
     seen = cache.get_seq_length() if cache is not None else 0
-    state = BlockState.at_first(documents, config.num_previous_blocks)
-    if seen:
-        state = _state_after(seen, cache.layers[0])
-    if input_ids is None or state is None:
+    cached = cache.layers[0] if seen else None
+    state = _state_after(seen, cached) if seen else None
+    known = cached.token_ids if isinstance(cached, SearchLayer) else None
+    is_known = not seen or (known is not None and known.shape[1] == seen)
+    if input_ids is None or (state is None and not is_known):
         raise ValueError(
             "`block_partition='delimiter'` needs the `input_ids` of all tokens, from the first one on: not "
-            "`inputs_embeds`, nor a cache that was filled while nobody asked for blocks. Pass `block_starts` instead."
+            "`inputs_embeds`, nor a cache that was filled without a search for delimiters. Pass `block_starts` instead."
         )
+    all_ids = None
+    if is_known:
+        all_ids = input_ids if known is None else torch.cat((known.to(input_ids.device), input_ids), dim=1)
+    if state is None:  # at the beginning, or where tokens were removed
+        input_ids, seen, state = all_ids, 0, BlockState.at_first(documents, config.num_previous_blocks)
     limits = (config.min_block_length, config.max_block_length)
-    return delimiter_blocks(input_ids, documents[:, seen:], config.delimiter_token_ids, *limits, state, seen)
+    blocks, state = delimiter_blocks(input_ids, documents[:, seen:], config.delimiter_token_ids, *limits, state, seen)
+    return blocks, state, all_ids
 
 
 def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int]:
@@ -920,10 +942,15 @@ def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int
 
 
 def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
-    """Refuses a cache that was filled at dial 1 where a layer that kept only its blocks would see more."""
+    """
+    Refuses a cache that was filled at dial 1 where a layer that kept only its blocks would see more. One that is empty
+    again is as a new one.
+    """
     for layer, cached in enumerate(cache.layers if isinstance(cache, Cache) else ()):
         if isinstance(cached, LocalCacheLayer) and layer not in only_local:
-            raise ValueError(_BOUNDED_CACHE)
+            if cached.get_seq_length():
+                raise ValueError(_BOUNDED_CACHE)
+            cache.layers[layer] = cached.native_layer()
 
 
 def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
@@ -994,7 +1021,7 @@ def _check_local_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
 
 
 @torch.compiler.disable
-def _check_local_length(blocks: Blocks, query_length: int, cache: DynamicCache | None) -> int:
+def _check_local_length(name: str, blocks: Blocks, query_length: int, cache: DynamicCache | None) -> int:
     """The longest local stretch of explicit blocks; an error where it needs keys that a cache has dropped."""
     length = blocks.starts.shape[1]
     is_token = blocks.starts >= 0
@@ -1003,8 +1030,8 @@ def _check_local_length(blocks: Blocks, query_length: int, cache: DynamicCache |
     dropped = length - query_length - min(windows) + 1 if windows else 0
     if dropped > 0 and (is_token & (blocks.local_starts < dropped))[:, -query_length:].any():
         raise ValueError(
-            "`block_starts` has a block longer than those of the configuration, which are all that the cache keeps at "
-            "dial 1; pass `use_cache=False`."
+            f"`{name}` has a block longer than those of the configuration, which are all that the cache keeps at "
+            "dial 1; pass the whole text with `use_cache=False`."
         )
     position = torch.arange(length, device=is_token.device)
     return int(torch.where(is_token, position - blocks.local_starts, 0).max()) + 1

@@ -162,7 +162,7 @@ def _native_attention(name: str) -> str:
 def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> None:
     """Refuses classes that cannot be localised, by name and with the reason."""
     reason = None
-    own = [mapping.get(type(config), None) for mapping in _AUTO_CLASSES.values()]
+    own = {name: mapping.get(type(config), None) for name, mapping in _AUTO_CLASSES.items()}
     if config.is_encoder_decoder:
         reason = "it is an encoder and a decoder, and attention to an encoder has no blocks"
     elif isinstance(config, LocalityFields):
@@ -173,13 +173,18 @@ def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> No
         reason = "by its configuration (`is_causal`) tokens see those after them too, and blocks are of those before"
     elif config.get_text_config() is not config:
         reason = "it is a model of several parts; localise its language model"
-    elif native not in own:
-        names = " and ".join(cls.__name__ for cls in own if isinstance(cls, type)) or "none"
+    elif own["AutoModelForCausalLM"] is None:
+        reason = "transformers has no causal language model of its kind"
+    elif missing := [name for name in ("num_hidden_layers", "vocab_size") if not hasattr(config, name)]:
+        reason = f"its configuration has no `{'` and no `'.join(missing)}`, as those of causal language models have"
+    elif native not in own.values():
+        names = " and ".join(cls.__name__ for cls in own.values() if isinstance(cls, type)) or "none"
         reason = f"of its kind those that `AutoModel` and `AutoModelForCausalLM` load can be ({names})"
     elif other := _other_layers(config):
         reason = f"not all of its layers are causal softmax attention with keys and values of their own ({other})"
-    elif not native._can_set_attn_implementation():
-        reason = "its attention does not go through transformers' attention interface"
+    # Of some classes only the latter is true, because of other attention in their file.
+    elif not (native._supports_sdpa or native._supports_attention_backend) or not native._can_set_attn_implementation():
+        reason = "its layers do not attend through transformers' attention interface"
     elif "kwargs" not in inspect.signature(native.forward).parameters:
         reason = "its `forward` takes no further keyword arguments, by which the attention would be told"
     if reason:
@@ -203,6 +208,13 @@ def _check_layers(model: PreTrainedModel, locality: LocalityConfig) -> None:
         raise ValueError(
             f"{type(model).__name__} cannot be localised: its layers are in a {base.__name__}, which is none of "
             "transformers' public models."
+        )
+    numbers = {module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")}
+    layers = set(range(locality.num_hidden_layers))
+    if not layers <= numbers:
+        raise ValueError(
+            f"{type(model).__name__} cannot be localised: its configuration counts {len(layers)} layers, of which "
+            f"{len(layers & numbers)} have attention of their own."
         )
     # As transformers' own attention functions read it.
     if any(hasattr(module, "layer_idx") and not getattr(module, "is_causal", True) for module in model.modules()):

@@ -133,13 +133,65 @@ def test_a_step_without_the_explicit_starts_of_the_prompt_is_right_or_refused(ma
     with torch.no_grad():
         cache = model(ids[:, :40], block_starts=starts, locality_dial=dial, use_cache=True).past_key_values
         if dial == 1:
-            with pytest.raises(ValueError, match=r"filled at dial 1 with explicit `block_starts`.*Pass `block_starts`"):
+            with pytest.raises(ValueError, match=r"keeps of layer 0 its blocks only, .* it was filled without one, or"):
                 model(ids[:, 40:], past_key_values=cache, locality_dial=dial)
         else:
             step = model(ids[:, 40:], past_key_values=cache, locality_dial=dial, output_fidelity=[0])
             whole = model(ids, locality_dial=dial, output_fidelity=[0])
             assert torch.equal(step.block_starts[0], whole.block_starts[0][:, 40:])
             assert_close(step.fidelity[0], whole.fidelity[0][:, :, 40:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 9])
+def test_a_cache_of_dial_1_goes_on_where_more_layers_are_measured(make_model, make_text, length) -> None:
+    """The searches for the blocks of the layers that were filled with one go on; those of the others start anew."""
+    model, ids = make_model(locality_schedule=[0.0, 0.0, 1.0, 1.0], num_sink_tokens=1), make_text(2, 50)
+    whole = model(ids, locality_dial=1.0, output_fidelity=True)
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :-length], past_key_values=cache, locality_dial=1.0)
+    step = model(ids[:, -length:], past_key_values=cache, locality_dial=1.0, output_fidelity=True)
+    for name in ("block_starts", "fidelity", "block_share"):
+        for one, other in zip(getattr(step, name), getattr(whole, name), strict=True):
+            assert_close(one, other[..., -length:], atol=1e-5, rtol=0)
+    assert_close(step.logits, whole.logits[:, -length:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_a_layer_of_dial_1_has_dropped_is_not_searched_for_a_layer_above(make_model, make_text) -> None:
+    model, ids = make_model(locality_schedule=[0.0, 0.0, 1.0, 0.0], semantic_layer=3), make_text(1, 50)
+    cache = model(ids[:, :49], locality_dial=1.0, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"keeps of layer 2 its blocks only, .* the blocks of layer 3 stands: it was"):
+        model(ids[:, 49:], past_key_values=cache, locality_dial=1.0, output_fidelity=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("partition", ["semantic", "delimiter"])
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (0.5, 1.0)])
+def test_a_cache_that_is_reset_is_as_a_new_one(make_model, make_text, partition, before, after) -> None:
+    model, ids = make_model(**LOCAL, block_partition=partition, num_sink_tokens=1), make_text(2, 40)
+    expected = model(ids, locality_dial=after).logits
+    cache = DynamicCache(config=model.config)
+    model(make_text(1, 35), past_key_values=cache, locality_dial=before)
+    cache.reset()
+    pieces = [model(ids[:, at], past_key_values=cache, locality_dial=after).logits for at in (slice(30), slice(30, 40))]
+    assert_close(torch.cat(pieces, dim=1), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_delimiters_are_found_again_after_tokens_were_removed(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL, block_partition="delimiter"), make_text(2, 40)
+    request = {"locality_dial": 0.5, "output_fidelity": True}
+    cache, whole = DynamicCache(config=model.config), model(ids, **request)
+    model(torch.cat((ids[:, :30], ids[:, :6]), dim=1), past_key_values=cache, **request)
+    cache.crop(-6)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    step = model(ids[[1, 0], 30:], past_key_values=cache, **request)
+    assert torch.equal(step.block_starts[0], whole.block_starts[0][[1, 0], 30:])
+    assert_close(step.logits, whole.logits[[1, 0], 30:], atol=1e-5, rtol=0)
+    model(ids[:, :1], past_key_values=cache)  # nobody asks for blocks
+    with pytest.raises(ValueError, match="nor a cache that was filled without a search for delimiters"):
+        model(ids[:, :1], past_key_values=cache, **request)
 
 
 class OtherCache(Cache):
@@ -360,8 +412,9 @@ def test_generation_from_embeddings_is_that_from_tokens(make_model, make_text, g
 
 @pytest.mark.parametrize("dial", [0.6, 1.0])
 @pytest.mark.parametrize("how", ["prompt lookup", "assistant"])
-def test_speculative_decoding_gives_what_greedy_decoding_gives(make_model, make_text, dial, how) -> None:
-    model = make_model(**LOCAL)
+@pytest.mark.parametrize("partition", ["semantic", "delimiter"])
+def test_speculative_decoding_gives_what_greedy_decoding_gives(make_model, make_text, dial, how, partition) -> None:
+    model = make_model(**LOCAL, block_partition=partition)
     ids = make_text(1, 10).repeat(1, 4)
     speculation = (
         {"prompt_lookup_num_tokens": 4} if how == "prompt lookup" else {"assistant_model": make_model(5, n_layer=1)}

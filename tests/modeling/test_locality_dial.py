@@ -315,8 +315,9 @@ def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
     starts = torch.zeros(1, 40, dtype=torch.long)
     window = make_model(locality_schedule="localist", block_partition="window")
     cache = window(ids[:, :30], block_starts=starts[:, :30], locality_dial=1.0, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="`block_starts` has a block longer"):
-        window(ids[:, 30:], past_key_values=cache, block_starts=starts, locality_dial=1.0)
+    for name in ("block_starts", "local_starts"):
+        with pytest.raises(ValueError, match=f"`{name}` has a block longer"):
+            window(ids[:, 30:], past_key_values=cache, **{name: starts}, locality_dial=1.0)
 
 
 def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) -> None:

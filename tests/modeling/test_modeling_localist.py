@@ -20,13 +20,16 @@ from transformers import (
     BartConfig,
     BertConfig,
     BloomConfig,
+    BltConfig,
     CLIPVisionConfig,
     DiffLlamaConfig,
     DogeConfig,
     DynamicCache,
     Gemma3nTextConfig,
     Gemma4TextConfig,
+    GitConfig,
     GraniteMoeConfig,
+    HrmTextConfig,
     JambaConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -35,10 +38,13 @@ from transformers import (
     LlamaModel,
     LlavaConfig,
     MambaConfig,
+    MistralConfig,
     PreTrainedModel,
+    Qwen2VLTextConfig,
     Qwen3NextConfig,
     RobertaConfig,
     T5Config,
+    xLSTMConfig,
 )
 
 import localist_hf.modeling
@@ -69,6 +75,21 @@ TINY_BART = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 16,
     "decoder_ffn_dim": 16,
+}
+TINY_BERT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+TINY_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
 }
 SETTINGS = {"locality_schedule": "linear", "min_block_length": 3, "max_block_length": 12, "num_sink_tokens": 1}
 
@@ -194,6 +215,26 @@ def test_copies_and_pickles_are_models_of_their_own(model: PreTrainedModel, ids:
     assert isinstance(model, LocalistMixin)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda outputs: pickle.loads(pickle.dumps(outputs))])
+def test_outputs_can_be_copied_and_pickled(model: PreTrainedModel, ids: torch.Tensor, clone: Callable) -> None:
+    for part in (model, model.model):
+        for request in ({"output_fidelity": [1, 3], "locality_dial": 0.5}, {}):
+            outputs = part(ids, **request, use_cache=False)
+            other = clone(outputs)
+            assert type(other) is type(outputs)
+            assert list(other) == list(outputs)
+            assert_close(other.to_tuple(), outputs.to_tuple(), atol=0, rtol=0)
+    assert clone(model(ids, locality_dial=1.0)).past_key_values.get_seq_length() == 50
+
+
+def test_models_that_return_the_same_return_one_class(model: PreTrainedModel) -> None:
+    """Torch knows output classes by name where it saves what it has exported."""
+    other = modeling_localist.MistralForCausalLM
+    assert other.output_class is type(model).output_class
+    assert other.output_class is not type(model.model).output_class
+
+
 @pytest.fixture
 def another_copy() -> ModuleType:
     """The modeling folder, loaded once more under another name, as from a repository."""
@@ -216,7 +257,7 @@ def test_models_of_another_copy_of_the_code(
     expected = measured(model, ids)
     theirs = another_copy.localize(llama(), **SETTINGS)
     assert not isinstance(theirs, LocalistMixin)
-    check_same(measured(theirs, ids), expected)
+    check_same(pickle.loads(pickle.dumps(measured(theirs, ids))), expected)
     # Ours takes it over, with its settings, and theirs gives it back.
     ours = localize(theirs)
     assert isinstance(ours, LocalistMixin)
@@ -328,6 +369,20 @@ def test_the_cache_of_a_filled_prompt_goes_on_at_another_dial(model: PreTrainedM
 # --- refusals
 
 
+@torch.no_grad()
+def test_a_cache_that_is_reset_has_the_sliding_windows_that_it_had(ids: torch.Tensor) -> None:
+    model = localize(
+        made("MistralForCausalLM", MistralConfig, **TINY, sliding_window=24, initializer_range=0.3),
+        **{**SETTINGS, "locality_schedule": [1.0, 0.0, 0.5, 1.0]},
+    )
+    cache = DynamicCache(config=model.config)
+    model(ids, past_key_values=cache, locality_dial=1.0)
+    cache.reset()
+    pieces = [model(ids[:, at], past_key_values=cache, locality_dial=1.0) for at in (slice(30), slice(30, 50))]
+    expected = model(ids, locality_dial=1.0, use_cache=False).logits
+    assert_close(torch.cat([piece.logits for piece in pieces], dim=1), expected, atol=1e-5, rtol=0)
+
+
 class OwnLlama(LlamaForCausalLM):
     """A user's subclass."""
 
@@ -375,14 +430,48 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "BartForCausalLM cannot be localised: its layers are in a BartDecoderWrapper, which is none",
     ),
     "bert": (
-        lambda: made(
-            "BertLMHeadModel", BertConfig, vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-        ),
+        lambda: made("BertLMHeadModel", BertConfig, **TINY_BERT),
         "BertLMHeadModel cannot be localised: its tokens see those after them too",
     ),
     "bloom": (
         lambda: made("BloomForCausalLM", BloomConfig, vocab_size=64, hidden_size=16, n_layer=1, n_head=2),
-        "BloomForCausalLM cannot be localised: its attention does not go through transformers' attention interface",
+        "BloomForCausalLM cannot be localised: its layers do not attend through transformers' attention interface",
+    ),
+    "git": (  # whose vision encoder does
+        lambda: made("GitForCausalLM", GitConfig, **TINY_BERT, vision_config=TINY_VISION),
+        "GitForCausalLM cannot be localised: its layers do not attend through transformers' attention interface",
+    ),
+    "xlstm": (
+        lambda: made("xLSTMForCausalLM", xLSTMConfig, vocab_size=64, hidden_size=32, num_hidden_layers=1, num_heads=2),
+        "xLSTMForCausalLM cannot be localised: its layers do not attend through transformers' attention interface",
+    ),
+    "hrm": (  # which goes through its layers several times
+        lambda: made("HrmTextForCausalLM", HrmTextConfig, **_TWO_LAYERS, head_dim=8),
+        "HrmTextForCausalLM cannot be localised: its configuration counts 16 layers, of which 2 have attention of th",
+    ),
+    "blt": (
+        lambda: made(
+            "BltForCausalLM",
+            BltConfig,
+            vocab_size=64,
+            patcher_config=TINY_BERT,
+            encoder_config={**TINY_BERT, "hidden_size_global": 16},
+            decoder_config={**TINY_BERT, "hidden_size_global": 16},
+            global_config=TINY_BERT,
+            encoder_hash_byte_group_vocab=16,
+            encoder_hash_byte_group_size=[3],
+        ),
+        "BltForCausalLM cannot be localised: its configuration has no `num_hidden_layers`, as those of causal",
+    ),
+    "part_of_several": (
+        lambda: made(
+            "Qwen2VLTextModel",
+            Qwen2VLTextConfig,
+            **TINY_BERT,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        ),
+        "Qwen2VLTextModel cannot be localised: transformers has no causal language model of its kind",
     ),
     "mamba": (
         lambda: made("MambaForCausalLM", MambaConfig, vocab_size=64, hidden_size=16, num_hidden_layers=1),
@@ -447,14 +536,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
             "LlavaForConditionalGeneration",
             LlavaConfig,
             text_config=LlamaConfig(**_TWO_LAYERS),
-            vision_config=CLIPVisionConfig(
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                image_size=8,
-                patch_size=4,
-            ),
+            vision_config=CLIPVisionConfig(**TINY_VISION),
         ),
         "LlavaForConditionalGeneration cannot be localised: it is a model of several parts; localise its",
     ),
