@@ -50,12 +50,7 @@ class Passage:
         Raises:
             ValueError: for a text without a token, and for one that is no Unicode text.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a character of two, which a browser may send
-            raise ValueError(
-                f"`text` has {text[error.start]!r}, character {error.start}; it must be Unicode text."
-            ) from error
+        _check_unicode(text)
         encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
         tokens = encoded["input_ids"]
         pieces, own = [decode(tokenizer, [token]) for token in tokens], []
@@ -266,6 +261,17 @@ class Reading:
         return cache
 
 
+def num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """
+    How long the [`Passage`] of a text is: of a tokenizer without offsets the pieces take far longer than the tokens.
+
+    Raises:
+        ValueError: for a text that is no Unicode text.
+    """
+    _check_unicode(text)
+    return len(tokenizer(text, verbose=False)["input_ids"])
+
+
 @torch.no_grad()
 def read(
     model: PreTrainedModel, passage: Passage, block_starts: torch.Tensor | None = None, name: str | None = None
@@ -349,6 +355,15 @@ def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: 
     if not torch.equal(passage.input_ids, first.passage.input_ids):
         raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
     return read(model, passage, first.block_starts, name)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a character of two, which a browser may send
+        raise ValueError(
+            f"`text` has {text[error.start]!r}, character {error.start}; it must be Unicode text."
+        ) from error
 
 
 def _check_place(name: str, value: int, number: int) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model, num_positions
 from .page_data import page_data
-from .reading import Passage, Reading, read, read_beside
+from .reading import Passage, Reading, num_tokens, read, read_beside
 
 
 #: Longer texts are refused, whatever the model takes and however fast it is.
@@ -128,9 +128,9 @@ class Readings:
             raise ValueError(f"`text` has more than {limit * CHARACTERS_PER_TOKEN} characters; {sentence}.")
         readings: list[Reading] = []
         for each in models:
+            if (length := num_tokens(each.tokenizer, text)) > limit:
+                raise ValueError(f"`text` has {length} tokens; {sentence}.")
             passage = Passage.of(each.tokenizer, text)
-            if len(passage) > limit:
-                raise ValueError(f"`text` has {len(passage)} tokens; {sentence}.")
             readings.append(read_beside(readings[0], each.model, passage) if readings else read(each.model, passage))
         self._keep(key, readings)
         return readings

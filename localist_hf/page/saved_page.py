@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model, num_positions
 from ..version import __version__
 from ..whole_file import write_whole
 from .page_data import page_data
-from .reading import Passage, Reading, read, read_beside
+from .reading import Passage, Reading, num_tokens, read, read_beside
 
 
 #: A page of 56 MB takes 4 seconds and 620 MB of memory to open in Chromium, and half a minute to be made.
@@ -100,10 +101,9 @@ def page_of(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], t
     Raises:
         ValueError: as [`Passage.of`], [`read`] and [`read_beside`], and for a text whose weights are too many.
     """
-    passages = [Passage.of(tokenizer, text) for _, tokenizer in models]
-    length, num_bytes, positions = len(passages[0]), 0.0, math.inf
-    for (model, tokenizer), passage in zip(models, passages, strict=True):
-        one = read(model, Passage(passage.input_ids[:1], passage.pieces[:1], tokenizer))  # which tells the numbers
+    length, num_bytes, positions = num_tokens(models[0][1], text), 0.0, math.inf
+    for model, tokenizer in models:
+        one = read(model, Passage(torch.zeros(1, dtype=torch.long), [""], tokenizer))  # which tells the numbers
         num_bytes += _BYTES_LEFT / 2 * one.num_layers * (2 + one.num_heads)  # for each pair of tokens
         positions = min(positions, num_positions(core_model(model).config) or math.inf)
     limit = math.isqrt(int(MAX_BYTES / num_bytes))
@@ -114,7 +114,8 @@ def page_of(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], t
             f"than a browser opens with ease; it must have {limit} at most, or be read with `localist-hf view` alone."
         )
     readings: list[Reading] = []
-    for (model, _), passage in zip(models, passages, strict=True):
+    for model, tokenizer in models:
+        passage = Passage.of(tokenizer, text)
         readings.append(read_beside(readings[0], model, passage) if readings else read(model, passage))
     return saved_page(readings)
 

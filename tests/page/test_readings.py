@@ -197,9 +197,14 @@ def test_the_lowest_limit_is_the_only_one_that_a_reader_hears_of(
             readings.read("a " * number, "first", None)
 
 
-def test_characters_are_counted_before_tokens(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_are_counted_before_tokens_and_these_before_pieces(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readings = Readings(shelf.load)
-    monkeypatch.setattr(Passage, "of", lambda tokenizer, text: pytest.fail("the text was cut into tokens"))
+    monkeypatch.setattr(Passage, "of", lambda tokenizer, text: pytest.fail("the text was cut into pieces"))
+    with pytest.raises(ValueError, match="`text` has 301 tokens; the model has positions for 300"):
+        readings.read("a" * 301, "first", None)
+    monkeypatch.setattr(module, "num_tokens", lambda tokenizer, text: pytest.fail("the text was cut into tokens"))
     with pytest.raises(ValueError, match="more than 4800 characters; the model has positions for 300"):
         readings.read("a" * 4801, "first", None)
 
