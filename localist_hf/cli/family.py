@@ -143,8 +143,11 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
         check_reporting(args_of_run)
     if grid.lora is not None:
         check_types("lora", grid.lora, LoraConfig)
-        with ending_with(2, TypeError, ValueError, what="`lora` cannot be used: "), torch.device("meta"):
-            get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(**grid.lora))
+        # Whatever PEFT says; some initial values need weights, and all are of no account here.
+        with ending_with(2, Exception, what="`lora` cannot be used: "), torch.device("meta"):
+            lora = LoraConfig(**grid.lora)
+            lora.init_lora_weights = True
+            get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     check_texts(args)
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base)

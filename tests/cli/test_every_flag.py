@@ -1,0 +1,224 @@
+"""Every command, flag and field with wrong values: one line and status 2, at once; never a traceback."""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import yaml
+from peft import LoraConfig
+
+import localist_hf_main
+from localist_hf.cli import base, evaluate, export, family, models, publish, train, update
+from localist_hf.cli.arguments import build_parser
+from localist_hf.cli.base import BASE
+from localist_hf.cli.errors import CommandError, CommandParser
+from localist_hf.cli.grid_runs import check_types, training_arguments
+from localist_hf.cli.main import main
+from localist_hf.configuration import Grid, load_grid
+from localist_hf.modeling import LOCALITY_FIELDS
+from localist_hf.trainers import LocalistTrainingArguments
+
+
+#: What each command is called with beside the wrong value.
+COMMANDS = {
+    "train": ["--model", str(BASE), "--text-file", "book.txt", "--output-dir", "run", "--use_cpu"],
+    "base": ["--output-dir", "run"],
+    "family": ["grid.yaml", "--output-dir", "run"],
+    "evaluate": [str(BASE), "--output-dir", "run"],
+    "view": [str(BASE), "--save", "page.html"],
+    "publish": ["run", "--namespace", "me", "--dry-run"],
+    "update": ["me/model"],
+    "export": [str(BASE), "--to", "gpt2", "run"],
+}
+#: Wrong for some flag or other, and for some right.
+VALUES = (
+    "two", "-1", "0", "3.5", "nan", "inf", "1e400", "true", "null", "{", "[1]", "{}", "../..", "a/b/c", "a::b", "a\0b",
+    "x" * 5000, "\udcff", "loop", "book.txt", "grid.yaml", "/proc/none", "--flag",
+)  # fmt: skip
+#: What no flag of a type takes; nothing is no value of any.
+WRONG = {int: ("two", "3.5", "nan"), float: ("two", "nan", "inf"), bool: ("perhaps", "2")}
+OTHERS = (None, True, -1, 0, 2.5, float("nan"), "two", "", [], ["two"], [[1]], {}, {"two": [1]})
+
+
+class Accepted(Exception):
+    """What comes next is work."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a text, a grid and a loop of links; nothing is loaded, trained or sent."""
+
+    def accept(*args: Any, **kwargs: Any) -> NoReturn:
+        raise Accepted
+
+    (tmp_path / "book.txt").write_text("Sentence number says something. " * 100)
+    (tmp_path / "grid.yaml").write_text("runs: [{variant: [distributed, quintic]}]\nseeds: [0]\n")
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for module, name in (
+        (models, "load_model"), (train, "load_model"), (train, "load_text"), (base, "train_base"), (update, "update"),
+        (family, "load_texts"), (publish, "prepare"), (publish, "publish"), (evaluate, "load"), (export, "export_gpt2"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, accept)
+    return tmp_path
+
+
+@pytest.fixture
+def outcome(workspace: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[str, str]]:
+    """How a call ends: `"accepted"` or `"refused"`, with the line that says why; anything else is an error."""
+    before = sorted(workspace.iterdir())
+
+    def call(command: str, arguments: list[str]) -> tuple[str, str]:
+        sys.stderr.reconfigure(errors="backslashreplace")  # as it is in a process
+        start = time.monotonic()
+        try:
+            main([command, *arguments])
+        except Accepted:
+            return "accepted", ""
+        except SystemExit as end:
+            status = end.code
+        seconds, lines = time.monotonic() - start, capsys.readouterr().err.splitlines()
+        ours = [line for line in lines if line.startswith("localist-hf")]
+        assert (status, len(ours)) == (2, 1) and ours[0] == lines[-1], (command, arguments, status, lines)
+        assert "usage:" not in "".join(lines)
+        assert ours[0].startswith(f"localist-hf {command}: error: ")
+        assert seconds < 1, (command, arguments, seconds)
+        assert sorted(workspace.iterdir()) == before, (command, arguments)
+        return "refused", ours[0]
+
+    return call
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser that a command makes."""
+    if command == "train":
+        return build_parser()
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CommandParser, "parse_args", lambda parser, *_: made.append(parser) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([command])
+    return made[0]
+
+
+def flags_of(command: str) -> Iterator[tuple[Any, str]]:
+    for action in parser_of(command)._actions:
+        if action.dest != "help" and action.option_strings:
+            yield action, f"--{action.dest}" if command == "train" else action.option_strings[0]
+
+
+def surely_wrong() -> Iterator[tuple[str, list[str]]]:
+    """Of every flag of every command what its type and its choices do not allow."""
+    for command, arguments in COMMANDS.items():
+        yield command, [*arguments, "--no-such-flag"]
+        for action, flag in flags_of(command):
+            is_bool = getattr(action.type, "__name__", "") == "string_to_bool"
+            for value in WRONG.get(bool if is_bool else action.type, ()):
+                yield command, [*arguments, f"{flag}={value}"]
+            if action.choices is not None:
+                yield command, [*arguments, f"{flag}=no-such-choice"]
+            yield command, [*arguments, f"{flag}="]  # a shell's variable that is not set
+            if action.nargs != 0:
+                yield command, [*arguments, flag, ""]
+            if action.nargs is None:
+                yield command, [*arguments, flag]  # without a value
+
+
+def perhaps_wrong() -> Iterator[tuple[str, list[str]]]:
+    """Every flag and every other argument of every command with values of all kinds."""
+    for command, arguments in COMMANDS.items():
+        for _, flag in flags_of(command):
+            yield from ((command, [*arguments, f"{flag}={value}"]) for value in VALUES)
+        for index in range(len(arguments)):
+            yield from ((command, [*arguments[:index], value, *arguments[index + 1 :]]) for value in ("", *VALUES))
+
+
+def some_of(cases: Iterator[Any], number: int) -> list[Any]:
+    """Others each day, and on a day the same."""
+    everything = list(cases)
+    return random.Random(time.strftime("%j")).sample(everything, number)
+
+
+def test_every_command_is_called() -> None:
+    assert COMMANDS.keys() == localist_hf_main.COMMANDS.keys()
+    assert len(list(surely_wrong())) > 500 and len(list(perhaps_wrong())) > 3000
+
+
+def test_what_a_flag_does_not_allow_is_refused(outcome: Callable) -> None:
+    for command, arguments in some_of(surely_wrong(), 100):
+        assert outcome(command, arguments)[0] == "refused", (command, arguments)
+
+
+def test_whatever_is_given_ends_in_work_or_in_a_line(outcome: Callable) -> None:
+    for command, arguments in some_of(perhaps_wrong(), 100):
+        outcome(command, arguments)
+
+
+@pytest.mark.slow
+def test_all_that_a_flag_does_not_allow_is_refused(outcome: Callable) -> None:
+    for command, arguments in surely_wrong():
+        assert outcome(command, arguments)[0] == "refused", (command, arguments)
+
+
+@pytest.mark.slow
+def test_whatever_is_given_anywhere_ends_in_work_or_in_a_line(outcome: Callable) -> None:
+    for command, arguments in perhaps_wrong():
+        outcome(command, arguments)
+
+
+@pytest.mark.parametrize("field", [each.name for each in fields(Grid)])
+def test_every_field_of_a_grid(field: str, tmp_path: Path) -> None:
+    right = {"runs": [{"variant": ["distributed", "quintic"]}], "seeds": [0]}
+    refused = 0
+    for value in OTHERS:
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(right | {field: value}))
+        try:
+            list(load_grid(tmp_path / "grid.yaml"))
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 400
+    assert refused >= 8
+
+
+@pytest.mark.parametrize("field", LOCALITY_FIELDS)
+def test_every_setting_of_locality(field: str) -> None:
+    refused = 0
+    for value in OTHERS:
+        try:
+            models.load_config(str(BASE), {field: value})
+        except (CommandError, ValueError) as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused >= 5
+
+
+def test_every_training_argument_of_a_grid(tmp_path: Path) -> None:
+    for field in fields(LocalistTrainingArguments):
+        refused = 0
+        for value in OTHERS:
+            try:
+                check_types("training", {field.name: value}, LocalistTrainingArguments)
+            except CommandError as error:
+                refused += 1
+                assert str(error).startswith(f"`training` sets {field.name!r} to ") and "\n" not in str(error)
+        assert refused >= 3 or field.name == "parallelism_config", field.name
+        # Their own defaults are right.
+        if field.default is not MISSING:
+            check_types("training", {field.name: field.default}, LocalistTrainingArguments)
+    for name, value in {"max_steps": "two", "learning_rate": float("nan"), "optim": "none", "save_steps": 0}.items():
+        with pytest.raises((CommandError, ValueError)):
+            training_arguments(tmp_path, **{name: value})
+
+
+def test_every_argument_of_an_adapter() -> None:
+    right = {"r": 2, "lora_alpha": 4, "lora_dropout": 0, "target_modules": ["c_attn"], "bias": "none"}
+    check_types("lora", right, LoraConfig)
+    for value in ("two", 2.5, [2], None):
+        with pytest.raises(CommandError, match="`lora` sets 'r' to "):
+            check_types("lora", {"r": value}, LoraConfig)
