@@ -1,5 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -58,14 +59,16 @@ class LocalityLossMixin(ResumptionMixin):
 
     A run that goes on from a checkpoint ends as if it had not been stopped; see [`ResumptionMixin`].
 
-    Tested with `Trainer`, and TRL's `SFTTrainer` and `DPOTrainer`. Batches must hold `input_ids`.
+    Tested with `Trainer`, and TRL's `SFTTrainer` and `DPOTrainer`. Batches must hold `input_ids`: trainers that write
+    the texts themselves, such as TRL's `GRPOTrainer` and `RLOOTrainer`, are refused.
 
     Args:
         args, kwargs:
             What the trainer takes. Its `args` must be [`LocalityArguments`] too.
 
     Raises:
-        ValueError: for a model or arguments of another kind, or for sequences longer than the model's positions.
+        ValueError: for a model, arguments or a trainer of another kind, or for sequences longer than the model's
+            positions.
 
     Example:
 
@@ -84,6 +87,13 @@ class LocalityLossMixin(ResumptionMixin):
     _measures_loss = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        trainer = super(ResumptionMixin, self)  # as the class after ours sees it
+        if "reward_funcs" in inspect.signature(trainer.__init__).parameters:
+            raise ValueError(
+                f"{type(self).__name__} writes the texts that it trains on by itself, for `reward_funcs`, so that its "
+                "batches hold prompts only; the locality loss needs batches that hold 'input_ids', as those of "
+                "SFTTrainer and DPOTrainer do."
+            )
         values = (*args, *kwargs.values())
         arguments = next((value for value in values if isinstance(value, TrainingArguments)), None)
         if not isinstance(arguments, LocalityArguments):
@@ -338,7 +348,8 @@ def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, tor
 def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
     """The number of a batch's sequences."""
     if "input_ids" not in inputs:
-        raise ValueError(f"A batch holds {', '.join(map(repr, inputs))}; the locality loss needs 'input_ids'.")
+        held = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+        raise ValueError(f"A batch holds {held}; the locality loss needs 'input_ids'.")
     documents = packed_documents(inputs)
     if documents is None:
         return len(inputs["input_ids"])

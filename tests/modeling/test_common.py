@@ -780,7 +780,7 @@ def test_every_field_of_the_outputs_is_documented_as_added(tmp_path: Path):
 # --- transformers' own tests
 
 #: Those that plain GPT-2 passes and ours do not; the reasons stand in docs/compatibility.md.
-EXCEPTIONS = {"test_sdpa_can_dispatch_non_composite_models"}
+EXCEPTIONS = {"test_sdpa_can_dispatch_non_composite_models", "test_bc_cache_name_forward"}
 
 
 @pytest.mark.slow
@@ -825,6 +825,7 @@ def test_transformers_own_model_tests(tmp_path: Path):
             passed[kind].add(case.get("name"))
     expected = passed["PlainTest"] - failed["PlainTest"]
     assert len(expected) > 90, done.stdout
-    assert expected - (passed["LocalistTest"] - failed["LocalistTest"]) == EXCEPTIONS, done.stdout
+    # Before transformers 5.24 there is one of them only.
+    assert expected - (passed["LocalistTest"] - failed["LocalistTest"]) == EXCEPTIONS & expected, done.stdout
     text = COMPATIBILITY.read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in EXCEPTIONS)

@@ -724,7 +724,7 @@ def test_the_mixin_names_what_it_lacks(make_trainer, make_model, tmp_path: Path)
         make_model(locality_schedule="linear"), args, train_dataset=Dataset.from_dict({"text": ["a", "b"]}),
         data_collator=list,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"A batch holds .*; the locality loss needs 'input_ids'"):
+    with pytest.raises(ValueError, match="A batch holds a list; the locality loss needs 'input_ids'"):
         trainer.train()
 
 

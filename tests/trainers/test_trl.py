@@ -24,7 +24,7 @@ from localist_hf.trainers import (
 
 pytest.importorskip("trl")
 
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOTrainer, RLOOTrainer, SFTConfig, SFTTrainer
 
 
 END = 1  # of no text
@@ -341,3 +341,12 @@ def test_bad_values_are_refused_in_every_trainers_arguments(tmp_path) -> None:
             config(output_dir=str(tmp_path), locality_weight=-1, use_cpu=True, bf16=False)
         args = config(output_dir=str(tmp_path), metric_for_best_model="perplexity", use_cpu=True, bf16=False)
         assert args.greater_is_better is False
+
+
+@pytest.mark.parametrize("trainer_class", [GRPOTrainer, RLOOTrainer])
+def test_trainers_that_write_their_texts_are_refused_at_once(trainer_class: type) -> None:
+    online = type("Local", (LocalityLossMixin, trainer_class), {})
+    with pytest.raises(
+        ValueError, match=r"Local writes the texts that it trains on by itself, .* batches hold prompts"
+    ):
+        online("no such model", "no such reward")
