@@ -175,7 +175,9 @@ class LocalistMixin:
             output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
         )
         inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
-        inputs["cache"] = kwargs.get(self._cache_argument)
+        # What is no cache stays under the name by which it was passed, to be refused.
+        names = (self._cache_argument, "past_key_values")
+        inputs["cache"] = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
         locality = build_locality(self.config, request, **inputs, is_training=self.training)
         if locality is None:
             return self.output_class(**super().forward(**kwargs, return_dict=True, locality=None))
@@ -309,9 +311,13 @@ class LocalistGenerationMixin(LocalistMixin):
                     "out. Use `prompt_lookup_num_tokens` or an `assistant_model`."
                 )
             is_assisted = kwargs.get("assistant_model") is not None or said("prompt_lookup_num_tokens")
-            if (is_assisted or said("is_assistant")) and kwargs.get(self._cache_argument) is None:
+            if is_assisted or said("is_assistant"):
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
-                kwargs[self._cache_argument] = whole_cache(self.config)
+                cache = kwargs.get(self._cache_argument)
+                if cache is None and said("cache_implementation") is None:
+                    kwargs[self._cache_argument] = whole_cache(self.config)
+                elif isinstance(cache, DynamicCache) and not cache.get_seq_length():
+                    cache.layers = whole_cache(self.config).layers
             if not is_assisted:
                 # Where the dial stands in a call, a compiled one need not look for it. An assistant would be handed it.
                 kwargs |= {"locality_dial": dial, "min_fidelity": floor}

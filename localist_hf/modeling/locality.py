@@ -7,6 +7,7 @@ forward pass, which is handed down to every attention with the keyword arguments
 """
 
 import math
+import numbers
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
@@ -821,13 +822,15 @@ def build_locality(
             "depend on it. Leave the length out of `dynamic_shapes`, or export at dial 0."
         )
     if cache is not None and not isinstance(cache, DynamicCache):
-        kind = "of fixed size" if cache.is_compileable else "of this kind"
+        kind = "of fixed size" if getattr(cache, "is_compileable", False) else "of this kind"
         raise ValueError(
             f"`output_fidelity` and `locality_dial` do not work with a cache {kind} ({type(cache).__name__}); use a "
             "`DynamicCache`."
         )
 
     batch_size, query_length = tokens.shape[:2]
+    if query_length == 0:
+        raise ValueError("`input_ids` or `inputs_embeds` hold no token; there is nothing to measure or to hold.")
     cached = cache.get_seq_length() if cache is not None else 0
     length = cached + query_length
     if attention_mask is not None:
@@ -843,13 +846,13 @@ def build_locality(
     if request.local_starts is not None:
         if request.block_starts is not None:
             raise ValueError("`block_starts` and `local_starts` are both given; only one can tell.")
-        starts = request.local_starts.to(tokens.device)
+        starts = _given_starts("local_starts", request.local_starts, documents)
         _check_local_starts(starts, documents)
         starts = torch.where(documents < 0, -1, starts)
         blocks = Blocks(starts, starts)
         max_local_length = _check_local_length("local_starts", blocks, query_length, cache)
     elif request.block_starts is not None:
-        starts = request.block_starts.to(tokens.device)
+        starts = _given_starts("block_starts", request.block_starts, documents)
         _check_block_starts(starts, documents)
         starts = torch.where(documents < 0, -1, starts)
         blocks = with_previous_blocks(starts, documents, config.num_previous_blocks)
@@ -933,12 +936,15 @@ def _measured_layers(request: LocalityRequest, num_layers: int) -> frozenset[int
         if request.output_entropy:
             raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
         return frozenset()
-    if isinstance(output_fidelity, int) and output_fidelity is not True:
+    if output_fidelity is True:
+        return frozenset(range(num_layers))
+    if not isinstance(output_fidelity, Collection):
         raise ValueError(f"`output_fidelity` is {output_fidelity}; it must be a bool or a list of layers.")
-    layers = frozenset(range(num_layers) if output_fidelity is True else output_fidelity)
-    if not layers <= set(range(num_layers)):
-        raise ValueError(f"`output_fidelity` asks for layers {sorted(layers)}; the model has 0 to {num_layers - 1}.")
-    return layers
+    if not all(isinstance(layer, numbers.Integral) and 0 <= layer < num_layers for layer in output_fidelity):
+        raise ValueError(
+            f"`output_fidelity` asks for layers {list(output_fidelity)}; the model has 0 to {num_layers - 1}."
+        )
+    return frozenset(map(int, output_fidelity))
 
 
 def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
@@ -954,9 +960,11 @@ def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
 
 
 def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
-    if attention_mask.shape != (batch_size, length):
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != (batch_size, length):
+        is_tensor = isinstance(attention_mask, torch.Tensor)
+        given = f"has the shape {tuple(attention_mask.shape)}" if is_tensor else f"is a {type(attention_mask).__name__}"
         raise ValueError(
-            f"`attention_mask` has the shape {tuple(attention_mask.shape)}; to measure locality it must be "
+            f"`attention_mask` {given}; to measure locality its shape must be "
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
     is_token = attention_mask.bool()
@@ -980,18 +988,22 @@ def refuse_where(condition: torch.Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_starts_shape(name: str, starts: torch.Tensor, documents: torch.Tensor) -> None:
+def _given_starts(name: str, starts: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """The starts that are passed, on the device of the text; an error where they are not of its shape."""
+    if not isinstance(starts, torch.Tensor) or starts.is_floating_point():
+        kind = starts.dtype if isinstance(starts, torch.Tensor) else f"a {type(starts).__name__}"
+        raise ValueError(f"`{name}` is {kind}; it must be a tensor of whole numbers.")
     if starts.shape != documents.shape:
         raise ValueError(
             f"`{name}` has the shape {tuple(starts.shape)}; it must be {tuple(documents.shape)}: one entry for each "
             "token, those in the cache included."
         )
+    return starts.to(documents.device)
 
 
 @torch.compiler.disable  # it reads values back, which is no part of a graph
 def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
     """An error where the starts are no partition of the text."""
-    _check_starts_shape("block_starts", starts, documents)
     position = torch.arange(documents.shape[1], device=documents.device)
     is_token = documents >= 0
     own = starts.gather(1, starts.clamp(0, len(position) - 1))
@@ -1009,7 +1021,6 @@ def _check_block_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
 @torch.compiler.disable
 def _check_local_starts(starts: torch.Tensor, documents: torch.Tensor) -> None:
     """An error where a stretch does not lie between the start of the text and its query."""
-    _check_starts_shape("local_starts", starts, documents)
     position = torch.arange(documents.shape[1], device=documents.device)
     wrong = (documents >= 0) & ((starts < documents) | (starts > position))
     if wrong.any():

@@ -174,7 +174,7 @@ def _check_native(native: type[PreTrainedModel], config: PreTrainedConfig) -> No
     elif config.get_text_config() is not config:
         reason = "it is a model of several parts; localise its language model"
     elif own["AutoModelForCausalLM"] is None:
-        reason = "transformers has no causal language model of its kind"
+        reason = f"`AutoModelForCausalLM` has no model for a {type(config).__name__}, by which it would be loaded again"
     elif missing := [name for name in ("num_hidden_layers", "vocab_size") if not hasattr(config, name)]:
         reason = f"its configuration has no `{'` and no `'.join(missing)}`, as those of causal language models have"
     elif native not in own.values():

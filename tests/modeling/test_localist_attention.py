@@ -394,7 +394,7 @@ def test_the_last_keys_in_place_of_blocks_equal_the_matrix(make_config):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"local_starts": torch.zeros(2, 9)}, r"`local_starts` has the shape \(2, 9\); it must be \(2, 50\)"),
+        ({"local_starts": torch.zeros(2, 9).long()}, r"`local_starts` has the shape \(2, 9\); it must be \(2, 50\)"),
         ({"local_starts": torch.full((2, LENGTH), 3)}, r"`local_starts\[0, 0\]` is 3; it must lie between"),
         (
             {"local_starts": torch.zeros(2, LENGTH).long(), "block_starts": explicit_starts()},

@@ -504,6 +504,39 @@ def test_a_cache_goes_by_both_of_its_names(make_model, make_text, name: str, dia
     assert all(torch.equal(text, texts[0]) for text in texts)
 
 
+NUMBERS = torch.zeros(1, 8)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"attention_mask": {"full_attention": NUMBERS}}, r"`attention_mask` is a dict; .* its shape must be \(1, 8\)"),
+        ({"past_key_values": ((NUMBERS, NUMBERS),)}, r"do not work with a cache of this kind \(tuple\); use a `Dyn"),
+        ({"block_starts": NUMBERS}, "`block_starts` is torch.float32; it must be a tensor of whole numbers"),
+        ({"local_starts": [[0] * 8]}, "`local_starts` is a list; it must be a tensor of whole numbers"),
+        ({"input_ids": NUMBERS[:, :0].long()}, "hold no token; there is nothing to measure or to hold"),
+        ({"output_fidelity": ["last", 0]}, r"`output_fidelity` asks for layers \['last', 0\]; the model has 0 to 3"),
+        ({"output_fidelity": [1.0]}, r"`output_fidelity` asks for layers \[1.0\]; the model has 0 to 3"),
+        ({"output_fidelity": 0.5}, "`output_fidelity` is 0.5; it must be a bool or a list of layers"),
+        ({"locality_dial": "0.5"}, r"`locality_dial` is '0.5'; it must lie in \[0, 1\]"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_name(make_model, make_text, request_, message) -> None:
+    inputs = {"input_ids": make_text(1, 8), "locality_dial": 0.5, **request_}
+    with pytest.raises(ValueError, match=message):
+        make_model(**LOCAL)(**inputs)
+
+
+def test_speculation_with_a_cache_of_the_callers(make_model, make_text) -> None:
+    model, ids = make_model(**LOCAL), make_text(1, 10).repeat(1, 4)
+    settings = {**GREEDY, "prompt_lookup_num_tokens": 4, "locality_dial": 1.0}
+    cache = DynamicCache(config=model.config)
+    expected = model.generate(ids, **GREEDY, locality_dial=1.0)
+    assert torch.equal(model.generate(ids, **settings, past_key_values=cache), expected)
+    with pytest.raises(ValueError, match="do not work with a cache of fixed size"):
+        model.generate(ids, **settings, cache_implementation="static")
+
+
 def test_two_caches_are_refused(make_model, make_text) -> None:
     with pytest.raises(ValueError, match="`cache` and `past_key_values` are both given"):
         make_model()(make_text(1, 8), cache=DynamicCache(), past_key_values=DynamicCache(), locality_dial=0.5)

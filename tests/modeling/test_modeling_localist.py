@@ -471,7 +471,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
             num_key_value_heads=2,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
         ),
-        "Qwen2VLTextModel cannot be localised: transformers has no causal language model of its kind",
+        "Qwen2VLTextModel cannot be localised: `AutoModelForCausalLM` has no model for a Qwen2VLTextConfig, by",
     ),
     "mamba": (
         lambda: made("MambaForCausalLM", MambaConfig, vocab_size=64, hidden_size=16, num_hidden_layers=1),
