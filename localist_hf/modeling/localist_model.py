@@ -314,7 +314,8 @@ class LocalistGenerationMixin(LocalistMixin):
             if is_assisted or said("is_assistant"):
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
                 cache = kwargs.get(self._cache_argument)
-                if cache is None and said("cache_implementation") is None:
+                # transformers takes "hybrid", as configurations of Gemma have it, for nothing said.
+                if cache is None and said("cache_implementation") in (None, "hybrid"):
                     kwargs[self._cache_argument] = whole_cache(self.config)
                 elif isinstance(cache, DynamicCache) and not cache.get_seq_length():
                     cache.layers = whole_cache(self.config).layers

@@ -533,8 +533,10 @@ def test_speculation_with_a_cache_of_the_callers(make_model, make_text) -> None:
     cache = DynamicCache(config=model.config)
     expected = model.generate(ids, **GREEDY, locality_dial=1.0)
     assert torch.equal(model.generate(ids, **settings, past_key_values=cache), expected)
-    with pytest.raises(ValueError, match="do not work with a cache of fixed size"):
+    with pytest.raises(ValueError, match=r"do not work with a cache of fixed size|not supported with Static cache"):
         model.generate(ids, **settings, cache_implementation="static")
+    model.generation_config.cache_implementation = "hybrid"
+    assert torch.equal(model.generate(ids, **settings), expected)
 
 
 def test_two_caches_are_refused(make_model, make_text) -> None:
