@@ -107,7 +107,7 @@ _SHOWN = {
 _POSITIVE = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
 _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "eval_accumulation_steps", "save_total_limit", "lora_alpha",
+    "eval_accumulation_steps", "save_total_limit", "lora_alpha", "ddp_timeout", "ddp_bucket_cap_mb",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "dataloader_num_workers",

@@ -4,17 +4,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process, resource_tracker
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import datasets
@@ -45,6 +48,7 @@ _PLAN_FILE = "plan.json"
 #: How many texts each model writes, and their length with the prompt at most.
 _NUM_WRITTEN, _WRITTEN_LENGTH = 32, 256
 _NUM_CHECKPOINTS = 4
+_CAN_MASK = hasattr(signal, "pthread_sigmask")  # but for Windows
 
 
 def training_arguments(folder: Path, **given: Any) -> LocalistTrainingArguments:
@@ -339,22 +343,51 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
         return
     context = get_context("spawn")  # threads of torch do not survive a fork
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # Pickled once for a process, and not once for a task.
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(work, threads)) as executor:
-        futures = {executor.submit(_do, task): task for task in tasks}
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is not None and not isinstance(error, CommandError):
+    with TemporaryDirectory() as folder:
+        # Through a file, which a process reads once: through a pipe, the start of each would wait for its imports.
+        path = Path(folder) / "work.pickle"
+        path.write_bytes(pickle.dumps(work))
+        with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(path, threads)) as executor:
+            try:
+                with _interrupts_held():
+                    futures = {executor.submit(_do, task): task for task in tasks}
+                for future in as_completed(futures):
+                    error = future.exception()
+                    if error is not None and not isinstance(error, CommandError):
+                        executor.shutdown(wait=False, cancel_futures=True)
+                        raise error
+                    yield futures[future], error or future.result()
+            except (KeyboardInterrupt, GeneratorExit):
                 executor.shutdown(wait=False, cancel_futures=True)
-                raise error
-            yield futures[future], error or future.result()
+                for process in active_children():
+                    process.terminate()
+                raise
 
 
-def _begin(work: GridWork, threads: int) -> None:
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """
+    Ctrl-C has to wait meanwhile, and in processes that are started until [`_begin`]: while they import, each would end
+    in a traceback of its own.
+    """
+    if not _CAN_MASK:
+        yield
+        return
+    resource_tracker.ensure_running()  # which would lift the mask when the first process starts it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _begin(work: Path, threads: int) -> None:
     """Prepares a process of several."""
     global _work
-    _work = work
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
+    if _CAN_MASK:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _work = pickle.loads(work.read_bytes())
     # None outlives the first process, however that ends.
     threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)

@@ -165,6 +165,33 @@ def test_interrupted_at_any_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 3.0])
+def test_interrupted_with_its_processes(seconds: float, tmp_path: Path) -> None:
+    """From a terminal, all of them are; while they import, each had a traceback of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "localist_hf_main",
+        "family",
+        "quick",
+        "--output-dir",
+        str(tmp_path),
+        "--jobs",
+        "2",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "0 of 6 are there already, 6 are left\n"
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert printed.endswith("localist-hf family: interrupted\n") and "Traceback" not in printed
+
+
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
