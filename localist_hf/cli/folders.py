@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from .. import modeling
 from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
 from ..hub.model_code import is_own_code
+from ..trainers.checkpoints import remove_leftovers
 from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, ending_with
 
@@ -104,6 +105,7 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
         for path in folder.glob(f"{_INTERNAL}*.unfinished"):
             path.unlink()
+        remove_leftovers(folder)
         _end_writing(folder, is_over=False)
         yield
         _end_writing(folder)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import threading
 import time
@@ -33,7 +32,7 @@ from ..evaluation import ControlResults, measure, measure_controls, measure_gene
 from ..hub import RunRecord, check_card
 from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
+from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole
 from .arguments import check_training
 from .errors import CommandError, ending_with, one_line
@@ -280,7 +279,7 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)
     # Before the record, which says that nothing is left to do.
     for checkpoint in filter(is_own_checkpoint, list_checkpoints(folder)):
-        shutil.rmtree(checkpoint)
+        remove_checkpoint(checkpoint)
     record.save(folder)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -292,8 +291,8 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
                 callback.training_bar.close()  # so that the last line is the message's
         if args.should_save:
             for checkpoint in set(list_checkpoints(folder)).difference(before):
-                if checkpoint_damage(checkpoint) is not None:
-                    shutil.rmtree(checkpoint, ignore_errors=True)
+                if is_own_checkpoint(checkpoint) and checkpoint_damage(checkpoint) is not None:
+                    remove_checkpoint(checkpoint)
         if is_disk_full(error):
             left = list_checkpoints(folder)
             hint = f" {left[0]} is complete: make room, and pass `--resume_from_checkpoint true`." if left else ""

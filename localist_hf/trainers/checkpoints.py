@@ -15,6 +15,8 @@ from ..hub import RunHistory
 
 # What is written first to a checkpoint of ours.
 _MARK = ".localist-hf"
+# What the names of checkpoints begin with that are being removed.
+_REMOVED = ".localist-hf.removed-"
 
 
 def find_checkpoint(wanted: str | os.PathLike | bool, output_dir: str | os.PathLike) -> tuple[Path, dict[Path, str]]:
@@ -89,11 +91,19 @@ def is_own_checkpoint(checkpoint: str | os.PathLike) -> bool:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Removes a checkpoint's folder, or a link to one."""
+    """Removes a checkpoint's folder, or a link to one; what is left where that is cut short is no checkpoint."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
-    else:
-        shutil.rmtree(checkpoint)
+        return
+    remove_leftovers(checkpoint.parent)
+    checkpoint = checkpoint.rename(checkpoint.with_name(f"{_REMOVED}{checkpoint.name}"))
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def remove_leftovers(output_dir: str | os.PathLike) -> None:
+    """Removes what is left of checkpoints where a process was killed while it removed them."""
+    for path in Path(output_dir).glob(f"{_REMOVED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoint_damage(checkpoint: str | os.PathLike) -> str | None:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, TrainOutput
 from transformers.utils import logging
 
-from .checkpoints import find_checkpoint, is_own_checkpoint, list_checkpoints, mark_as_own
+from .checkpoints import (
+    find_checkpoint,
+    is_own_checkpoint,
+    list_checkpoints,
+    mark_as_own,
+    remove_checkpoint,
+    remove_leftovers,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -145,6 +151,7 @@ class ResumptionMixin:
         """
         if not self.args.should_save or not self._save_total_limit:
             return
+        remove_leftovers(last.parent)
         best = self.state.best_model_checkpoint
         own = [path for path in list_checkpoints(last.parent) if is_own_checkpoint(path)]
         kept = [path for path in own if best is not None and Path(best).exists() and path.samefile(best)]
@@ -155,7 +162,7 @@ class ResumptionMixin:
             others = [path for path in own if path not in kept]
             surplus = others[max(0, self._save_total_limit - len(set(kept))) :]
         for path in reversed(surplus):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_checkpoint(path)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # Of every process, as the random numbers are.

@@ -209,7 +209,7 @@ def assert_goes_on(run: Undisturbed, folder: Path, number: int, is_half: bool) -
 
 MOMENTS = [
     ("whole weights", "write", "checkpoint-1/optimizer.pt", True),
-    ("whole weights", "unlink", "checkpoint-1/optimizer.pt", False),
+    ("whole weights", "unlink", ".localist-hf.removed-checkpoint-1/optimizer.pt", False),
     ("whole weights", "mkdir", ".localist-hf.saving", False),
     ("whole weights", "replace", ".localist-hf.saved", False),
     ("whole weights", "write", "all_results.json", True),
