@@ -1,9 +1,12 @@
 """What the tests share is in `shared_fixtures.py`."""
 
 import os
+import signal
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it: no test may reach the network
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, and then in what tests begin
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
