@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 INPUT_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 #: How torch and what lies below it say that there is no memory, which only Python has a type of error for.
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "new thread")
 
 
 class CommandError(Exception):

@@ -38,6 +38,8 @@ def run(command: str, arguments: list[str]) -> None:
         _end(command, f"error: {error}", error.status)
     except KeyboardInterrupt:
         _end(command, "interrupted", 130)
+    except RecursionError:  # of JSON and YAML; nothing of ours goes deep
+        _end(command, "error: a value or a file is nested too deeply, or holds itself", 2)
     except BrokenProcessPool:
         _end(command, f"error: a process was ended from outside; if memory ran out, try {_SMALLER['family']}", 1)
     except Exception as error:

@@ -105,6 +105,8 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise CommandError(f"`max_tokens` is {args.max_tokens}; it must be at least 1.")
+    if args.max_tokens is not None and args.save is not None:
+        raise CommandError(f"`max_tokens` is {args.max_tokens}; it goes with the live page, not with `save`.")
     if args.save is None and find_spec("gradio") is None:
         raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text

@@ -69,6 +69,8 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     parent = next(path for path in target.parents if path.exists())
     if not parent.is_dir():
         raise ValueError(f"`folder` is {str(folder)!r}; {str(parent)!r} is a file.")
+    if Path(source).is_file():
+        raise ValueError(f"`source` is {source!r}, which is a file; it must be a run's folder or a Hub id.")
     _check_json(source)
     check_answers(source)
     if _is_adapter(source):

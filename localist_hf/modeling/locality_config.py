@@ -110,6 +110,8 @@ class LocalityFields:
         ):
             if not getattr(self, name) >= least:  # nan is refused too
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
+            if isinstance(getattr(self, name), int) and getattr(self, name) >= 2**31:  # no text is so long
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be below 2**31.")
         if self.min_block_length > self.max_block_length:
             raise ValueError(
                 f"`min_block_length` is {self.min_block_length}; it must not exceed `max_block_length`, which is "

@@ -44,7 +44,7 @@ def live_page(
         """What the page is told: an answer, or a sentence that says why there is none."""
         try:
             return {"answer": ask()}
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, OSError) as error:
             return {"problem": str(error)}
 
     def read_text(text: str, model: str, compare: str | None) -> dict[str, Any]:

@@ -58,6 +58,7 @@ EXPORT = ("export", "run", "--to", "gpt2", "out")
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "error: memory ran out; try a machine with more memory (MemoryError:)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 1, "error: memory ran out; try"),
+        (RuntimeError("can't start new thread"), 1, "error: memory ran out; try"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "error: memory ran out; try"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: memory ran out; try"),
     ],
