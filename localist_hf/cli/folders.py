@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from .. import modeling
 from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
 from ..hub.model_code import is_own_code
+from ..hub.publish import TOKENIZER_FILES, read_json
 from ..trainers.checkpoints import remove_leftovers
 from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, ending_with
@@ -46,9 +47,8 @@ _WEIGHTS = (
 )  # fmt: skip
 #: What a run leaves in its folder when it ends.
 RUN_FILES = (
-    *RESULT_FILES, *_WEIGHTS, "generation_config.json", "training_args.bin", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", *sorted(path.name for path in Path(modeling.__file__).parent.glob("*.py")),
+    *RESULT_FILES, *_WEIGHTS, "generation_config.json", "training_args.bin", *TOKENIZER_FILES,
+    *sorted(path.name for path in Path(modeling.__file__).parent.glob("*.py")),
 )  # fmt: skip
 #: What a measurement writes.
 MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
@@ -152,7 +152,7 @@ def check_own(
     left = (own or {}).get(_LEFT, {})
     others = [
         name
-        for name in _found(folder, patterns)
+        for name in found_files(folder, patterns)
         if not _matches(name, (own or {}).get(kind, ()))
         or (folder / name).is_symlink()
         or (name in left and left[name] != _digest(folder / name))
@@ -170,6 +170,12 @@ def check_own(
             f"not as this command has written it; move it away, or choose another folder{otherwise}."
         )
     return []
+
+
+def found_files(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """What is there of some files, as patterns of [`check_own`] name them; links that lead nowhere too."""
+    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(found | {name for name in patterns if os.path.lexists(folder / name)})
 
 
 def claim(folder: Path, kind: str, patterns: Sequence[str], leaving: Sequence[str] = ()) -> None:
@@ -269,12 +275,6 @@ def _entries(folder: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(_INTERNAL))
 
 
-def _found(folder: Path, patterns: Sequence[str]) -> list[str]:
-    """What is there of some files, links that lead nowhere too."""
-    found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(found | {name for name in patterns if os.path.lexists(folder / name)})
-
-
 def _while_writing(own: dict[str, Any]) -> dict[str, Any]:
     """Our files from when a command begins to write them: what they were before counts no more."""
     return {kind: names for kind, names in own.items() if kind != _LEFT} | {_WRITING: []}
@@ -293,7 +293,7 @@ def _end_writing(folder: Path, is_over: bool = True) -> None:
         return
     del own[_WRITING]
     if is_over:
-        names = set(_found(folder, list(chain.from_iterable(own.get(kind, ()) for kind in _WRITTEN))))
+        names = set(found_files(folder, list(chain.from_iterable(own.get(kind, ()) for kind in _WRITTEN))))
         names = {name for name in names.difference(CARD_FILES, TRAINING_FILES) if not name.endswith(".safetensors")}
         own[_LEFT] = {name: _digest(folder / name) for name in sorted(names)}
     _write_own(folder, own)
@@ -320,27 +320,29 @@ def _read_own(folder: Path, kind: str) -> dict[str, Any] | None:
         return own
     if not _is_of_former_version(folder, kind):
         return None
-    found = _found(folder, _WRITTEN[kind])
+    found = found_files(folder, _WRITTEN[kind])
     if kind != "run":
         return {kind: found}
     code = [path.name for path in folder.glob("*.py") if is_own_code(path.read_bytes())]
-    return {kind: [*found, *code], _SAVED: [*_found(folder, _WEIGHTS), *code]}
+    return {kind: [*found, *code], _SAVED: [*found_files(folder, _WEIGHTS), *code]}
 
 
 def _read_list(folder: Path) -> dict[str, Any] | None:
     """The list of our files in a folder; `None` where there is none."""
+    path = folder / _OWN_FILES
     try:
-        own = _read_object(folder / _OWN_FILES)
-        if not all(isinstance(names, dict if kind == _LEFT else list) for kind, names in own.items()):
-            raise ValueError("it holds no lists of files.")
-        for name in chain.from_iterable(own.values()):
-            if Path(name).is_absolute() or ".." in Path(name).parts:  # what comes from elsewhere may hold anything
-                raise ValueError(f"{name!r} is no path in this folder.")
-        return own
+        own = read_json(path)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{str(folder / _OWN_FILES)!r} is damaged: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+    if not all(isinstance(names, dict if kind == _LEFT else list) for kind, names in own.items()):
+        raise ValueError(f"{str(path)!r} is damaged: it holds no lists of files.")
+    for name in chain.from_iterable(own.values()):
+        # What comes from elsewhere may hold anything.
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{str(path)!r} is damaged: {name!r} is no path in this folder.")
+    return own
 
 
 def _is_of_former_version(folder: Path, kind: str) -> bool:
@@ -348,16 +350,9 @@ def _is_of_former_version(folder: Path, kind: str) -> bool:
     places = folder.glob("*/plan.json") if kind == "grid" else [folder / name for name in _SIGNS]
     for path in places:
         with suppress(ValueError, OSError):
-            if _SIGNS[path.name] in _read_object(path):
+            if _SIGNS[path.name] in read_json(path):
                 return True
     return False
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object.")
-    return values
 
 
 def _write_own(folder: Path, own: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_ch
 from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, check_token_ids, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
-from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, held, replacing
+from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, held, replacing
 from .models import checked_sequence_length, load_config, load_model, load_tokenizer
 
 
@@ -135,7 +135,11 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
     names = ("config.json", "adapter_config.json", "trainer_state.json")
     checkpoints = list_checkpoints(folder)
     others = [path for path in checkpoints if not is_own_checkpoint(path)]
-    others += [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and not path.is_dir()]
+    others += [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and not path.is_dir()
+    ]
     if others and not run.overwrite_output_dir:
         raise ValueError(
             f"`output_dir` is {args.output_dir!r}, where {others[0].name} is no checkpoint of localist-hf; move it "
@@ -169,10 +173,7 @@ def start_anew(folder: Path) -> None:
     Says what a run that overwrites a folder replaces there, removes the checkpoints, and has the rest go when the new
     model is in place.
     """
-    patterns = (*TRAINING_FILES, *RUN_FILES)
-    replaced = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
-    replaced |= {name for name in patterns if os.path.lexists(folder / name)}
-    replaced |= {path.name for path in list_checkpoints(folder)}
+    replaced = [*found_files(folder, (*TRAINING_FILES, *RUN_FILES)), *(path.name for path in list_checkpoints(folder))]
     if replaced:
         print(f"`overwrite_output_dir` replaces in {folder}: {', '.join(sorted(replaced))}", flush=True)
     found = check_own(folder, "run", RUN_FILES, replaces=True)

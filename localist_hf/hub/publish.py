@@ -44,8 +44,8 @@ from .space import SPACE_TAG, Space, make_space
 
 logger = logging.get_logger(__name__)
 
-# What a tokenizer may have beside the files that its class names.
-_TOKENIZER_FILES = (
+#: What a tokenizer may have beside the files that its class names.
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -65,8 +65,8 @@ _STALE = (
     r"(training_args|pytorch_model.*)\.bin",
     re.escape(EVAL_RESULTS_FILE),
     # A tokenizer's, which have their effect where they lie.
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt|vocab\.txt",
-    r"[\w.-]+\.model|chat_template\.jinja|additional_chat_templates/[^/]+\.jinja",
+    *map(re.escape, TOKENIZER_FILES),
+    rf"vocab\.txt|[\w.-]+\.model|{CHAT_TEMPLATE_DIR}/[^/]+\.jinja",
     r"localist_hf-.*\.whl",
 )
 _TEXT_SUFFIXES = {".json", ".md", ".yaml", ".txt", ".py", ".jinja"}
@@ -235,7 +235,7 @@ def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
     settings = read_json(folder / "tokenizer_config.json")
     tokenizer = _loaded_tokenizer(folder, folder)
     templates = sorted(f"{CHAT_TEMPLATE_DIR}/{path.name}" for path in (folder / CHAT_TEMPLATE_DIR).glob("*.jinja"))
-    names = dict.fromkeys([*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), *templates])
+    names = dict.fromkeys([*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), *templates])
     files: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     files["tokenizer_config.json"] = _json({key: value for key, value in settings.items() if key not in _MACHINE_KEYS})
     with tempfile.TemporaryDirectory() as published:
@@ -705,10 +705,8 @@ def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | Non
         except RepositoryNotFoundError:
             return None
     # A new Space has a card, and nothing to replace.
-    if not is_space_of_ours(info) and {sibling.rfilename for sibling in info.siblings or ()} - {
-        ".gitattributes",
-        CARD_FILE,
-    }:
+    names = {sibling.rfilename for sibling in info.siblings or ()}
+    if not is_space_of_ours(info) and names - {".gitattributes", CARD_FILE}:
         raise PublishError(
             f"`space` is {repo_id!r}, which exists and is no Space that this command has made; give another name."
         )
