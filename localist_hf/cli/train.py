@@ -231,7 +231,7 @@ def finished_record(trainer: LocalistTrainer, **card: Any) -> RunRecord | None:
     return record if record.weights == weight_hashes(folder) == weight_hashes(checkpoint) else None
 
 
-def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
+def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = None, **card: Any) -> dict[str, float]:
     """
     Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder. What is
     there from before stays until the new model is written; nothing is left half-written where that fails. Of a run that
@@ -240,6 +240,8 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
     Args:
         trainer ([`LocalistTrainer`]):
             The trainer; with `resume_from_checkpoint` as a folder in its arguments, it goes on from there.
+        settings (`dict[str, Any]`, *optional*):
+            The flags of the run, for [`save_settings`].
         card:
             What [`LocalistTrainer.create_model_card`] takes.
 
@@ -257,6 +259,8 @@ def run_training(trainer: LocalistTrainer, **card: Any) -> dict[str, float]:
                 write_card(folder)  # which is written after the record
             print(f"The run in {args.output_dir!r} is finished: nothing is left to train or to measure.")
         return record.metrics
+    if settings is not None and args.should_save:
+        save_settings(settings, folder)
     if args.push_to_hub:
         with ending_with(1, ValueError, PublishError):
             trainer.check_push()
@@ -329,9 +333,7 @@ def main(arguments: list[str]) -> None:
             if run.overwrite_output_dir:
                 start_anew(folder)
             claim(folder, "run", TRAINING_FILES)
-            if finished_record(trainer, **card_of(run)) is None:
-                save_settings(kept, folder)
-        metrics = run_training(trainer, **card_of(run))
+        metrics = run_training(trainer, kept, **card_of(run))
     if args.process_index > 0:
         return
     locality = trainer.model.config.locality

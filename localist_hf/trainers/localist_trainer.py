@@ -220,8 +220,9 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
+        api = self._hub_api(token)  # which finds the repository's name
         return upload(
-            self._hub_api(token),
+            api,
             self.hub_model_id,
             repository_files(self.args.output_dir, self.hub_model_id),
             private=self.args.hub_private_repo if private is None else private,
