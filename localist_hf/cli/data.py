@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
@@ -128,9 +129,7 @@ def load_text(
                 f"`{name}` is {source!r}, and the cache that it is prepared in, {str(cache)!r}, cannot be written "
                 f"({error.strerror}); name another folder with HF_DATASETS_CACHE."
             ) from error
-        # What it came from says more than "An error occurred while generating the dataset".
-        cause = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
-        raise ValueError(f"`{name}` is {source!r}, which cannot be read: {one_line(cause)}") from error
+        raise ValueError(f"`{name}` is {source!r}, which cannot be read: {_reason(error)}") from error
     if "train" not in splits:
         raise ValueError(f"`{name}` {source!r} has the splits {', '.join(splits)}; a split 'train' is needed.")
     used = {split: splits[split] for split in ("train", "validation") if split in splits}
@@ -147,6 +146,11 @@ def load_text(
     return DatasetDict(
         {split: rows.select_columns(text_column).rename_columns(renamed) for split, rows in used.items()}
     )
+
+
+def _reason(error: BaseException) -> str:
+    """Why something cannot be read; what an "error occurred while generating the dataset" came from says more."""
+    return one_line(error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error)
 
 
 def _with_parents(path: str | bytes) -> list[Path]:
@@ -226,8 +230,7 @@ def _read_files(folder: Path, files: dict[str, list[Path]], column: str) -> Data
                     raise ValueError(f"{fault}.")
                 parts.append(_read_file(path, column))
             except (DatasetsError, ValueError) as error:
-                cause = error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error
-                raise ValueError(f"its file is {str(path)!r}; {one_line(cause)}") from error
+                raise ValueError(f"its file is {str(path)!r}; {_reason(error)}") from error
         splits[split] = concatenate_datasets(parts).rename_columns({} if column == "text" else {"text": column})
     return DatasetDict(splits)
 
@@ -400,7 +403,8 @@ def check_token_ids(
         ValueError: where there is one.
     """
     size = config.get_text_config().vocab_size
-    highest = max((max(ids) for batch in sequences.iter(1000) for ids in batch["input_ids"]), default=0)
+    batches = sequences.with_format("arrow").iter(10_000)  # no list is made of all tokens
+    highest = max((pc.max(pc.list_flatten(batch["input_ids"])).as_py() for batch in batches), default=0)
     if highest >= size:
         raise ValueError(
             f"The text has the token {highest} ({tokenizer.decode([highest])!r}), which the tokenizer knows and "

@@ -1,6 +1,6 @@
 """What a tokenizer puts before every text, as those of Gemma, Llama and Mistral do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -46,15 +46,19 @@ def known_text(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         ValueError: where there is none.
     """
-    words = sorted(set(tokenizer.get_vocab().values()).difference(tokenizer.all_special_ids))
-    own = (tokenizer.decode([token]) for token in words)
-    for text in chain(["a"], islice(own, 100)):
+    for text in chain(["a"], islice(_own_words(tokenizer), 100)):
         try:
             if tokenizer(text, add_special_tokens=False)["input_ids"]:
                 return text
         except Exception:  # the Rust library raises `Exception` itself
             continue
     raise ValueError("there is none, or its vocabulary is empty.")
+
+
+def _own_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """A tokenizer's words; the whole vocabulary is sorted when the first is asked for, and not before."""
+    for token in sorted(set(tokenizer.get_vocab().values()).difference(tokenizer.all_special_ids)):
+        yield tokenizer.decode([token])
 
 
 def have_prefix(sequences: Iterable[Mapping[str, Any]], prefix: list[int]) -> bool:

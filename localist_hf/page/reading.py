@@ -53,7 +53,7 @@ class Passage:
         _check_unicode(text)
         encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
         tokens = encoded["input_ids"]
-        pieces, own = [decode(tokenizer, [token]) for token in tokens], []
+        pieces, own = [""] * len(tokens), []
         if tokenizer.is_fast:
             end = 0
             for place, (token, (_, token_end)) in enumerate(zip(tokens, encoded["offset_mapping"], strict=True)):
@@ -61,12 +61,15 @@ class Passage:
                     pieces[place] = text[end : max(end, token_end)]
                     end = max(end, token_end)
                     own.append(place)
+                else:
+                    pieces[place] = decode(tokenizer, [token])
             if own:
                 pieces[own[-1]] += text[end:]  # some leave out the spaces there
         elif bare := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
             places = range(len(tokens) - len(bare) + 1)
             start = next((place for place in places if tokens[place : place + len(bare)] == bare), None)
             own = range(len(tokens)) if start is None else range(start, start + len(bare))
+            pieces = [decode(tokenizer, [token]) for token in tokens]
             pieces[own.start : own.stop] = text_pieces(tokenizer, tokens[own.start : own.stop], text)
         if not text.strip() or not own:
             raise ValueError("`text` is empty; it must have at least one word.")
