@@ -714,7 +714,7 @@ p-values are of the same layout, corrected by Holm for the number of comparisons
 *within 5 %* they test for a ratio of 1.05, elsewhere for no difference. Hedges' g is the mean difference in standard
 deviations over seeds, and ± half of the 95 % interval over seeds by Student's t: both on this text alone. *psi* is
 context fidelity, *phi* fidelity, *other words* the share of the attention that goes to other words at all
-([METHOD](../README.md#what-it-does)).
+([definitions](method.md#fidelity)).
 
 **Primary comparisons** were named before anything was measured: quintic against distributed (perplexity), own against
 another text's blocks (psi, no previous blocks), semantic blocks against windows and the last tokens at as many

@@ -145,11 +145,37 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
     assert paper["authors"] == [{"family-names": "Diederich", "given-names": "Joachim"}]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/compatibility.md"])
+def anchors(path: Path) -> set[str]:
+    """What `#...` can name in a Markdown file: its headings as GitHub writes them in links."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    names = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    repeated = [names[:place].count(name) for place, name in enumerate(names)]
+    return {name + f"-{number}" * bool(number) for name, number in zip(names, repeated, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/compatibility.md", "docs/method.md", "docs/results.md"],
+)
 def test_links_into_the_repository_lead_somewhere(document: str):
     path = ROOT / document
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), f"{document} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
+        linked = path.parent / target if target else path
+        assert linked.exists(), f"{document} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{document} links to {target}#{anchor}"
+
+
+def test_code_refers_to_definitions_that_there_are():
+    headings, references = anchors(ROOT / "docs" / "method.md"), []
+    for folder in ("localist_hf", "study", "tests", "examples", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            references += [(path, anchor) for anchor in re.findall(r"docs/method\.md#([\w-]+)", text)]
+            # What is not in the repository tells a reader nothing.
+            assert path == Path(__file__) or not re.search(r"\bMETHOD\b", text), path
+    assert references
+    assert [(path, anchor) for path, anchor in references if anchor not in headings] == []
 
 
 # --- dependencies

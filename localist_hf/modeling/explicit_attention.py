@@ -53,7 +53,8 @@ def explicit_attention(
 ) -> ExplicitAttention:
     """
     Softmax attention over capped scores, with the weights outside of a query's local set times
-    `min(weight, phi * (1 - floor) / (floor * (1 - phi)))` (METHOD.md), phi being the share inside without that.
+    `min(weight, phi * (1 - floor) / (floor * (1 - phi)))` (docs/method.md#dial), phi being the share inside
+    without that.
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \

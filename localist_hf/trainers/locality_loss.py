@@ -12,7 +12,8 @@ def locality_loss(
 ) -> torch.Tensor:
     """
     How far one layer's attention falls short of the target, for each sequence of a batch: the mean over heads and
-    counted positions of `max(0, target_fidelity - fidelity) ** exponent` (METHOD.md).
+    counted positions of `max(0, target_fidelity - fidelity) ** exponent`
+    (docs/method.md#locality-loss).
 
     A target below 1 is the *low-fidelity* constraint of arXiv:2511.18375: a share of the attention is asked for, and
     nothing is gained beyond it.

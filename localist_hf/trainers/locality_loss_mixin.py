@@ -242,7 +242,7 @@ class LocalityLossMixin(ResumptionMixin):
     def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
         """psi of every query, of each localised layer."""
         is_half = self.args.bf16 or self.args.fp16 or self.model.dtype in (torch.bfloat16, torch.float16)
-        eps = 1e-2 if is_half else 1e-3  # METHOD.md
+        eps = 1e-2 if is_half else 1e-3  # docs/method.md#context-fidelity
         pairs = zip(measured.block_share, measured.outside_share, strict=True)
         return [context_fidelity(block, outside, eps) for block, outside in pairs]
 

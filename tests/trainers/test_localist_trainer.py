@@ -97,7 +97,7 @@ def weights(trainer: LocalistTrainer) -> dict[str, torch.Tensor]:
 
 
 def objectives(outputs, objective: str = "context") -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What is asked of each layer, and the positions that count, by METHOD.md's definitions."""
+    """What is asked of each layer, and the positions that count, by docs/method.md#locality-loss."""
     if objective == "fidelity":
         return outputs.fidelity, outputs.fidelity_mask
     pairs = zip(outputs.block_share, outputs.outside_share, strict=True)

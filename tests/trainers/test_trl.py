@@ -123,7 +123,7 @@ def texts(make_text) -> list[torch.Tensor]:
 
 
 def locality(model: LocalistGPT2LMHeadModel, outputs) -> torch.Tensor:
-    """The locality loss of each sequence, by METHOD.md."""
+    """The locality loss of each sequence, by docs/method.md#locality-loss."""
     pairs = zip(outputs.block_share, outputs.outside_share, outputs.context_mask, strict=True)
     losses = [locality_loss(block / (block + out + 1e-3), mask, TARGET, 1) for block, out, mask in pairs]
     lambdas = model.config.locality_lambdas
