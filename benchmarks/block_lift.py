@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 import localist_hf  # noqa: F401 (makes LocalistGPT2 known to AutoModel, and registers the attention function)
 from localist_hf.evaluation import block_lift, text_prefix
 from localist_hf.modeling.block_partition import BlockState, document_starts, semantic_blocks, value_lengths
-from localist_hf.modeling.locality import LOCALIST_ATTENTION
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION
 
 
 #: First and last layer as shares of the depth.

@@ -28,8 +28,10 @@ from transformers import (
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
+from localist_hf.modeling.fidelity import context_fidelity
 from localist_hf.modeling.fused_attention import attention_with_lse
-from localist_hf.modeling.locality import CACHE_ARGUMENTS, context_fidelity
+from localist_hf.modeling.local_set import LocalSet
+from localist_hf.modeling.locality_request import CACHE_ARGUMENTS
 from localist_hf.trainers.locality_loss import locality_loss
 
 
@@ -149,6 +151,10 @@ def _block_starts(shape: Shape) -> torch.Tensor:
     return _find_blocks(_heads(shape)[2], _documents(shape))
 
 
+def _local_set(shape: Shape) -> LocalSet:
+    return LocalSet(_block_starts(shape), _documents(shape), shape.length, _MAX_BLOCK_LENGTH)
+
+
 # Training steps
 
 
@@ -254,7 +260,7 @@ def _(shape: Shape) -> Task:
     with torch.no_grad():
         _, lse = attention_with_lse(query, key, value, None, True, scale)
     inputs = (query, key, lse.requires_grad_())
-    rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, scale)
+    rest = (_local_set(shape), scale)
     return _forward_backward(lambda: local_shares(*inputs, *rest), inputs)
 
 
@@ -276,7 +282,7 @@ def _(shape: Shape) -> Task:
 @_task("local attention forward")
 def _(shape: Shape) -> Task:
     heads = _heads(shape)
-    rest = (_block_starts(shape), _documents(shape), _MAX_BLOCK_LENGTH, 0, heads[0].shape[-1] ** -0.5)
+    rest = (_local_set(shape), heads[0].shape[-1] ** -0.5)
     return lambda: local_attention(*heads, *rest)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, delocalize, localize
-from .modeling.localist_model import LocalistGenerationMixin
+from .modeling.locality_mixin import LocalistGenerationMixin
 from .version import __version__
 
 

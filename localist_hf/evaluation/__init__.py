@@ -1,6 +1,6 @@
 """Measuring models and showing what was measured."""
 
-from ..modeling.locality import context_fidelity
+from ..modeling.fidelity import context_fidelity
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .control_results import BlockControls, ControlResults, DialFigures, DocumentSums, LocalityFigures

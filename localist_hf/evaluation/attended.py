@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig
 
 from ..modeling import LocalityMeasurements
 from ..modeling.localist_attention import localist_attention_forward
-from ..modeling.localist_model import measurements
-from ..modeling.locality import LocalityRequest, build_locality
+from ..modeling.locality import build_locality
+from ..modeling.locality_mixin import measurements
+from ..modeling.locality_request import LocalityRequest, NativeInputs
 
 
 class AttentionInputs(NamedTuple):
@@ -84,9 +85,10 @@ class Attended:
             ValueError: for starts that are none of these inputs.
         """
         dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity}
-        locality = build_locality(self._config, LocalityRequest(layers, output_entropy, **dial, **starts), **inputs)
+        request = LocalityRequest(layers, output_entropy, **dial, **starts)
+        locality = build_locality(self._config, request, NativeInputs(**inputs))
         with torch.autocast(*self._autocast):
             for layer in layers:
                 module, *tensors, mask, arguments = self._layers[layer]
                 localist_attention_forward(module, *tensors, mask, locality=locality, **arguments)
-        return LocalityMeasurements(**measurements(locality, inputs["input_ids"].shape[1]))
+        return LocalityMeasurements(**measurements(locality))

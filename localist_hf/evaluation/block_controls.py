@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import LocalityMeasurements
 from ..modeling.block_partition import document_starts, with_previous_blocks
-from ..modeling.locality import context_fidelity
+from ..modeling.fidelity import context_fidelity
 from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from ..modeling import LocalityMeasurements
-from ..modeling.localist_model import SHARES
-from ..modeling.locality import context_fidelity
+from ..modeling.fidelity import context_fidelity
+from ..modeling.locality_mixin import SHARES
 from .visible_keys import visible_keys
 
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from ..modeling import LocalityFields, LocalityMeasurements
 from ..modeling.block_partition import document_starts
-from ..modeling.localist_model import SHARES
-from ..modeling.locality import check_attention_mask, context_fidelity
+from ..modeling.fidelity import context_fidelity
+from ..modeling.locality_mixin import SHARES
+from ..modeling.locality_request import check_attention_mask
 from .check_model import check_model, core_model
 from .progress import progress
 from .visible_keys import visible_keys

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..modeling.localist_model import SHARES
+from ..modeling.locality_mixin import SHARES
 from .block_controls import Texts, on_blocks
 from .check_model import check_model
 from .control_results import BlockControls, as_json

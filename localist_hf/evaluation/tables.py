@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.localist_model import SHARES
+from ..modeling.locality_mixin import SHARES
 from .differences import check_baseline, perplexity_differences, perplexity_ratio
 from .locality_report import LocalityReport
 from .statistics import mean_interval

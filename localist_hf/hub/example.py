@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from ..evaluation.check_model import num_positions
-from ..modeling.localist_model import SHARES
+from ..modeling.locality_mixin import SHARES
 from .adapters import fit_embeddings
 
 

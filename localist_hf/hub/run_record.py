@@ -24,8 +24,8 @@ from transformers.utils import logging
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_name
 from ..evaluation import ControlResults, GenerationFigures, text_prefix
 from ..evaluation.text_prefix import have_prefix
-from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import DIAL_FIELDS
+from ..modeling.locality_mixin import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
 from ..version import __version__
 from ..whole_file import write_whole

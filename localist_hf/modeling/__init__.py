@@ -1,8 +1,8 @@
 """What travels with every model: these files are copied beside its weights and run there without this package."""
 
 from .configuration_localist_gpt2 import LocalistGPT2Config
-from .localist_model import LocalityMeasurements
 from .locality_config import LOCALITY_FIELDS, LocalityConfig, LocalityFields
+from .locality_mixin import LocalityMeasurements
 from .modeling_localist import delocalize, localize
 from .modeling_localist_gpt2 import (
     LocalistCausalLMOutput,

@@ -1,10 +1,7 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """
 What the keys near a query contribute to its attention: its own token, its block, the sinks. Only a band of keys as wide
-as the longest local set is touched: O(length * max_local_length) time.
-
-A query's *local set* is the stretch of keys from its `local_starts` up to itself, and those sinks, the first tokens of
-its document, that stand before the stretch (see [`Locality.local_starts`]).
+as the longest local set is touched: O(length * max_length) time.
 """
 
 import math
@@ -13,40 +10,19 @@ import torch
 from torch.nn import functional as F
 
 from .fused_attention import attention_with_lse, matmul_rounds_float32
+from .local_set import LOCAL_SET_SCHEMA, NOWHERE, LocalSet
 from .opaque_ops import opaque_without_gradient
 
 
-#: A position that no key has.
-NOWHERE = 2**62
 # Queries of a tile. Small tiles waste fewer scores outside the local sets, large ones multiply faster.
 _TILE = 16
 # Scores held at a time: on CPU few enough to stay in the cache, elsewhere enough to fill the device.
 _MAX_SCORES = {"cpu": 2**18}
 _MAX_SCORES_ELSEWHERE = 2**27
 
-_LOCAL_SET = "Tensor local_starts, Tensor documents, SymInt max_local_length, SymInt num_sink_tokens, float scale"
 
-
-def _fake_lse(query: torch.Tensor) -> torch.Tensor:
-    return query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-
-
-@opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor lse, {_LOCAL_SET}, Tensor? sink_keys=None, "
-    "SymInt? sliding_window=None) -> (Tensor, Tensor, Tensor)",
-    lambda query, *_: tuple(_fake_lse(query) for _ in range(3)),
-)
 def local_shares(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    lse: torch.Tensor,
-    local_starts: torch.Tensor,
-    documents: torch.Tensor,
-    max_local_length: int,
-    num_sink_tokens: int,
-    scale: float,
-    sink_keys: torch.Tensor | None = None,
-    sliding_window: int | None = None,
+    query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, local_set: LocalSet, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     The shares of each query's attention on its own token, on sinks, and on the rest of its local set: sums of
@@ -58,71 +34,70 @@ def local_shares(
             Any floating dtype; the queries are those of the last `query_length` keys.
         lse (`torch.Tensor` of shape `(batch_size, num_heads, query_length)`):
             Log-sum-exp of each query's scores over the keys that the shares are of: all that it sees, or its local set.
-        local_starts (`torch.LongTensor` of shape `(batch_size, query_length)`):
-            First key of the stretch that is local to each query; -1 on padding.
-        documents (`torch.LongTensor` of shape `(batch_size, 1 or query_length)`):
-            First key of each row's document, or, in packed rows, of each query's.
-        max_local_length (`int`):
-            No such stretch is longer.
-        num_sink_tokens (`int`):
-            Keys at the start of the document that are local to every query.
+        local_set ([`LocalSet`]):
+            What is local to each query; its `sink_keys` have as many heads as the keys.
         scale (`float`):
             Factor of the scores.
-        sink_keys (`torch.Tensor` of shape `(batch_size, num_heads, num_sink_tokens, head_dim)`, *optional*):
-            Those of the sinks, where a cache has dropped keys; `local_starts` and `documents` are then counted from the
-            first key that is left.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor, torch.Tensor)`: self, sink and block, each `(batch_size, num_heads,
         query_length)`, float32, differentiable in query, key and lse; 0 on padding.
     """
-    is_padding = local_starts[:, None] < 0
+    return _local_shares(query, key, lse, scale, *local_set)
+
+
+def local_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, local_set: LocalSet, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Softmax attention over each query's local set only (see `local_shares` for the arguments; `value` has the key's
+    shape).
+
+    Returns:
+        `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
+        of the local scores, float32, of shape `(batch_size, num_heads, query_length)`; zeros on padding.
+    """
+    return _local_attention(query, key, value, scale, *local_set)
+
+
+def _fake_lse(query: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@opaque_without_gradient(
+    f"(Tensor query, Tensor key, Tensor lse, float scale, {LOCAL_SET_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    lambda query, *_: tuple(_fake_lse(query) for _ in range(3)),
+)
+def _local_shares(query, key, lse, scale, *fields) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    local_set = LocalSet(*fields)
+    local_set = local_set.counted_from(local_set.num_tokens - key.shape[2])
+    is_padding = local_set.starts[:, None] < 0
     with torch.autocast(query.device.type, enabled=False):
         # Padding may see nothing, and the log of nothing is no number to go on with.
         lse = torch.where(is_padding, 0.0, lse).contiguous()
         own_scores = (_wide(query) * _wide(key[:, :, -query.shape[2] :])).sum(-1) * scale - lse
         own = own_scores.masked_fill(is_padding, float("-inf")).exp()
         sink = torch.zeros_like(own)
-        if num_sink_tokens:
-            is_outside, keys = _sinks(num_sink_tokens, local_starts, documents, sliding_window, key)
-            scores = _sink_scores(query, is_outside, keys if sink_keys is None else sink_keys, scale)
-            sink = (scores - lse[..., None]).exp().sum(-1)
+        if local_set.num_sinks:
+            is_outside, keys = local_set.sinks_of(key)
+            keys = keys if local_set.sink_keys is None else local_set.sink_keys
+            sink = (_sink_scores(query, is_outside, keys, scale) - lse[..., None]).exp().sum(-1)
         if matmul_rounds_float32(query.device.type):
             # The same kernel for both log-sum-exps: products of the band would be rounded as the kernel's are not.
-            local_set = (local_starts, documents, max_local_length, num_sink_tokens, scale)
-            _, local_lse = local_attention(query, key, key, *local_set, sink_keys, sink_keys, sliding_window)
+            _, local_lse = local_attention(query, key, key, local_set._replace(sink_values=local_set.sink_keys), scale)
             fidelity = (local_lse - lse).masked_fill(is_padding, float("-inf")).exp()
             return own, sink, (fidelity - own - sink).clamp(min=0)
-        return own, sink, _BandShare.apply(query, key, lse, local_starts, max_local_length, scale)
+        return own, sink, _BandShare.apply(query, key, lse, local_set.starts, local_set.max_length, scale)
 
 
 @opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor value, {_LOCAL_SET}, Tensor? sink_keys=None, Tensor? sink_values=None, "
-    "SymInt? sliding_window=None) -> (Tensor, Tensor)",
+    f"(Tensor query, Tensor key, Tensor value, float scale, {LOCAL_SET_SCHEMA}) -> (Tensor, Tensor)",
     lambda query, *_: (query.new_empty(query.shape), _fake_lse(query)),
 )
-def local_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    local_starts: torch.Tensor,
-    documents: torch.Tensor,
-    max_local_length: int,
-    num_sink_tokens: int,
-    scale: float,
-    sink_keys: torch.Tensor | None = None,
-    sink_values: torch.Tensor | None = None,
-    sliding_window: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Softmax attention over each query's local set only (see `local_shares` for the arguments; `value` has the key's
-    shape, and `sink_values` that of `sink_keys`).
-
-    Returns:
-        `tuple(torch.Tensor, torch.Tensor)`: the attention output, of the query's shape and dtype, and the log-sum-exp
-        of the local scores, float32, of shape `(batch_size, num_heads, query_length)`; zeros on padding.
-    """
-    tiling = _Tiling(local_starts, query.shape[2], key.shape[2], max_local_length)
+def _local_attention(query, key, value, scale, *fields) -> tuple[torch.Tensor, torch.Tensor]:
+    local_set = LocalSet(*fields)
+    local_set = local_set.counted_from(local_set.num_tokens - key.shape[2])
+    tiling = _Tiling(local_set.starts, query.shape[2], key.shape[2], local_set.max_length)
     outputs, lses = [], []
     # Row by row, so that the stretches of keys stay views; the tiles take the place of the batch.
     for row in range(len(query)):
@@ -138,10 +113,10 @@ def local_attention(
         lses.append(tiling.untile(lse.transpose(0, 1)[None]))
     # One row is often all there is, and then a view that needs no copy.
     output, lse = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (outputs, lses))
-    if num_sink_tokens:
-        is_outside, keys, values = _sinks(num_sink_tokens, local_starts, documents, sliding_window, key, value)
-        if sink_keys is not None:
-            keys, values = sink_keys, sink_values
+    if local_set.num_sinks:
+        is_outside, keys, values = local_set.sinks_of(key, value)
+        if local_set.sink_keys is not None:
+            keys, values = local_set.sink_keys, local_set.sink_values
         with torch.autocast(query.device.type, enabled=False):  # whose products would be in half precision
             scores = _sink_scores(query, is_outside, keys, scale)
             total = torch.cat((lse[..., None], scores), dim=-1).logsumexp(-1)
@@ -151,123 +126,12 @@ def local_attention(
     return output.to(query.dtype), lse
 
 
-@opaque_without_gradient(
-    f"(Tensor query, Tensor key, Tensor value, Tensor? attention_mask, {_LOCAL_SET}, float weight, SymInt dropped, "
-    "Tensor? sink_keys=None, Tensor? sink_values=None, SymInt? sliding_window=None) -> Tensor",
-    lambda query, key, value, *_: query.new_empty(*query.shape[:3], value.shape[-1]),
-)
-def attend_once(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    local_starts: torch.Tensor,
-    documents: torch.Tensor,
-    max_local_length: int,
-    num_sink_tokens: int,
-    scale: float,
-    weight: float,
-    dropped: int,
-    sink_keys: torch.Tensor | None = None,
-    sink_values: torch.Tensor | None = None,
-    sliding_window: int | None = None,
-) -> torch.Tensor:
-    """
-    A step of a generation: the attention of one query a row under the dial, in one kernel call without tiles. Where the
-    weights outside the local set have a factor, its logarithm is added to their scores; where it is 0, only the local
-    keys are read.
-
-    Args:
-        query (`torch.Tensor` of shape `(batch_size, num_heads, 1, head_dim)`), key and value (`torch.Tensor` of shape
-            `(batch_size, num_key_value_heads, key_length, head_dim)`):
-            Any floating dtype; the query is that of the last key.
-        attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, 1, key_length)`, *optional*):
-            True where a query sees a key.
-        local_starts, documents, max_local_length, num_sink_tokens, scale, sink_keys, sink_values:
-            As in `local_shares`, with two differences: `local_starts` and `documents`, `(batch_size, 1)`, count the
-            dropped keys too, and sinks have as many heads as the keys.
-        weight (`float`):
-            Factor of the weights outside the local set, in [0, 1].
-        dropped (`int`):
-            Keys before the first of `key` that a cache has dropped.
-        sliding_window (`int`, *optional*):
-            Keys that the layer sees, where it does not see all.
-
-    Returns:
-        `torch.Tensor`: the attention output, of the query's shape and dtype; of no meaning on padding.
-    """
-    end = dropped + key.shape[2]
-    if weight > 0:
-        position = torch.arange(dropped, end, device=key.device)
-        is_outside = position < local_starts
-        if num_sink_tokens:
-            is_outside &= position >= documents + num_sink_tokens
-        mask = (is_outside.to(query.dtype) * math.log(weight))[:, None, None]
-        if attention_mask is not None:
-            mask = mask.masked_fill(~attention_mask, float("-inf"))
-    else:
-        length, differs = min(max_local_length, key.shape[2]), True
-        if local_starts.device.type == "cpu":  # elsewhere to look would be to wait
-            starts = local_starts.flatten().tolist()
-            length, differs = min(length, end - min(starts)), any(start != starts[0] for start in starts)
-        sinks = ()
-        if num_sink_tokens:
-            sinks = (
-                (sink_keys, sink_values)
-                if sink_keys is not None
-                else _sinks(num_sink_tokens, local_starts, documents - dropped, None, key, value)[1:]
-            )
-        first, mask = key.shape[2] - length, None
-        key, value = key.narrow(2, first, length), value.narrow(2, first, length)
-        if differs or sinks:
-            mask = torch.arange(end - length, end, device=key.device) >= local_starts
-        if sinks:
-            key, value = torch.cat((sinks[0], key), dim=2), torch.cat((sinks[1], value), dim=2)
-            position = documents + torch.arange(sinks[0].shape[2], device=key.device)
-            is_sink = position < local_starts  # those that stand in the stretch are counted with it
-            if sliding_window is not None:
-                is_sink &= position >= end - sliding_window
-            mask = torch.cat((is_sink, mask), dim=1)
-        mask = mask if mask is None else mask[:, None, None]
-    # Heads that share keys stand where a text's queries do.
-    queries = query.view(len(query), key.shape[1], -1, query.shape[3])
-    output = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
-    return output.reshape(*query.shape[:3], -1)
-
-
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _sinks(
-    num_sink_tokens: int,
-    local_starts: torch.Tensor,
-    documents: torch.Tensor,
-    sliding_window: int | None,
-    *tensors: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """
-    Where the sinks are none for a query, `(batch_size, 1, query_length, num_sink_tokens)`, and their rows of
-    `(batch_size, num_heads, key_length, head_dim)` tensors: `(batch_size, num_heads, num_sink_tokens, head_dim)`, or,
-    in packed rows, `(batch_size, num_heads, query_length, num_sink_tokens, head_dim)`.
-    """
-    key_length = tensors[0].shape[2]
-    # All of them, wherever they stand: `documents` may count from the first key that a cache has left.
-    position = documents[..., None] + torch.arange(num_sink_tokens, device=documents.device)
-    # Padding, or counted with the stretch already.
-    is_outside = (local_starts[..., None] < 0) | (position >= local_starts[..., None])
-    if sliding_window is not None:
-        query = torch.arange(key_length - local_starts.shape[1], key_length, device=documents.device)
-        is_outside = is_outside | (position <= query[:, None] - sliding_window)
-    index = position.clamp(0, key_length - 1).flatten(1)[:, None, :, None]
-    rows = [tensor.gather(2, index.expand(*tensor.shape[:2], -1, tensor.shape[-1])) for tensor in tensors]
-    if documents.shape[1] > 1:
-        rows = [tensor.unflatten(2, position.shape[1:]) for tensor in rows]
-    return is_outside[:, None], *rows
-
-
 def _sink_scores(query: torch.Tensor, is_outside: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
-    """`(batch_size, num_heads, query_length, num_sink_tokens)`, -inf where a sink is none for a query."""
+    """`(batch_size, num_heads, query_length, num_sinks)`, -inf where a sink is none for a query."""
     query, keys = _wide(query), _wide(keys)
     scores = query @ keys.transpose(-1, -2) if keys.ndim == 4 else (query[..., None, :] * keys).sum(-1)
     return (scores * scale).masked_fill(is_outside, float("-inf"))
@@ -284,11 +148,11 @@ class _Tiling:
         local_starts: torch.Tensor,
         query_length: int,
         key_length: int,
-        max_local_length: int,
+        max_length: int,
         with_own: bool = True,
     ) -> None:
         # Tiles before its own that a query's local stretch can reach.
-        self.reach = -(-(min(max_local_length, key_length) - 1) // _TILE)
+        self.reach = -(-(min(max_length, key_length) - 1) // _TILE)
         self.width = (self.reach + 1) * _TILE
         offset = key_length - query_length  # keys of a cache, before the first query
         self.first_key = max(0, offset // _TILE - self.reach) * _TILE
@@ -331,21 +195,21 @@ class _BandShare(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, lse, local_starts, max_local_length, scale):
-        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], max_local_length, with_own=False)
+    def forward(ctx, query, key, lse, local_starts, max_length, scale):
+        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], max_length, with_own=False)
         bias, share = tiling.bias(), torch.empty_like(lse)
         for piece in _pieces(query, tiling):
             _, _, weights = _band_weights(query[piece], key[piece], lse[piece], tiling, bias[piece[0]], scale)
             sums = weights.sum(-1).view(*query[piece].shape[:2], -1)
             share[piece] = sums[..., tiling.queries]
         ctx.save_for_backward(query, key, lse, local_starts, share)
-        ctx.max_local_length, ctx.scale = max_local_length, scale
+        ctx.max_length, ctx.scale = max_length, scale
         return share
 
     @staticmethod
     def backward(ctx, grad):
         query, key, lse, local_starts, share = ctx.saved_tensors
-        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], ctx.max_local_length, with_own=False)
+        tiling = _Tiling(local_starts, query.shape[2], key.shape[2], ctx.max_length, with_own=False)
         bias, grad_query, grad_key = tiling.bias(), torch.empty_like(query), torch.zeros_like(key)
         with torch.autocast(query.device.type, enabled=False):
             for piece in _pieces(query, tiling):

@@ -112,6 +112,10 @@ class Blocks(NamedTuple):
     starts: torch.Tensor
     local_starts: torch.Tensor
 
+    def last(self, length: int, device: torch.device) -> "Blocks":
+        """Those of the last tokens, on this device."""
+        return Blocks(*(starts[:, -length:].to(device) for starts in self))
+
 
 def value_norms(values: torch.Tensor) -> torch.Tensor:
     """

@@ -10,6 +10,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .fidelity import LayerDial
+from .fused_attention import Scoring
+from .local_set import NOWHERE, LocalSet
+
 
 logger = logging.get_logger(__name__)
 
@@ -40,48 +44,35 @@ def explicit_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    local_starts: torch.Tensor,
-    documents: torch.Tensor,
-    num_sink_tokens: int,
-    positions: torch.Tensor,
-    scale: float,
-    softcap: float,
-    weight: float,
-    floor: float,
-    sliding_window: int | None = None,
+    mask: torch.Tensor | None,
+    scoring: Scoring,
+    local_set: LocalSet,
+    dial: LayerDial,
 ) -> ExplicitAttention:
     """
-    Softmax attention over capped scores, with the weights outside of a query's local set times
-    `min(weight, phi * (1 - floor) / (floor * (1 - phi)))` (docs/method.md#dial), phi being the share inside
-    without that.
+    Softmax attention over capped scores, with the weights outside of a query's local set times what the dial says
+    (`docs/method.md#dial`).
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \
         shape `(batch_size, num_heads, key_length, head_dim)`), value (`torch.Tensor` of shape `(batch_size, \
         num_heads, key_length, value_head_dim)`):
             Any floating dtype; the queries are those of the last `query_length` keys.
-        attention_mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
+        mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
             True where a query sees a key; None is causal.
-        local_starts (`torch.LongTensor` of shape `(batch_size, query_length)`):
-            First key of the stretch that is local to each query; -1 on padding.
-        documents (`torch.LongTensor` of shape `(batch_size, 1 or query_length)`):
-            First position of each query's document, or of the row's.
-        num_sink_tokens (`int`):
-            Keys at the start of the document that are local to every query.
-        positions (`torch.LongTensor` of shape `(batch_size or 1, key_length)`):
-            Of the keys; the last `query_length` are those of the queries.
-        scale (`float`), softcap (`float`):
-            Scores s are `softcap * tanh(scale * q.k / softcap)`.
-        weight (`float`), floor (`float`):
-            Factor of the weights outside the local set, in [0, 1], and least share inside, in [0, 1).
-        sliding_window (`int`, *optional*):
-            Keys that a query sees, where there is no mask to say it.
+        scoring ([`Scoring`]):
+            With a softcap; scores s are `softcap * tanh(scale * q.k / softcap)`.
+        local_set ([`LocalSet`]):
+            What is local to each query; its `sink_keys` have as many heads as the keys.
+        dial ([`LayerDial`]):
+            What becomes of the rest.
     """
     logger.warning_once(
         "The attention scores of this model are soft-capped, which no fused kernel with a log-sum-exp does: locality "
         "is measured and held with explicit weights for a few queries at a time, several times slower."
     )
+    scale, softcap = scoring.scale, scoring.softcap
+    key, value, positions = _with_kept_sinks(key, value, local_set)
 
     def attend(query, key, value, visible, is_local, is_sink, is_own):
         wide = torch.promote_types(query.dtype, torch.float32)
@@ -89,13 +80,9 @@ def explicit_attention(
         scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible, float("-inf"))
         is_padding = ~visible.any(-1, keepdim=True)
         scores = scores.masked_fill(is_padding, 0.0)
-        if weight < 1 or floor > 0:
-            factor = torch.full_like(scores[..., :1], weight)
-            if floor > 0:
-                share = (scores.softmax(-1) * is_local).sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
-                rest = (1 - share).clamp(min=torch.finfo(wide).eps)
-                factor = torch.minimum(factor, share * (1 - floor) / (floor * rest))
-            scores = torch.where(is_local | is_padding, scores, scores + factor.log())
+        if dial.is_on:
+            fidelity = scores[..., :1] if dial.floor == 0 else (scores.softmax(-1) * is_local).sum(-1, keepdim=True)
+            scores = torch.where(is_local | is_padding, scores, scores + dial.factor(fidelity).log())
         log_weights = scores.log_softmax(-1)
         weights = log_weights.exp() * ~is_padding
         # Where a weight is 0, the gradient of 0 log 0 would be no number.
@@ -103,22 +90,41 @@ def explicit_attention(
         shares = ((weights * part).sum(-1) for part in (is_own, is_sink, is_local & ~is_sink & ~is_own))
         return weights.to(value.dtype) @ value, *shares, entropy
 
-    query_length, chunks = query.shape[2], []
+    query_length, chunks, window = query.shape[2], [], local_set.window
     queries = positions[:, -query_length:]
     for start in range(0, query_length, _CHUNK):
         rows = slice(start, start + _CHUNK)
         place = queries[:, rows, None]
-        starts = local_starts[:, rows, None]
-        first = (documents if documents.shape[1] == 1 else documents[:, rows])[..., None]
-        visible = positions[:, None] <= place if attention_mask is None else attention_mask[:, 0, rows]
-        if attention_mask is None and sliding_window is not None:
-            visible = visible & (positions[:, None] > place - sliding_window)
+        starts = local_set.starts[:, rows, None]
+        first = (local_set.documents if local_set.documents.shape[1] == 1 else local_set.documents[:, rows])[..., None]
+        visible = positions[:, None] <= place if mask is None else mask[:, 0, rows]
+        if mask is None and window is not None:
+            visible = visible & (positions[:, None] > place - window)
         visible = visible & (starts >= 0)
-        is_sink = (positions[:, None] >= first) & (positions[:, None] < first + num_sink_tokens)
+        is_sink = (positions[:, None] >= first) & (positions[:, None] < first + local_set.num_sinks)
         is_sink = is_sink & visible & (positions[:, None] < starts)
         is_local = is_sink | (visible & (positions[:, None] >= starts))
         is_own = visible & (positions[:, None] == place)
-        masks = (mask[:, None] for mask in (visible, is_local, is_sink, is_own))
+        masks = (each[:, None] for each in (visible, is_local, is_sink, is_own))
         with torch.autocast(query.device.type, enabled=False):
             chunks.append(checkpoint(attend, query[:, :, rows], key, value, *masks, use_reentrant=False))
     return ExplicitAttention(*(torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True)))
+
+
+def _with_kept_sinks(
+    key: torch.Tensor, value: torch.Tensor, local_set: LocalSet
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The keys and values, before them those of the sinks that a bounded cache keeps apart, and their positions,
+    `(1 or batch_size, key_length)`.
+    """
+    positions = torch.arange(local_set.num_tokens - key.shape[2], local_set.num_tokens, device=key.device)[None]
+    if local_set.sink_keys is None:
+        return key, value, positions
+    of_sinks = local_set.documents + torch.arange(local_set.sink_keys.shape[2], device=key.device)
+    # Each stands once: a sink in the stretch of some query is counted with it.
+    first = torch.where(local_set.starts < 0, NOWHERE, local_set.starts).amin(dim=1, keepdim=True)
+    of_keys = torch.where(positions < first, NOWHERE, positions)
+    of_sinks = torch.where(of_sinks < first, of_sinks, NOWHERE)
+    key, value = torch.cat((local_set.sink_keys, key), dim=2), torch.cat((local_set.sink_values, value), dim=2)
+    return key, value, torch.cat((of_sinks, of_keys), dim=1)

@@ -4,6 +4,8 @@ Attention that also returns its log-sum-exp, differentiably, by torch's own fuse
 is ever held.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +23,27 @@ _MATMULS = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.mat
 
 # Queries per step of the attention without a fused kernel.
 _CHUNK = 256
+
+
+class Scoring(NamedTuple):
+    """
+    How weights are made of queries and keys.
+
+    Args:
+        scale (`float`):
+            Factor of the scores.
+        dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of the weights.
+        softcap (`float`, *optional*):
+            Scores s become `softcap * tanh(s / softcap)`.
+        learned_sinks (`torch.Tensor` of shape `(num_heads,)`, *optional*):
+            A score for each head of a sink that is no token, and has no value.
+    """
+
+    scale: float
+    dropout: float = 0.0
+    softcap: float | None = None
+    learned_sinks: torch.Tensor | None = None
 
 
 def attention_with_lse(

@@ -1,14 +1,21 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """Key-value caches of layers that find blocks, and of layers that attend to their local set only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .block_partition import BlockState
+from .locality_config import LocalityFields
+
+
+_BOUNDED_CACHE = (
+    "The key-value cache was filled at dial 1 (or `min_fidelity` 1), and keeps of the layers that attend to their "
+    "blocks no more than those; it cannot go on at another dial. Start with a new cache."
+)
 
 
 class SearchLayer:
@@ -175,3 +182,53 @@ def whole_cache(config: PreTrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [BlockCacheLayer() for _ in cache.layers]
     return cache
+
+
+def check_cache(cache: Cache | None, only_local: Collection[int]) -> None:
+    """
+    Refuses a cache that was filled at dial 1 where a layer that kept only its blocks would see more. One that is empty
+    again is as a new one.
+
+    Args:
+        cache ([`~transformers.Cache`], *optional*):
+            The key-value cache.
+        only_local (`Collection[int]`):
+            The layers that attend to their local sets only.
+
+    Raises:
+        ValueError: for such a cache.
+    """
+    for layer, cached in enumerate(cache.layers if isinstance(cache, Cache) else ()):
+        if isinstance(cached, LocalCacheLayer) and layer not in only_local:
+            if cached.get_seq_length():
+                raise ValueError(_BOUNDED_CACHE)
+            cache.layers[layer] = cached.native_layer()
+
+
+def prepare_cache(
+    cache: DynamicCache, config: LocalityFields, only_local: Collection[int], searching: Collection[int]
+) -> None:
+    """
+    Prepares an empty cache.
+
+    Args:
+        cache ([`~transformers.DynamicCache`]):
+            The key-value cache.
+        config ([`LocalityFields`]):
+            The model's.
+        only_local (`Collection[int]`):
+            The layers that attend to their local sets, which are to hold no more than those.
+        searching (`Collection[int]`):
+            The layers that are to remember where the search for blocks stands.
+    """
+    num_layers = config.num_hidden_layers
+    cache.layers += [DynamicLayer() for _ in range(len(cache.layers), num_layers)]
+    for layer in range(num_layers):
+        cached = cache.layers[layer]
+        window = config.sliding_windows[layer] if isinstance(cached, DynamicSlidingWindowLayer) else None
+        if isinstance(cached, BlockCacheLayer):
+            pass  # made so by a caller who wants to remove tokens again
+        elif layer in only_local:
+            cache.layers[layer] = LocalCacheLayer(config.max_local_length, config.num_sink_tokens, window)
+        elif layer in searching:
+            cache.layers[layer] = BlockCacheLayer() if window is None else SlidingBlockCacheLayer(window)

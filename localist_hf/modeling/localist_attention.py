@@ -10,7 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from .locality import LOCALIST_ATTENTION, Locality
+from .fused_attention import Scoring
+from .locality import Locality
+from .locality_request import LOCALIST_ATTENTION
 
 
 def eager_attention(module: nn.Module) -> Callable | None:
@@ -24,7 +26,6 @@ def localist_attention_forward(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
     scaling: float | None = None,
     locality: Locality | None = None,
     observer: Callable[..., None] | None = None,
@@ -42,8 +43,6 @@ def localist_attention_forward(
             The queries are those of the last `query_length` keys.
         attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
             What a query sees: True, or 0 where the native attention adds its mask to the scores; None is causal.
-        dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of the attention weights.
         scaling (`float`, *optional*):
             Factor of the scores, `head_dim ** -0.5` by default.
         locality ([`Locality`], *optional*):
@@ -52,38 +51,28 @@ def localist_attention_forward(
             Is handed all of this, but `locality`, before anything is done with it: for tools that show what no output
             holds. Given to a model's `forward`, it comes here from every layer.
         kwargs:
-            What the architecture hands to its attention, such as `softcap`, `s_aux` and `sliding_window`. Of what is
-            measured or dialled the unknown is refused.
+            What the architecture hands to its attention, such as `dropout`, `softcap`, `s_aux` and `sliding_window`. Of
+            what is measured or dialled the unknown is refused.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor | None)`: the attention output of shape `(batch_size, query_length, num_heads,
         value_head_dim)`; the weights, where the native attention gives them.
     """
     if observer is not None:
-        observer(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        observer(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if locality is not None:
-        locality.arrive(module, query, key, **kwargs)
-        locality.find_blocks(module.layer_idx, value)
+        locality.arrive(module, query, key, value, **kwargs)
     if locality is None or module.layer_idx not in locality.layers:
         is_eager = module.config._attn_implementation == LOCALIST_ATTENTION["eager"]
         attention = eager_attention(module) if is_eager else sdpa_attention_forward
-        return attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    attention_mask = locality.visible_keys(module, attention_mask, query.shape[2], kwargs.get("is_causal"))
+        return attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(scale, kwargs.get("dropout", 0.0), kwargs.get("softcap"), kwargs.get("s_aux"))
     if torch.is_autocast_enabled(query.device.type):
         # After rotary positions queries and keys are float32, values are not; a fused kernel wants one dtype.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    output = locality.attend(
-        module.layer_idx,
-        query,
-        key,
-        value,
-        attention_mask,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout,
-        softcap=kwargs.get("softcap"),
-        learned_sinks=kwargs.get("s_aux"),
-    )
+    output = locality.attend(module, query, key, value, attention_mask, scoring, kwargs.get("is_causal"))
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -16,9 +16,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, GenerationM
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .localist_attention import localist_attention_forward  # noqa: F401  registers it
-from .localist_model import LocalistGenerationMixin, LocalistMixin, change_class
-from .locality import LOCALIST_ATTENTION
 from .locality_config import LocalityConfig, LocalityFields, check_settings, settings_of
+from .locality_mixin import LocalistGenerationMixin, LocalistMixin, change_class
+from .locality_request import LOCALIST_ATTENTION
 
 
 def localize(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:

@@ -13,8 +13,8 @@ from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_probe import LocalityProfile, ProfileSums
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
-from ..modeling.localist_model import SHARES
 from ..modeling.locality_dial import check_share
+from ..modeling.locality_mixin import SHARES
 from .attention_rows import AttentionRows
 from .pieces import added_text, decode, text_pieces
 

@@ -20,7 +20,7 @@ def locality_loss(
 
     Args:
         fidelity (`torch.Tensor` of shape `(batch_size, num_heads, sequence_length)`):
-            What the objective asks for: psi ([`~localist_hf.modeling.locality.context_fidelity`]) or phi, the fidelity.
+            What the objective asks for: psi ([`~localist_hf.modeling.fidelity.context_fidelity`]) or phi, the fidelity.
         fidelity_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
             Positions that count: `context_mask` of the model's output with psi, `fidelity_mask` with phi.
         target_fidelity (`float`):

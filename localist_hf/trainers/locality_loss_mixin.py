@@ -20,8 +20,8 @@ from ..evaluation.visible_keys import packed_documents
 from ..hub import RunHistory
 from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
-from ..modeling.localist_model import MEASUREMENTS, SHARES, LocalityMeasurements
-from ..modeling.locality import context_fidelity
+from ..modeling.fidelity import context_fidelity
+from ..modeling.locality_mixin import MEASUREMENTS, SHARES, LocalityMeasurements
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks

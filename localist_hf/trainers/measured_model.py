@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..evaluation.check_model import core_model
-from ..modeling.localist_model import LocalityMeasurements
+from ..modeling.locality_mixin import LocalityMeasurements
 
 
 class MeasuredModel:

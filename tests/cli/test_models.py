@@ -26,7 +26,7 @@ from localist_hf.cli.arguments import parse
 from localist_hf.cli.errors import CommandError
 from localist_hf.cli.models import checked_sequence_length, load, load_config, load_model, load_tokenizer
 from localist_hf.cli.train import prepare_trainer
-from localist_hf.modeling.localist_model import LocalistMixin
+from localist_hf.modeling.locality_mixin import LocalistMixin
 from localist_hf.page import Passage, read
 from localist_hf.trainers import LocalistTrainer
 

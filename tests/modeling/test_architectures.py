@@ -36,8 +36,8 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from localist_hf.modeling import delocalize
-from localist_hf.modeling.localist_model import SHARES
-from localist_hf.modeling.locality import context_fidelity
+from localist_hf.modeling.fidelity import context_fidelity
+from localist_hf.modeling.locality_mixin import SHARES
 
 
 # --- the reference

@@ -5,8 +5,11 @@ import reference
 import torch
 from torch.testing import assert_close
 
-from localist_hf.modeling.block_attention import attend_once
 from localist_hf.modeling.block_partition import document_starts, window_block_starts
+from localist_hf.modeling.dialled_attention import Wanted, attend
+from localist_hf.modeling.fidelity import LayerDial
+from localist_hf.modeling.fused_attention import Scoring
+from localist_hf.modeling.local_set import LocalSet
 
 
 LENGTH, WIDTH = 41, 8
@@ -22,6 +25,12 @@ def step(rows: list[int], block_length: int, num_kv_heads: int = 3, num_heads: i
     key, value = torch.randn(2, len(rows), num_kv_heads, LENGTH, WIDTH)
     documents = document_starts(len(rows), LENGTH, torch.arange(LENGTH).ge(torch.tensor(rows)[:, None]))
     return query, key, value, documents, window_block_starts(documents, block_length)
+
+
+@torch.no_grad()
+def attend_once(query, key, value, mask, local_set: LocalSet, weight: float) -> torch.Tensor:
+    """A step as the package takes it: nothing is measured."""
+    return attend(query, key, value, mask, Scoring(SCALE), local_set, LayerDial(weight), Wanted()).output
 
 
 def expected(query, key, value, visible, local, weight: float) -> torch.Tensor:
@@ -41,7 +50,7 @@ def test_a_step_equals_the_explicit_weights(rows, weight: float, sinks: int, num
     visible = reference.visible_keys(documents, 1)
     local = reference.local_set(starts, documents, sinks, 1)
     mask = visible if max(rows) else None
-    output = attend_once(query, key, value, mask, starts[:, -1:], documents[:, -1:], 7, sinks, SCALE, weight, dropped=0)
+    output = attend_once(query, key, value, mask, LocalSet(starts[:, -1:], documents[:, -1:], LENGTH, 7, sinks), weight)
     assert_close(output, expected(query, key, value, visible, local, weight), atol=1e-5, rtol=0)
 
 
@@ -56,10 +65,10 @@ def test_a_step_needs_no_dropped_keys(rows, sinks: int, window: int | None) -> N
     dropped = LENGTH - 9
     sink_rows = [torch.stack([rows_of[i, :, first : first + sinks] for i, first in enumerate(rows)])
                  for rows_of in (key, value)]  # fmt: skip
-    output = attend_once(
-        query, key[:, :, dropped:], value[:, :, dropped:], None, starts[:, -1:], documents[:, -1:], 7, sinks, SCALE,
-        0.0, dropped, *(sink_rows if sinks else (None, None)), window,
-    )  # fmt: skip
+    local_set = LocalSet(
+        starts[:, -1:], documents[:, -1:], LENGTH, 7, sinks, window, *(sink_rows if sinks else (None, None))
+    )
+    output = attend_once(query, key[:, :, dropped:], value[:, :, dropped:], None, local_set, 0.0)
     visible = reference.visible_keys(documents, 1)
     assert_close(output, expected(query, key, value, visible, local, 0.0), atol=1e-5, rtol=0)
 
@@ -70,9 +79,8 @@ def test_rows_that_end_in_padding_stay_finite(weight: float) -> None:
     documents = document_starts(2, LENGTH, torch.arange(LENGTH).lt(torch.tensor([[LENGTH], [20]])))
     starts = window_block_starts(documents, 7)
     visible = reference.visible_keys(documents, 1)
-    output = attend_once(
-        query, key, value, visible, starts[:, -1:], documents.amax(1, keepdim=True), 7, 1, SCALE, weight, dropped=0
-    )
+    local_set = LocalSet(starts[:, -1:], documents.amax(1, keepdim=True), LENGTH, 7, 1)
+    output = attend_once(query, key, value, visible, local_set, weight)
     assert output.isfinite().all()
     assert_close(
         output[:1], expected(query, key, value, visible, reference.local_set(starts, documents, 1, 1), weight)[:1]

@@ -47,7 +47,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
-from localist_hf.modeling.locality import LOCALIST_ATTENTION, REQUEST_ARGUMENTS
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION, REQUEST_ARGUMENTS
 
 
 TINY = {

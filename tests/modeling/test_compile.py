@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from localist_hf.modeling import opaque_ops
 from localist_hf.modeling.block_partition import document_starts, window_block_starts
+from localist_hf.modeling.local_set import LocalSet
 
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -132,20 +133,21 @@ def test_operators_are_what_they_promise_to_be(dtype: torch.dtype, query_length:
     query, lse = query[:, :, -query_length:], torch.randn(2, 3, query_length).abs() + 5
     documents = document_starts(2, 21, torch.arange(21).ge(torch.tensor([[0], [6]])))
     starts = window_block_starts(documents, 7)
-    local_set = (starts[:, -query_length:], documents[:, -query_length:], 7, 2, 0.3)
-    last = (starts[:, -1:], documents[:, -1:], *local_set[2:])
+    local_set = LocalSet(starts[:, -query_length:], documents[:, -query_length:], 21, 7, 2)
+    kept = local_set._replace(sink_keys=key[:, :, :2], sink_values=value[:, :, :2])
+    last, kept_last = (each._replace(starts=starts[:, -1:], documents=documents[:, -1:]) for each in (local_set, kept))
     visible = (documents >= 0)[:, None, None]
     sums = torch.ones(2, 3, dtype=torch.float64)
     new, seen = documents[:, -query_length:], 21 - query_length
     before = (starts[:, -query_length] % 2 == 0, torch.stack((starts[:, -query_length], starts[:, 0]), dim=1))
     for name, *args in (
-        ("local_shares", query, key, lse, *local_set),
-        ("local_shares", query, key, lse, *local_set, key[:, :, :2]),
-        ("local_attention", query, key, value, *local_set),
-        ("local_attention", query, key, value, *local_set, key[:, :, :2], value[:, :, :2]),
-        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], None, *last, 0.0, 0),
-        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], visible, *last, 0.5, 0),
-        ("attend_once", query[:, :, -1:], key, value, None, *last, 0.0, 0, key[:, :, :2], value[:, :, :2], 9),
+        ("local_shares", query, key, lse, 0.3, *local_set),
+        ("local_shares", query, key, lse, 0.3, *kept),
+        ("local_attention", query, key, value, 0.3, *local_set),
+        ("local_attention", query, key, value, 0.3, *kept),
+        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], None, 0.3, 0.0, *last),
+        ("attend_once", query[:, :, -1:], key[:, :1], value[:, :1], visible, 0.3, 0.5, *last),
+        ("attend_once", query[:, :, -1:], key, value, None, 0.3, 0.0, *kept_last._replace(window=9)),
         ("find_separators", torch.randn(2, query_length), new, 1.0, seen, sums),
         ("search_one", [torch.rand(2, 3), torch.rand(2, 1)], documents[:, -1:], 1.0, 3, 12, 20, sums, *before),
         ("place", torch.rand(2, query_length) < 0.3, new, 3, 12, seen, *before),

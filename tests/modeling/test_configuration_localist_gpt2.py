@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, LlamaConfig
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, localize
-from localist_hf.modeling.locality import LOCALIST_ATTENTION
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION
 
 
 AUTO_MAP = {

@@ -2,9 +2,13 @@ import pytest
 import torch
 
 from localist_hf.modeling.explicit_attention import explicit_attention
+from localist_hf.modeling.fidelity import LayerDial
+from localist_hf.modeling.fused_attention import Scoring
+from localist_hf.modeling.local_set import LocalSet
 
 
 LENGTH, SOFTCAP, SCALE = 150, 2.0, 0.5  # more queries than one step takes
+SCORING = Scoring(SCALE, softcap=SOFTCAP)
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -36,8 +40,8 @@ def test_it_equals_the_whole_matrix(weight: float, floor: float, num_sinks: int)
     weights = (weights / weights.sum(-1, keepdim=True)).nan_to_num()
 
     mask = visible[:, None] if weight else None  # where only the local set counts, none is needed
-    local_set = (starts, documents, num_sinks, position[None])
-    result = explicit_attention(query, key, value, mask, *local_set, SCALE, SOFTCAP, weight, floor)
+    local_set = LocalSet(starts, documents, LENGTH, LENGTH, num_sinks)
+    result = explicit_attention(query, key, value, mask, SCORING, local_set, LayerDial(weight, floor))
     tokens = is_token[:, None, :, None]
     torch.testing.assert_close(result.output * tokens, (weights @ value) * tokens)
     own = torch.eye(LENGTH, dtype=torch.bool) & visible
@@ -55,11 +59,10 @@ def test_it_equals_the_whole_matrix(weight: float, floor: float, num_sinks: int)
 def test_gradients_are_those_of_numbers(weight: float, floor: float):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, 6, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    starts, documents = torch.tensor([[0, 0, 0, 3, 3, 3]]), torch.tensor([[0]])
-    position = torch.arange(6)[None]
+    local_set = LocalSet(torch.tensor([[0, 0, 0, 3, 3, 3]]), torch.tensor([[0]]), 6, 6, num_sinks=1)
 
     def outputs(*rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(explicit_attention(*rows, None, starts, documents, 1, position, SCALE, SOFTCAP, weight, floor))
+        return tuple(explicit_attention(*rows, None, SCORING, local_set, LayerDial(weight, floor)))
 
     assert torch.autograd.gradcheck(outputs, (query, key, value))
 
@@ -72,19 +75,19 @@ def test_a_sliding_window_without_a_mask_is_that_of_the_mask(weight: float):
     window = 20
     seen = (position <= position[:, None]) & (position > position[:, None] - window)
     starts = torch.maximum(starts, position - window + 1)
-    args = (starts, documents, 1, position[None], SCALE, SOFTCAP, weight, 0.0)
+    args = (SCORING, LocalSet(starts, documents, LENGTH, LENGTH, num_sinks=1), LayerDial(weight))
     masked = explicit_attention(query, key, value, seen[None, None], *args)
-    given = explicit_attention(query, key, value, None, *args, window)
+    args = (SCORING, args[1]._replace(window=window), args[2])
+    given = explicit_attention(query, key, value, None, *args)
     for one, other in zip(masked, given, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_padding_gets_nothing_and_gives_no_nan():
-    query, key, value, starts, documents, position = inputs(torch.float32)
+    query, key, value, starts, documents, _ = inputs(torch.float32)
     query.requires_grad_()
-    result = explicit_attention(
-        query, key, value, None, starts, documents, 0, position[None], SCALE, SOFTCAP, weight=0.5, floor=0.3
-    )
+    local_set = LocalSet(starts, documents, LENGTH, LENGTH)
+    result = explicit_attention(query, key, value, None, SCORING, local_set, LayerDial(weight=0.5, floor=0.3))
     assert not result.own[1, :, :7].any() and not result.entropy[1, :, :7].any()
     sum(part.sum() for part in result).backward()
     assert query.grad.isfinite().all()
@@ -93,15 +96,14 @@ def test_padding_gets_nothing_and_gives_no_nan():
 @pytest.mark.parametrize(("weight", "floor"), [(1.0, 0.0), (0.5, 0.0), (0.0, 0.0), (0.7, 0.5)])
 @pytest.mark.parametrize("upstream", [1.0, 1e3])
 def test_gradients_of_the_entropy_are_finite_however_large_the_upstream_one(weight: float, floor: float, upstream):
-    query, key, value, starts, documents, position = inputs(torch.float32)
+    query, key, value, starts, documents, _ = inputs(torch.float32)
     query.requires_grad_()
-    result = explicit_attention(
-        query, key, value, None, starts, documents, 1, position[None], SCALE, SOFTCAP, weight, floor
-    )
+    local_set = LocalSet(starts, documents, LENGTH, LENGTH, num_sinks=1)
+    result = explicit_attention(query, key, value, None, SCORING, local_set, LayerDial(weight, floor))
     (gradient,) = torch.autograd.grad(upstream * result.entropy.sum(), query, retain_graph=True)
     assert gradient.isfinite().all() and gradient.any()
     (unit,) = torch.autograd.grad(result.entropy.sum(), query)
-    torch.testing.assert_close(gradient, upstream * unit, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient, upstream * unit, rtol=1e-4, atol=1e-6 * upstream)
 
 
 def test_a_local_set_of_which_nothing_is_seen_has_a_finite_gradient_under_a_guarantee():
@@ -109,8 +111,9 @@ def test_a_local_set_of_which_nothing_is_seen_has_a_finite_gradient_under_a_guar
     query = torch.tensor([[[[0.0], [1.0]]]], requires_grad=True)
     key, value = torch.tensor([[[[60.0], [-60.0]]]]), torch.ones(1, 1, 2, 1)
     starts, documents = torch.tensor([[0, 1]]), torch.tensor([[0]])
+    scoring = Scoring(1.0, softcap=60.0)
     result = explicit_attention(
-        query, key, value, None, starts, documents, 0, torch.tensor([[0, 1]]), 1.0, 60.0, weight=1.0, floor=0.9
+        query, key, value, None, scoring, LocalSet(starts, documents, 2, 2), LayerDial(weight=1.0, floor=0.9)
     )
     sum(part.sum() for part in result).backward()
     assert query.grad.isfinite().all()

@@ -12,15 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from localist_hf.modeling import fused_attention
 from localist_hf.modeling.block_attention import local_shares
 from localist_hf.modeling.fused_attention import attention_with_lse
+from localist_hf.modeling.local_set import LocalSet
 
 
 LENGTHS = (1, 2, 31, 32, 33, 64, 100, 200)
 LAYOUTS = ("plain", "left", "right", "packed")
 
 
-def local_fidelity(*args) -> torch.Tensor:
+def local_fidelity(query, key, lse, starts, documents, max_length: int, num_sinks: int, scale: float) -> torch.Tensor:
     """The share of each query's attention on its local set."""
-    return sum(local_shares(*args))
+    return sum(local_shares(query, key, lse, LocalSet(starts, documents, key.shape[2], max_length, num_sinks), scale))
 
 
 @dataclass

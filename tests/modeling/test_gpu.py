@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import document_starts, place_block_starts
 from localist_hf.modeling.fused_attention import attention_with_lse
+from localist_hf.modeling.local_set import LocalSet
 
 
 pytestmark = [
@@ -38,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_matrix(dtype: torch.dtype, layout
     leaves = [tensor.cuda().requires_grad_() for tensor in inputs]
     is_causal = layout == "plain"
     output, lse = attention_with_lse(*leaves, None if is_causal else visible.cuda(), is_causal, SCALE)
-    where = (starts.cuda(), documents.cuda(), 64, sinks, SCALE)
+    where = (LocalSet(starts.cuda(), documents.cuda(), LENGTH, 64, sinks), SCALE)
     fidelity = sum(local_shares(*leaves[:2], lse, *where))
     functional = (output.float() * of_output.cuda()).sum() + (fidelity * of_fidelity.cuda()).sum()
     grads = torch.autograd.grad(functional, leaves)

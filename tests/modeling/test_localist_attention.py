@@ -8,15 +8,11 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GPT2Config, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from localist_hf.modeling.block_partition import window_block_starts
+from localist_hf.modeling.fidelity import context_fidelity
 from localist_hf.modeling.localist_attention import localist_attention_forward
-from localist_hf.modeling.locality import (
-    LOCALIST_ATTENTION,
-    REQUEST_ARGUMENTS,
-    Locality,
-    LocalityRequest,
-    build_locality,
-    context_fidelity,
-)
+from localist_hf.modeling.locality import Locality, build_locality
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION, REQUEST_ARGUMENTS, LocalityRequest, NativeInputs
 
 
 LENGTH = 50
@@ -28,7 +24,12 @@ def build(config, **arguments) -> Locality | None:
     config._attn_implementation = config._attn_implementation or LOCALIST_ATTENTION["sdpa"]  # as a model sets it
     arguments = defaults | arguments
     request = {name: arguments.pop(name) for name in REQUEST_ARGUMENTS if name in arguments}
-    return build_locality(config, LocalityRequest(**request), **arguments)
+    return build_locality(config, LocalityRequest(**request), NativeInputs(**arguments))
+
+
+def starts_of(locality: Locality, layer: int) -> torch.Tensor:
+    """The local starts of all positions, which without previous blocks and sinks are the block starts."""
+    return locality.local_set(layer, locality.documents.shape[1], torch.device("cpu")).starts
 
 
 def filled_cache(length: int) -> DynamicCache:
@@ -77,7 +78,7 @@ def test_a_layer_that_is_not_measured_is_sdpa(make_config, layers, num_key_value
     expected, _ = sdpa_attention_forward(module, query, key, value, None, scaling=0.3)
     assert torch.equal(output, expected)
     assert weights is None
-    assert locality is None or set(locality.fidelities) == {1}
+    assert locality is None or set(locality.results) == {1}
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_value_heads"), [(4, 4), (4, 2), (6, 1)])
@@ -100,22 +101,26 @@ def test_any_ratio_of_query_heads_to_key_heads_equals_the_matrix(
         attention_module(1, groups), query, key, value, None if can_skip else visible, scaling=0.4, locality=locality
     )
 
+    _, entropy, _, local_set = result = locality.results[1]
+    fidelity = result.shares.fidelity
+    starts = window_block_starts(documents, 9)
     # Query head h reads key head h // groups, in every architecture with grouped heads.
     keys, values = (tensor.double().repeat_interleave(groups, dim=1) for tensor in (key, value))
     expected, weights, _ = reference.attention(query.double(), keys, values, visible, 0.4)
-    local = reference.local_set(locality.block_starts(1), documents, 2, query_length)
+    local = reference.local_set(starts, documents, 2, query_length)
     counted = reference.counted(visible, local, documents)
-    assert torch.equal(locality.fidelity_mask(1)[:, -query_length:], counted)
+    assert torch.equal(local_set.is_counted(), counted)
+    assert torch.equal(result.block_starts, starts[:, -query_length:])
     phi = torch.where(counted[:, None], reference.fidelity(weights, local), 1.0)
     bits = reference.entropy_bits(weights)
     is_token = (documents >= 0)[:, None, -query_length:].expand_as(bits)
     assert_close(output.transpose(1, 2).double(), expected, atol=1e-5, rtol=0)
-    assert_close(locality.fidelities[1].double(), phi, atol=1e-5, rtol=0)
-    assert_close(locality.entropies[1].double()[is_token], bits[is_token], atol=1e-5, rtol=0)
-    assert (locality.entropies[1][~is_token] == 0).all()
+    assert_close(fidelity.double(), phi, atol=1e-5, rtol=0)
+    assert_close(entropy.double()[is_token], bits[is_token], atol=1e-5, rtol=0)
+    assert (entropy[~is_token] == 0).all()
 
     coefficients = torch.randn_like(phi)
-    grads = torch.autograd.grad((locality.fidelities[1] * coefficients).sum(), inputs[:2], retain_graph=True)
+    grads = torch.autograd.grad((fidelity * coefficients).sum(), inputs[:2], retain_graph=True)
     exacts = torch.autograd.grad((phi * coefficients).sum(), inputs[:2])
     for grad, exact in zip(grads, exacts, strict=True):
         assert_close(grad, exact, atol=1e-4, rtol=0)
@@ -128,10 +133,10 @@ def test_fidelity_and_entropy_of_half_precision_are_those_of_the_rounded_inputs(
     output, _ = localist_attention_forward(attention_module(1), *inputs, None, locality=locality)
     visible = reference.visible_keys(locality.documents, LENGTH)
     _, weights, _ = reference.attention(query.double(), key.double(), value.double(), visible, 8**-0.5)
-    local = reference.local_set(locality.block_starts(1), locality.documents, 0, LENGTH)
+    local = reference.local_set(locality.results[1].block_starts, locality.documents, 0, LENGTH)
     assert output.dtype == dtype
-    assert_close(locality.fidelities[1].double(), reference.fidelity(weights, local), atol=1e-3, rtol=0)
-    assert_close(locality.entropies[1].double(), reference.entropy_bits(weights), atol=1e-3, rtol=0)
+    assert_close(locality.results[1].shares.fidelity.double(), reference.fidelity(weights, local), atol=1e-3, rtol=0)
+    assert_close(locality.results[1].entropy.double(), reference.entropy_bits(weights), atol=1e-3, rtol=0)
 
 
 def test_the_default_scale_is_one_over_the_root_of_the_head_size(make_config):
@@ -140,7 +145,7 @@ def test_the_default_scale_is_one_over_the_root_of_the_head_size(make_config):
     for scaling in (None, 8**-0.5):
         locality = build(make_config(block_partition="window"))
         localist_attention_forward(attention_module(0), query, key, value, None, scaling=scaling, locality=locality)
-        results.append(locality.fidelities[0])
+        results.append(locality.results[0].shares.fidelity)
     assert torch.equal(*results)
 
 
@@ -164,7 +169,7 @@ def test_layer_l_takes_its_blocks_from_the_band_up_to_itself_or_from_its_own_val
             config.max_block_length,
         )  # fmt: skip
         assert margin > 3e-4
-        assert torch.equal(locality.block_starts(layer), starts)
+        assert torch.equal(starts_of(locality, layer), starts)
         expected.append(starts)
     assert m == 0 or not torch.equal(expected[0], expected[m])
 
@@ -175,8 +180,8 @@ def test_a_layer_above_takes_the_blocks_of_a_semantic_layer_that_is_not_measured
         query, key, value = random_inputs(2, 2)
         for each in (locality, everything):
             localist_attention_forward(attention_module(layer), query, key, value, None, locality=each)
-    assert torch.equal(locality.block_starts(3), everything.block_starts(3))
-    assert set(locality.fidelities) == {3}
+    assert torch.equal(starts_of(locality, 3), starts_of(everything, 3))
+    assert set(locality.results) == {3}
 
 
 def test_no_gradient_flows_into_the_values_that_define_the_blocks(make_config):
@@ -185,7 +190,9 @@ def test_no_gradient_flows_into_the_values_that_define_the_blocks(make_config):
     value.requires_grad_()
     for layer in range(3):
         localist_attention_forward(attention_module(layer), query, key, value, None, locality=locality)
-    (grad,) = torch.autograd.grad(locality.fidelities[2].sum(), value, allow_unused=True, materialize_grads=True)
+    (grad,) = torch.autograd.grad(
+        locality.results[2].shares.fidelity.sum(), value, allow_unused=True, materialize_grads=True
+    )
     assert (grad.abs() < 1e-6).all()
 
 
@@ -305,7 +312,7 @@ def test_delimiters_need_the_tokens_or_explicit_starts(make_config, arguments: d
         build(config, **arguments)
     length = 55 if "cache" in arguments else 50
     starts = torch.zeros(2, length, dtype=torch.long)
-    assert torch.equal(build(config, block_starts=starts, **arguments).block_starts(0), starts)
+    assert torch.equal(starts_of(build(config, block_starts=starts, **arguments), 0), starts)
 
 
 def test_delimiter_blocks_are_those_of_the_tokens(make_config):
@@ -316,7 +323,7 @@ def test_delimiter_blocks_are_those_of_the_tokens(make_config):
     expected = reference.place_block_starts(
         torch.isin(before, torch.tensor(config.delimiter_token_ids)), locality.documents, 3, 12
     )
-    assert torch.equal(locality.block_starts(3), expected)
+    assert torch.equal(starts_of(locality, 3), expected)
 
 
 def test_padding_belongs_to_no_block_whatever_the_explicit_starts_say_there(make_config):
@@ -324,7 +331,7 @@ def test_padding_belongs_to_no_block_whatever_the_explicit_starts_say_there(make
     starts[1, 2:10] = 2
     locality = build(make_config(), block_starts=starts, attention_mask=left_padding(0, 2))
     starts[1, :2] = -1
-    assert torch.equal(locality.block_starts(0), starts)
+    assert torch.equal(starts_of(locality, 0), starts)
 
 
 def test_a_batch_of_nothing_but_padding_has_no_blocks(make_config):
@@ -332,8 +339,8 @@ def test_a_batch_of_nothing_but_padding_has_no_blocks(make_config):
         locality = build(
             make_config(block_partition="window"), attention_mask=torch.zeros(2, LENGTH), block_starts=starts
         )
-        assert (locality.block_starts(0) == -1).all()
-        assert not locality.fidelity_mask(0).any()
+        assert (starts_of(locality, 0) == -1).all()
+        assert not locality.local_set(0, LENGTH, torch.device("cpu")).is_counted().any()
 
 
 def test_a_cache_without_packing_is_measured_as_one_text(make_config):
@@ -350,8 +357,12 @@ def test_the_fidelity_mask_leaves_out_what_is_one_by_construction(make_config, n
     for arguments in ({"attention_mask": left_padding(4, 11)}, {"position_ids": (torch.arange(LENGTH) % 20)[None]}):
         locality = build(config, **arguments)
         visible = reference.visible_keys(locality.documents, LENGTH)
-        local = reference.local_set(locality.block_starts(0), locality.documents, num_sink_tokens, LENGTH)
-        assert torch.equal(locality.fidelity_mask(0), reference.counted(visible, local, locality.documents))
+        starts = window_block_starts(locality.documents, 3)
+        local = reference.local_set(starts, locality.documents, num_sink_tokens, LENGTH)
+        assert torch.equal(
+            locality.local_set(0, LENGTH, torch.device("cpu")).is_counted(),
+            reference.counted(visible, local, locality.documents),
+        )
 
 
 # --- what is asked of a layer
@@ -385,7 +396,7 @@ def test_the_last_keys_in_place_of_blocks_equal_the_matrix(make_config):
     is_last = (start <= position) & (position <= position[:, None])
     is_sink = (first[:, None, None] <= position) & (position < first[:, None, None] + 2) & (position < start)
     for share, keys in zip(
-        locality.shares[1], (is_self, is_sink, is_last & ~is_self, ~is_last & ~is_sink), strict=True
+        locality.results[1].shares, (is_self, is_sink, is_last & ~is_self, ~is_last & ~is_sink), strict=True
     ):
         expected = (weights * keys).sum(-1) * is_token
         assert_close(share.double(), expected, atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.modeling import locality as locality_module
+from localist_hf.modeling import block_search, locality
 from localist_hf.modeling.block_attention import local_attention
 from localist_hf.modeling.block_partition import (
     document_starts,
@@ -20,8 +20,11 @@ from localist_hf.modeling.block_partition import (
     semantic_step,
     with_previous_blocks,
 )
-from localist_hf.modeling.localist_model import SHARES
-from localist_hf.modeling.locality import Locality, dialled_fidelity
+from localist_hf.modeling.dialled_attention import Wanted, attend
+from localist_hf.modeling.fidelity import LayerDial
+from localist_hf.modeling.fused_attention import Scoring
+from localist_hf.modeling.local_set import LocalSet
+from localist_hf.modeling.locality_mixin import SHARES
 
 
 LENGTH, HEADS, HEAD_DIM, SCALE = 75, 3, 16, 0.4
@@ -62,8 +65,7 @@ def dialled_reference(
     return dialled @ value, reference.fidelity(dialled, local), reference.entropy_bits(dialled), *shares.values()
 
 
-def attend(
-    make_config,
+def attended(
     inputs,
     documents,
     starts,
@@ -74,28 +76,26 @@ def attend(
     previous: int = 0,
 ):
     """What the package says, as layer 3 with lambda = 1."""
-    config = make_config(locality_schedule="localist", num_sink_tokens=sinks, num_previous_blocks=previous)
-    blocks = with_previous_blocks(starts, documents, previous)
-    is_packed = bool((documents.amax(1, keepdim=True) != documents)[documents >= 0].any())
-    locality = Locality(
-        config, frozenset([3]), True, dial, floor, documents, blocks, 20 * (1 + previous), is_packed=is_packed
-    )
+    blocks = with_previous_blocks(starts, documents, previous).last(query_length, torch.device("cpu"))
+    first = documents[:, -query_length:]
+    local_set = LocalSet.of_blocks(blocks, first, LENGTH, 20 * (1 + previous), sinks)
     query, key, value = inputs
     query = query[:, :, -query_length:]
     is_causal = bool((documents == 0).all()) and query_length == LENGTH
     mask = None if is_causal else reference.visible_keys(documents, query_length)
-    output = locality.attend(3, query, key, value, mask, SCALE, 0.0)
-    return output, locality.fidelities[3], locality.entropies[3], *locality.shares[3]
+    layer_dial, wanted = LayerDial.of_layer(dial, floor, 1.0), Wanted(shares=True, entropy=True)
+    output, shares, entropy = attend(query, key, value, mask, Scoring(SCALE), local_set, layer_dial, wanted)
+    return output, shares.fidelity, entropy, *shares
 
 
 @pytest.mark.parametrize(("sinks", "previous"), [(0, 0), (3, 0), (2, 1)])
 @pytest.mark.parametrize("layout", ["plain", "left", "right", "packed"])
 @pytest.mark.parametrize(("dial", "floor"), [(0.3, 0.0), (0.97, 0.0), (1.0, 0.0), (0.0, 0.6), (0.5, 0.9), (0.0, 1.0)])
 def test_equals_the_matrix_with_weights_multiplied_and_renormalised(
-    make_config, dial: float, floor: float, layout: str, sinks: int, previous: int
+    dial: float, floor: float, layout: str, sinks: int, previous: int
 ) -> None:
     inputs, documents, starts = random_inputs(layout)
-    actual = attend(make_config, inputs, documents, starts, sinks, dial, floor, previous=previous)
+    actual = attended(inputs, documents, starts, sinks, dial, floor, previous=previous)
     weight, least = (0.0, 0.0) if floor == 1 else (1 - dial, floor)
     expected = dialled_reference(inputs, documents, starts, sinks, weight, least, previous=previous)
     is_token = (documents >= 0)[:, None].expand(-1, HEADS, -1)
@@ -109,9 +109,9 @@ def test_equals_the_matrix_with_weights_multiplied_and_renormalised(
 
 @pytest.mark.parametrize("query_length", [1, 5, 33])
 @pytest.mark.parametrize("dial", [0.4, 1.0])
-def test_equals_the_matrix_for_the_queries_after_a_cache(make_config, dial: float, query_length: int) -> None:
+def test_equals_the_matrix_for_the_queries_after_a_cache(dial: float, query_length: int) -> None:
     inputs, documents, starts = random_inputs("left")
-    actual = attend(make_config, inputs, documents, starts, 1, dial, 0.0, query_length)
+    actual = attended(inputs, documents, starts, 1, dial, 0.0, query_length)
     expected = dialled_reference(inputs, documents, starts, 1, 1 - dial, 0.0, query_length)
     assert_close(actual[0].double(), expected[0], atol=1e-5, rtol=0)
     assert_close(actual[1].double(), expected[1], atol=1e-5, rtol=0)
@@ -120,7 +120,7 @@ def test_equals_the_matrix_for_the_queries_after_a_cache(make_config, dial: floa
 def test_local_attention_has_the_gradients_of_the_matrix() -> None:
     inputs, documents, starts = random_inputs("plain")
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    output, lse = local_attention(*leaves, starts, documents, 20, 2, SCALE)
+    output, lse = local_attention(*leaves, LocalSet(starts, documents, LENGTH, 20, 2), SCALE)
     exact = [tensor.double().requires_grad_() for tensor in inputs]
     local = reference.local_set(starts, documents, 2, LENGTH)
     expected, _, expected_lse = reference.attention(*exact, local, SCALE)
@@ -134,7 +134,7 @@ def test_local_attention_has_the_gradients_of_the_matrix() -> None:
 
 @given(st.floats(0, 1), st.floats(0.001, 1), st.floats(0, 0.999))
 def test_the_guarantee_holds_for_any_fidelity(fidelity: float, weight: float, floor: float) -> None:
-    dialled, share = dialled_fidelity(torch.tensor(fidelity, dtype=torch.float64), weight, floor)
+    dialled, share = LayerDial(weight, floor).turn(torch.tensor(fidelity, dtype=torch.float64))
     assert dialled >= floor
     assert dialled >= fidelity - 1e-12
     assert 0 <= share <= 1 + 1e-12
@@ -268,9 +268,10 @@ def test_keys_that_no_block_can_reach_are_not_touched() -> None:
     """They may hold anything, even nan: the time does not grow with the square of the length."""
     inputs, documents, starts = random_inputs("plain")
     query, key, value = inputs
-    expected, _ = local_attention(query, key, value, starts, documents, 20, 0, SCALE)
+    expected, _ = local_attention(query, key, value, LocalSet(starts, documents, LENGTH, 20), SCALE)
     key[:, :, :16], value[:, :, :16] = math.nan, math.nan
-    actual, _ = local_attention(query[:, :, -20:], key, value, starts[:, -20:], documents[:, -20:], 20, 0, SCALE)
+    last = LocalSet(starts[:, -20:], documents[:, -20:], LENGTH, 20)
+    actual, _ = local_attention(query[:, :, -20:], key, value, last, SCALE)
     assert_close(actual, expected[:, :, -20:], atol=1e-6, rtol=0)
 
 
@@ -323,7 +324,7 @@ def test_a_bounded_cache_is_not_misused(make_model, make_text) -> None:
 def test_plain_generation_finds_no_blocks(make_model, make_text, monkeypatch) -> None:
     model, ids = make_model(block_partition="delimiter"), make_text(1, 12)
     calls = []
-    monkeypatch.setattr(locality_module, "document_starts", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(locality, "document_starts", lambda *_, **__: calls.append(1))
     model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert not calls
 
@@ -386,7 +387,7 @@ def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkey
         return note
 
     for search in (semantic_blocks, semantic_step):
-        monkeypatch.setattr(locality_module, search.__name__, searching(search))
+        monkeypatch.setattr(block_search, search.__name__, searching(search))
     model = make_model(locality_schedule="localist", semantic_layer=2)  # layers 0 to 2 of 4 find blocks
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
     assert searched == [80] * 3 + [1] * 6

@@ -25,8 +25,9 @@ from transformers import (
 
 import localist_hf.modeling
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
-from localist_hf.modeling import locality
-from localist_hf.modeling.locality import LOCALIST_ATTENTION
+from localist_hf.modeling import block_search, locality, locality_request
+from localist_hf.modeling.fidelity import context_fidelity
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION
 
 
 PARTITIONS = ("semantic", "delimiter", "window")
@@ -269,7 +270,7 @@ def test_gradients_of_the_context_fidelity_equal_those_of_the_matrix(
         ([each["block_share"] for each in expected.shares], [each["outside_share"] for each in expected.shares]),
     ):
         psi = [
-            locality.context_fidelity(block, outside, 1e-3) * mask[:, None]
+            context_fidelity(block, outside, 1e-3) * mask[:, None]
             for block, outside, mask in zip(blocks, outsides, outputs.context_mask, strict=True)
         ]
         locality_and_language_functional(psi, outputs.logits.detach(), expected.is_token).backward()
@@ -405,9 +406,10 @@ def test_without_a_request_no_block_is_computed(make_model, make_text, monkeypat
     def refuse(*args, **kwargs):
         raise AssertionError("a block was computed")
 
+    monkeypatch.setattr(locality, "document_starts", refuse)
     searches = ("semantic_blocks", "semantic_step", "delimiter_blocks", "window_block_starts")
-    for name in ("document_starts", "value_lengths", "value_norms", *searches):
-        monkeypatch.setattr(locality, name, refuse)
+    for name in ("value_lengths", "value_norms", *searches):
+        monkeypatch.setattr(block_search, name, refuse)
     for partition in PARTITIONS:
         make_model(block_partition=partition)(make_text(1, 9), output_fidelity=False)
 
@@ -632,7 +634,7 @@ def test_two_forward_passes_keep_their_measurements_apart(make_model, make_text)
 
 
 def test_gradients_that_torch_would_compile_wrongly_are_refused(make_model, make_text, monkeypatch):
-    monkeypatch.setattr(locality, "_COMPILES_GRADIENTS", False)
+    monkeypatch.setattr(locality_request, "_COMPILES_GRADIENTS", False)
     model, ids = make_model(n_layer=1), make_text(1, 20)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
@@ -643,7 +645,7 @@ def test_gradients_that_torch_would_compile_wrongly_are_refused(make_model, make
         compiled(ids, use_cache=False, output_fidelity=True)
 
 
-@pytest.mark.skipif(not locality._COMPILES_GRADIENTS, reason="refused on this torch")
+@pytest.mark.skipif(not locality_request._COMPILES_GRADIENTS, reason="refused on this torch")
 @pytest.mark.parametrize("layout", [pytest.param("plain", marks=pytest.mark.slow), "left"])
 def test_a_compiled_model_gives_the_same_outputs_and_gradients(make_model, make_text, layout: str):
     model, other = make_model(n_layer=2), make_model(n_layer=2)

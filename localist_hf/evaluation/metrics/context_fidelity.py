@@ -5,7 +5,7 @@ import evaluate
 import torch
 
 from localist_hf.evaluation.metrics import CITATION
-from localist_hf.modeling.locality import context_fidelity
+from localist_hf.modeling.fidelity import context_fidelity
 
 
 _DESCRIPTION = """

@@ -28,8 +28,8 @@ from transformers.utils import ModelOutput
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
 from localist_hf.modeling import locality_dial
 from localist_hf.modeling.local_cache import LocalCacheLayer
-from localist_hf.modeling.localist_model import LocalistGenerationMixin
-from localist_hf.modeling.locality import LOCALIST_ATTENTION
+from localist_hf.modeling.locality_mixin import LocalistGenerationMixin
+from localist_hf.modeling.locality_request import LOCALIST_ATTENTION
 
 
 LOCAL = {"locality_schedule": "localist"}

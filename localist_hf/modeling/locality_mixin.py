@@ -4,9 +4,10 @@
 import functools
 import inspect
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -17,15 +18,15 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .local_cache import whole_cache
-from .locality import (
+from .locality import Locality, build_locality
+from .locality_dial import LocalityDial, Setting, check_share, current_setting
+from .locality_request import (
     CACHE_ARGUMENTS,
     LOCALIST_ATTENTION,
     REQUEST_ARGUMENTS,
-    Locality,
     LocalityRequest,
-    build_locality,
+    NativeInputs,
 )
-from .locality_dial import LocalityDial, Setting, check_share, current_setting
 
 
 @dataclass
@@ -48,8 +49,12 @@ class LocalityMeasurements:
             Where each query's attention goes: to its own token; to the first tokens of its text, if they are sinks and
             not in its block; to the rest of its local set; outside of it. Float32, differentiable; they sum to 1, and
             are 0 on padding.
+        visible_keys (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
+            Number of keys in each token's local set; on padding it has no meaning.
         block_starts (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
             Position at which each token's block starts; -1 on padding.
+        document_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Position of the first token of each token's text, of which packed rows hold several; -1 on padding.
         entropy (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
             Entropy of each query's attention in bits, float32; 0 on padding. Only with `output_entropy=True`.
     """
@@ -61,7 +66,9 @@ class LocalityMeasurements:
     sink_share: tuple[torch.Tensor, ...] | None = None
     block_share: tuple[torch.Tensor, ...] | None = None
     outside_share: tuple[torch.Tensor, ...] | None = None
+    visible_keys: tuple[torch.Tensor, ...] | None = None
     block_starts: tuple[torch.Tensor, ...] | None = None
+    document_starts: torch.Tensor | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -98,7 +105,10 @@ class LocalistMixin:
             return  # a subclass of a user's, or a mixin
         native_forward = super().forward
         *native, rest = inspect.signature(native_forward).parameters.values()
-        own = inspect.signature(LocalistMixin.forward).parameters
+        own = [
+            inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+            for each in fields(LocalityRequest)
+        ]
         cls._native_arguments = tuple(parameter.name for parameter in native if parameter.name != "self")
         cls._cache_argument = next((name for name in CACHE_ARGUMENTS if name in cls._native_arguments), None)
         # Models that count positions from the padding token on, such as Roberta, have a function of this name for it.
@@ -112,10 +122,9 @@ class LocalistMixin:
         def forward(self, *args: Any, **kwargs: Any) -> cls.output_class:
             return LocalistMixin.forward(self, *args, **kwargs)
 
-        forward.__doc__ = LocalistMixin.forward.__doc__
-        forward.__signature__ = inspect.Signature(
-            [*native, *(own[name] for name in REQUEST_ARGUMENTS), rest], return_annotation=cls.output_class
-        )
+        arguments = textwrap.indent((inspect.getdoc(LocalityRequest) or "").partition("\n\n")[2], " " * 8)
+        forward.__doc__ = (LocalistMixin.forward.__doc__ or "").format(arguments=arguments.strip())
+        forward.__signature__ = inspect.Signature([*native, *own, rest], return_annotation=cls.output_class)
         cls.forward = forward
 
     @classmethod
@@ -132,37 +141,11 @@ class LocalistMixin:
         chosen = super().get_correct_attn_implementation(None if is_ours else requested_attention, is_init_check)
         return LOCALIST_ATTENTION[chosen] if is_ours else chosen
 
-    def forward(
-        self,
-        *args: Any,
-        output_fidelity: bool | Sequence[int] | None = None,
-        output_entropy: bool = False,
-        block_starts: torch.LongTensor | None = None,
-        local_starts: torch.LongTensor | None = None,
-        locality_dial: float | None = None,
-        min_fidelity: float | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput:
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
         r"""
-        Every argument of the native model's `forward`, and:
+        Every argument of the native model's `forward`, and those of [`LocalityRequest`]:
 
-        Args:
-            output_fidelity (`bool` or `Sequence[int]`, *optional*):
-                Measure the fidelity and the attention shares of every layer, or of these layers only. Without it no
-                block is computed and the model is the native one. The `attention_mask` must then have padding at its
-                ends only. Without a mask and a cache, `position_ids` that start anew mark packed documents, which then
-                attend and are measured as if each stood alone (plain models separate them only with
-                `use_cache=False`); architectures that do not separate them, such as OPT and gpt-oss, are refused.
-            output_entropy (`bool`, *optional*, defaults to `False`):
-                Measure the entropy of the same layers too.
-            block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The position at which each token's block starts, in place of the partition of the configuration, for
-                all layers. With a filled cache it covers the cached tokens too.
-            local_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                In place of blocks, for measuring what is no partition, such as the last n keys: the first key of the
-                stretch that is local to each token. The whole stretch then counts as its block.
-            locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
-                The dial and the guarantee of the configuration, for this call in place of what is set.
+        {arguments}
 
         Raises:
             ValueError: where locality is asked for and cannot be measured; the message names the argument.
@@ -171,35 +154,33 @@ class LocalistMixin:
         if "locality" in kwargs:  # the language model hands down its own, and measures itself
             return super().forward(**kwargs, return_dict=True)
         self._name_cache(kwargs)
-        request = LocalityRequest(
-            output_fidelity, output_entropy, block_starts, local_starts, locality_dial, min_fidelity
-        )
-        inputs = {name: kwargs.get(name) for name in _READ_ARGUMENTS}
+        request = LocalityRequest(**{name: kwargs.pop(name) for name in REQUEST_ARGUMENTS if name in kwargs})
         # What is no cache stays under the name by which it was passed, to be refused.
-        names = (self._cache_argument, "past_key_values")
-        inputs["cache"] = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
-        locality = build_locality(self.config, request, **inputs, is_training=self.training)
+        caches = (kwargs.get(name) for name in (self._cache_argument, "past_key_values"))
+        cache = next((cache for cache in caches if cache is not None), None)
+        inputs = NativeInputs(**{name: kwargs.get(name) for name in NativeInputs._fields} | {"cache": cache})
+        locality = build_locality(self.config, request, inputs, is_training=self.training)
         if locality is None:
             return self.output_class(**super().forward(**kwargs, return_dict=True, locality=None))
         self._check_arguments(kwargs)
         self._prepare_cache(locality, kwargs)
-        is_told = kwargs.get("position_ids") is not None or kwargs.get("attention_mask") is None
+        is_told = inputs.position_ids is not None or inputs.attention_mask is None
         if not is_told and self._counts_from_zero and "position_ids" in self._native_arguments:
             # Where a row begins with padding, some models would count that too.
             kwargs["position_ids"] = locality.positions_in_text()
         outputs = super().forward(**kwargs, return_dict=True, locality=locality)
         locality.check_attended(type(self).__name__, getattr(outputs, self._cache_argument, None))
-        tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        return self.output_class(**outputs, **measurements(locality, tokens.shape[1]))
+        return self.output_class(**outputs, **measurements(locality))
 
     def _prepare_cache(self, locality: Locality, kwargs: dict[str, Any]) -> None:
         """The cache that the native model would make, ready for what is asked."""
         if locality.is_packed:
             kwargs["use_cache"] = False  # transformers separates packed documents only where there is no cache
         use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
+        made = None
         if kwargs.get(self._cache_argument) is None and use_cache and not self.training:
-            locality.cache = kwargs[self._cache_argument] = DynamicCache(config=self.config)
-        locality.prepare_cache()
+            made = kwargs[self._cache_argument] = DynamicCache(config=self.config)
+        locality.prepare_cache(made)
 
     def _name_cache(self, kwargs: dict[str, Any]) -> None:
         """Gives a cache the name that the native model has for it, by whichever it is passed."""
@@ -370,10 +351,6 @@ def change_class(model: PreTrainedModel, cls: type[PreTrainedModel]) -> None:
         functools.update_wrapper(model.forward, model._old_forward)
 
 
-#: Arguments of the native models that say what can be measured.
-_READ_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache", "is_causal")
-
-
 def _native_output(forward: Callable) -> type[ModelOutput]:
     """The output class that the native model's `forward` says that it returns."""
     returned = inspect.signature(forward).return_annotation
@@ -406,16 +383,21 @@ def _make_output(native: type[ModelOutput], *values: Any) -> ModelOutput:
     return _localist_output(native)(*values)
 
 
-def measurements(locality: Locality, query_length: int) -> dict[str, tuple[torch.Tensor, ...] | None]:
-    """The fields that the outputs add to the native ones; a key-value cache's positions are left out."""
+def measurements(locality: Locality) -> dict[str, Any]:
+    """The fields that the outputs add to the native ones, of the new tokens."""
     if not locality.measured:
         return {}
-    layers = sorted(locality.measured)
-    shares = zip(*(locality.shares[layer] for layer in layers), strict=True)
+    results = [locality.results[layer] for layer in sorted(locality.measured)]
+    shares = zip(*(result.shares for result in results), strict=True)
+    counted = tuple(result.local_set.is_counted() for result in results)
     return dict(zip(SHARES, shares, strict=True)) | {
-        "fidelity": tuple(locality.fidelities[layer] for layer in layers),
-        "fidelity_mask": tuple(locality.fidelity_mask(layer)[:, -query_length:] for layer in layers),
-        "context_mask": tuple(locality.context_mask(layer)[:, -query_length:] for layer in layers),
-        "block_starts": tuple(locality.block_starts(layer)[:, -query_length:] for layer in layers),
-        "entropy": tuple(locality.entropies[layer] for layer in layers) if locality.entropy else None,
+        "fidelity": tuple(result.shares.fidelity for result in results),
+        "fidelity_mask": counted,
+        "context_mask": tuple(
+            mask & result.local_set.has_context() for mask, result in zip(counted, results, strict=True)
+        ),
+        "visible_keys": tuple(result.local_set.sizes() for result in results),
+        "block_starts": tuple(result.block_starts for result in results),
+        "document_starts": locality.documents[:, -locality.num_new_tokens :],
+        "entropy": tuple(result.entropy for result in results) if locality.wanted.entropy else None,
     }
