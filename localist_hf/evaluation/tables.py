@@ -1,16 +1,19 @@
 """Tables of what was measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..modeling.locality_mixin import SHARES
-from .differences import check_baseline, perplexity_differences, perplexity_ratio
+from .differences import PerplexityDifference, check_baseline, perplexity_differences, perplexity_ratio
 from .locality_report import LocalityReport
-from .statistics import mean_interval
+from .statistics import Interval, mean_interval
+
+
+Item = TypeVar("Item")
 
 
 def layer_series(metrics: Mapping[str, float], quantity: str) -> list[float]:
@@ -156,24 +159,27 @@ def comparison_table(
     def series(name: str, metric: str) -> list[float]:
         return [metrics[metric] for metrics in results[name]]
 
+    def mean(metric: str) -> Callable[[str], str]:
+        return lambda name: _number(fmean(series(name, metric)), 2)
+
+    def interval(metric: str) -> Callable[[str], str]:
+        return lambda name: with_interval(series(name, metric))
+
     last = len(layer_series(results[baseline][0], "fidelity")) - 1
-    header = ["configuration", "perplexity", f"/ {baseline}"]
     psi, *others = _TITLES.values()
+    titles = [f"last layer: {psi}"]
     if every_layer:
-        header += [f"{psi} 0", *map(str, range(1, last + 1)), f"last layer: {others[0]}", *others[1:]]
-    else:
-        header += [f"last layer: {psi}", *others]
-    rows = []
-    for name in results:
-        row = [(labels or {}).get(name, name), with_interval(series(name, "perplexity"))]
-        row.append(_number(perplexity_ratio(results[name], results[baseline]), 3))
-        if every_layer:
-            earlier = [fmean(series(name, f"context_fidelity_layer_{layer}")) for layer in range(last)]
-            row += [_number(value, 2) for value in earlier]
-        row.append(with_interval(series(name, f"context_fidelity_layer_{last}")))
-        means = [fmean(series(name, f"{metric}_layer_{last}")) for metric in list(_TITLES)[1:]]
-        rows.append([*row, *(_number(value, 2) for value in means)])
-    return markdown_table([header, *rows])
+        titles = [f"{psi} 0", *map(str, range(1, last + 1))]
+        others[0] = f"last layer: {others[0]}"
+    columns: dict[str, Callable[[str], str]] = {
+        "configuration": lambda name: (labels or {}).get(name, name),
+        "perplexity": interval("perplexity"),
+        f"/ {baseline}": lambda name: _number(perplexity_ratio(results[name], results[baseline]), 3),
+    }
+    columns |= {title: mean(f"context_fidelity_layer_{layer}") for layer, title in enumerate(titles[:-1])}
+    columns[titles[-1]] = interval(f"context_fidelity_layer_{last}")
+    columns |= {title: mean(f"{metric}_layer_{last}") for title, metric in zip(others, list(_TITLES)[1:], strict=True)}
+    return table_of(results, columns)
 
 
 def differences_table(
@@ -202,19 +208,39 @@ def differences_table(
     differences = perplexity_differences(results, baseline)
     if not differences:
         return ""
-    rows = [["configuration", "seeds", f"perplexity / {baseline} [95 % interval]", "Hedges' g", "p (Holm)"]]
-    for name, (ratio, effect_size, p_value) in differences.items():
-        row = [(labels or {}).get(name, name), str(ratio.count)]
-        # Two seeds that differ much leave an interval of any width.
-        mean, low, high = (f"{value:.3f}" if value < 1000 else f"{value:.0e}" for value in ratio[:3])
-        row.append(f"{mean} [{low}, {high}]")
-        rows.append([*row, _number(effect_size, 1), p_value_cell(p_value)])
-    return markdown_table(rows)
+    columns: dict[str, Callable[[tuple[str, PerplexityDifference]], str]] = {
+        "configuration": lambda each: (labels or {}).get(each[0], each[0]),
+        "seeds": lambda each: str(each[1].ratio.count),
+        f"perplexity / {baseline} [95 % interval]": lambda each: with_ends(each[1].ratio),
+        "Hedges' g": lambda each: with_interval([each[1].effect_size], 1),
+        "p (Holm)": lambda each: p_value_cell(each[1].p_value),
+    }
+    return table_of(differences.items(), columns)
+
+
+def with_ends(interval: Interval) -> str:
+    """A mean and the ends of its interval, `"1.021 [1.015, 1.027]"`."""
+    # Two seeds that differ much leave an interval of any width.
+    mean, low, high = (f"{value:.3f}" if value < 1000 else f"{value:.0e}" for value in interval[:3])
+    return f"{mean} [{low}, {high}]"
 
 
 def p_value_cell(p_value: float) -> str:
     """What a table shows of a p-value: three digits, and a hyphen for one that is undefined (NaN)."""
     return "< 0.001" if p_value < 0.001 else _number(p_value, 3)
+
+
+def table_of(items: Iterable[Item], columns: Mapping[str, Callable[[Item], str]]) -> str:
+    """
+    A Markdown table of items, a line for each.
+
+    Args:
+        items (`Iterable`):
+            What the lines are about.
+        columns (`Mapping[str, Callable]`):
+            The title of each column to the cell that it has for an item.
+    """
+    return markdown_table([[*columns], *([cell(item) for cell in columns.values()] for item in items)])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
