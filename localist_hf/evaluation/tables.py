@@ -156,30 +156,53 @@ def comparison_table(
     """
     check_baseline(results, baseline)
 
-    def series(name: str, metric: str) -> list[float]:
-        return [metrics[metric] for metrics in results[name]]
-
-    def mean(metric: str) -> Callable[[str], str]:
-        return lambda name: _number(fmean(series(name, metric)), 2)
-
-    def interval(metric: str) -> Callable[[str], str]:
-        return lambda name: with_interval(series(name, metric))
-
     last = len(layer_series(results[baseline][0], "fidelity")) - 1
     psi, *others = _TITLES.values()
-    titles = [f"last layer: {psi}"]
+    columns = {f"last layer: {psi}": f"context_fidelity_layer_{last}"}
     if every_layer:
-        titles = [f"{psi} 0", *map(str, range(1, last + 1))]
+        columns = {str(layer) if layer else f"{psi} 0": f"context_fidelity_layer_{layer}" for layer in range(last + 1)}
         others[0] = f"last layer: {others[0]}"
-    columns: dict[str, Callable[[str], str]] = {
-        "configuration": lambda name: (labels or {}).get(name, name),
-        "perplexity": interval("perplexity"),
-        f"/ {baseline}": lambda name: _number(perplexity_ratio(results[name], results[baseline]), 3),
-    }
-    columns |= {title: mean(f"context_fidelity_layer_{layer}") for layer, title in enumerate(titles[:-1])}
-    columns[titles[-1]] = interval(f"context_fidelity_layer_{last}")
-    columns |= {title: mean(f"{metric}_layer_{last}") for title, metric in zip(others, list(_TITLES)[1:], strict=True)}
-    return table_of(results, columns)
+    columns |= {title: f"{metric}_layer_{last}" for title, metric in zip(others, list(_TITLES)[1:], strict=True)}
+    ratios = {name: perplexity_ratio(results[name], results[baseline]) for name in results}
+    return runs_table(results, columns, last, {f"/ {baseline}": ratios}, labels)
+
+
+def runs_table(
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    columns: Mapping[str, str],
+    layer: int,
+    ratios: Mapping[str, Mapping[str, float]],
+    labels: Mapping[str, str] | None = None,
+) -> str:
+    """
+    A Markdown table of several configurations and their metrics: the means over runs, perplexity and the context
+    fidelity of one layer ± half of the 95 % interval.
+
+    Args:
+        results (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            Name of each configuration to the metrics of each of its runs.
+        columns (`Mapping[str, str]`):
+            The title of each column to its metric; perplexity stands before them.
+        layer (`int`):
+            The layer whose context fidelity has its interval.
+        ratios (`Mapping[str, Mapping[str, float]]`):
+            Columns of other numbers after the perplexity, by title: of each configuration one.
+        labels (`Mapping[str, str]`, *optional*):
+            What the table calls a configuration, where not by its name.
+    """
+
+    def of_metric(metric: str) -> Callable[[str], str]:
+        digits = 1 if metric.startswith("visible_keys") else 2
+        if metric in ("perplexity", f"context_fidelity_layer_{layer}"):
+            return lambda name: with_interval([run[metric] for run in results[name]], digits)
+        return lambda name: _number(fmean(run[metric] for run in results[name]), digits)
+
+    def of_ratio(values: Mapping[str, float]) -> Callable[[str], str]:
+        return lambda name: _number(values[name], 3)
+
+    cells = {"configuration": lambda name: (labels or {}).get(name, name), "perplexity": of_metric("perplexity")}
+    cells |= {title: of_ratio(values) for title, values in ratios.items()}
+    return table_of(results, cells | {title: of_metric(metric) for title, metric in columns.items()})
 
 
 def differences_table(

@@ -1,11 +1,12 @@
 """The tables of a model card: configurations side by side, and layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation import differences_table, markdown_table, with_interval
+from ..evaluation import differences_table, with_interval
 from ..evaluation.differences import perplexity_ratio
+from ..evaluation.tables import runs_table, table_of
 from .run_record import RunRecord
 
 
@@ -45,25 +46,21 @@ def comparison(
     A row for each configuration, from the metrics of each seed, this card's own in bold; with the one layer that the
     card speaks of.
     """
-    columns = _columns(record) | {"fidelity": "phi", "visible_keys": "visible keys"}
-    ratio = [f"/ {baseline}"] if baseline is not None and len(results) > 1 else []
-    rows = [["configuration", "perplexity", *ratio, *columns.values(), "entropy (bits)"]]
-    for name, by_seed in results.items():
-        metrics = list(by_seed.values())
-        row = [f"**{name}**" if name == record.name else name, with_interval([run["perplexity"] for run in metrics])]
-        if ratio:
-            # Over the seeds that both have, where there are any, as in the table of differences.
-            pairs = [(by_seed[seed], other) for seed, other in results[baseline].items() if seed in by_seed]
-            compared = zip(*pairs, strict=True) if pairs else (metrics, results[baseline].values())
-            row.append(f"{perplexity_ratio(*compared):.3f}")
-        for metric in columns:
-            values = [run[f"{metric}_layer_{layer}"] for run in metrics]
-            if metric == "context_fidelity":
-                row.append(with_interval(values))
-            else:
-                row.append(with_interval([fmean(values)], digits=1 if metric == "visible_keys" else 2))
-        rows.append([*row, with_interval([mean_over_runs(metrics, "entropy")])])
-    return markdown_table(rows)
+    columns = {title: f"{metric}_layer_{layer}" for metric, title in _columns(record).items()}
+    columns |= {"phi": f"fidelity_layer_{layer}", "visible keys": f"visible_keys_layer_{layer}"}
+    columns["entropy (bits)"] = "entropy"
+    ratios = {}
+    if baseline is not None and len(results) > 1:
+        ratios[f"/ {baseline}"] = {name: _ratio(by_seed, results[baseline]) for name, by_seed in results.items()}
+    metrics = {name: list(by_seed.values()) for name, by_seed in results.items()}
+    return runs_table(metrics, columns, layer, ratios, {record.name: f"**{record.name}**"})
+
+
+def _ratio(by_seed: Mapping[int, Mapping[str, float]], others: Mapping[int, Mapping[str, float]]) -> float:
+    """Of perplexities over the seeds that both have, where there are any, as in the table of differences."""
+    seeds = [seed for seed in others if seed in by_seed]
+    runs, baseline_runs = ([each[seed] for seed in seeds or each] for each in (by_seed, others))
+    return perplexity_ratio(runs, baseline_runs)
 
 
 def differences(record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str | None) -> str:
@@ -74,15 +71,11 @@ def differences(record: RunRecord, results: Mapping[str, Mapping[int, Mapping[st
 
 
 def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    metrics = metrics_of_runs(groups)
-    names = list(reversed(metrics))  # this card's own first
-    columns = _columns(record) | {"entropy": "entropy (bits)"}
-    rows = [["layer", "lambda", *(f"{title}, {name}" for title in columns.values() for name in names)]]
-    for layer, value in enumerate(record.lambdas):
-        cells = [
-            with_interval([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")])
-            for metric in columns
-            for name in names
-        ]
-        rows.append([str(layer), f"{value:.3g}", *cells])
-    return markdown_table(rows)
+    def mean(metric: str, name: str) -> Callable[[int], str]:
+        return lambda layer: with_interval([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")])
+
+    metrics, lambdas = metrics_of_runs(groups), record.lambdas
+    columns: dict[str, Callable[[int], str]] = {"layer": str, "lambda": lambda layer: f"{lambdas[layer]:.3g}"}
+    for metric, title in (_columns(record) | {"entropy": "entropy (bits)"}).items():
+        columns |= {f"{title}, {name}": mean(metric, name) for name in reversed(metrics)}  # this card's own first
+    return table_of(range(len(lambdas)), columns)
