@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from records_of_runs import BASELINE, KINDS, Study, is_semantic, mean_figure
+from records_of_runs import BASELINE, KINDS, Study, mean_figure
 from statistics_of_runs import Comparison, cost, own_minus, retention
 
 from localist_hf.evaluation import holm, markdown_table, with_interval
@@ -113,20 +113,17 @@ class Aim(NamedTuple):
         return value >= self.bound if self.kind == "at least" else value <= self.bound
 
 
-def _unmoved_psi(study: Study, name: str) -> Measured:
-    runs = study.runs[name]
-    value = mean_figure(runs, "psi, the base's semantic blocks" if is_semantic(runs[0]) else "psi")
-    return value, f"{value:.3f}"
+def _mean(title: str, digits: int) -> Callable[[Study, str], Measured]:
+    def measure(study: Study, name: str) -> Measured:
+        value = mean_figure(study.runs[name], title)
+        return value, f"{value:.{digits}f}"
+
+    return measure
 
 
 def _context_share(study: Study, name: str) -> Measured:
     share, free = (mean_figure(study.runs[each], "other words") for each in (name, BASELINE))
     return share / free, f"{share / free:.2f} ({share:.3f} against {free:.3f})"
-
-
-def _visible_keys(study: Study, name: str) -> Measured:
-    value = mean_figure(study.runs[name], "visible keys")
-    return value, f"{value:.1f}"
 
 
 def _estimate(found: Comparison) -> Measured:
@@ -136,14 +133,14 @@ def _estimate(found: Comparison) -> Measured:
 #: What configurations are to meet, as far as a study has them.
 AIMS = {
     ("quintic", "quintic-contrast", "quintic-delimiter"): (
-        Aim("psi of the last layer, on blocks that training does not move", "at least", 0.85, _unmoved_psi),
+        Aim("psi of the last layer, on blocks that training does not move", "at least", 0.85, _mean("unmoved psi", 3)),
         Aim("own above another text's blocks", "at least", 0.1, lambda *run: _estimate(own_minus(*run, "wrong"))),
         Aim("attention to other words", "at least", 0.8, _context_share, " of distributed's"),
     ),
     ("quintic-previous1", "quintic-previous1-weight0-dial1"): (
         Aim("perplexity", "at most", 1.02, lambda *run: _estimate(cost(*run)), " times distributed's"),
         Aim("retention", "at most", 1.01, lambda *run: _estimate(retention(*run))),
-        Aim("visible keys", "at most", 48, _visible_keys),
+        Aim("visible keys", "at most", 48, _mean("visible keys", 1)),
     ),
 }
 

@@ -106,8 +106,9 @@ def figures(run: Run) -> dict[str, float]:
         last = run["last_layer"]
         found |= {share: last[f"{share}_share"] for share in ("self", "sink", "block", "outside")}
         found |= {"other words": last["context_share"], "phi": last["fidelity"]}
-        # On the blocks that the untrained base finds, which training cannot move.
-        found["psi, the base's semantic blocks"] = run["last_layer_on_base_blocks"]["context_fidelity"]
+        on_base = run["last_layer_on_base_blocks"]["context_fidelity"]
+        found["psi, the base's semantic blocks"] = on_base
+        found["unmoved psi"] = on_base if is_semantic(run) else found["psi"]  # on blocks that training cannot move
     return found
 
 

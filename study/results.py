@@ -7,12 +7,12 @@ A study is a grid in this folder, its records (`collect.py`) and an entry of `MO
 answer of `questions.py` and `claims.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from claims import PRIMARIES, aims, findings, primary_table
+from claims import PRIMARIES, Primary, aims, findings, primary_table
 from questions import answers
 from records_of_runs import BASELINE, RECORDS, Study, is_held, mean_figure
 from statistics_of_runs import cost, own_minus
@@ -164,11 +164,14 @@ def longer_training(study: Study) -> list[str]:
 
 def answer(models: Sequence[Model]) -> str:
     """What the README says: the primary comparisons, a column for each model."""
-    columns = {"comparison": lambda primary: primary.question, "figure": lambda primary: primary.unit}
+    columns: dict[str, Callable[[Primary], str]] = {
+        "comparison": lambda each: each.question,
+        "figure": lambda each: each.unit,
+    }
     for model in models:
-        found = {each.primary: f"{each.found}, {each.verdict}" for each in findings(model.study)}
-        title = f"{model.title} ({len(model.study.seeds)} seeds)"
-        columns[title] = lambda primary, found=found: found.get(primary, "not asked")
+        cells = dict.fromkeys(PRIMARIES, "not asked")
+        cells |= {each.primary: f"{each.found}, {each.verdict}" for each in findings(model.study)}
+        columns[f"{model.title} ({len(model.study.seeds)} seeds)"] = cells.__getitem__
     return "\n\n".join([table_of(PRIMARIES, columns), *map(in_short, models)])
 
 
