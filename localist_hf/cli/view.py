@@ -3,6 +3,8 @@
 import argparse
 import ipaddress
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +15,16 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.check_model import core_model, num_positions
 from ..hub import RECORD_FILE
 from ..page import page_of
-from ..page.saved_page import is_saved_page
+from ..page.reading import num_tokens
+from ..page.saved_page import is_saved_page, max_page_tokens
+from ..whole_file import check_can_be_written
 from .arguments import locality_settings
 from .base import BASE
 from .data import ENCODING, is_unicode, text_fault
-from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with, is_disk_full
 from .models import load
 from .python_text import python_reference
 
@@ -75,9 +80,19 @@ def default_text() -> str:
 def models_of(name: str) -> list[str]:
     """The model of this name, or the runs in a folder that holds no model itself."""
     folder = Path(name)
-    if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+    if not os.path.isdir(folder) or any(  # which takes names that no folder can have
+        (folder / file).is_file() for file in ("config.json", "adapter_config.json")
+    ):
         return [name]
     return sorted(str(record.parent) for record in folder.glob(f"*/{RECORD_FILE}")) or [name]
+
+
+def beginning(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    """The words that a text begins with, as many as have so many tokens; one at least."""
+    words = re.findall(r"\s*\S+", text)
+    lengths = range(len(words) + 1)
+    number = bisect_right(lengths, limit, key=lambda length: num_tokens(tokenizer, "".join(words[:length]))) - 1
+    return "".join(words[: max(1, number)])
 
 
 def load_for_reading(
@@ -121,29 +136,59 @@ def main(arguments: list[str]) -> None:
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything
             settings = {"locality_schedule": "quintic"} | settings
-        if args.save is not None and not args.save.parent.is_dir():
-            raise CommandError(f"`save` is {str(args.save)!r}; there is no folder {str(args.save.parent)!r}.")
-        if args.save is not None and os.path.lexists(args.save) and not is_saved_page(args.save):
-            raise CommandError(f"`save` is {str(args.save)!r}, which is there and no page of ours; give another name.")
+        if args.save is not None:
+            _check_save(args.save)
+        else:
+            from ..page.serving import port_to_serve_on  # only those who open a page have Gradio
+
+            port_to_serve_on(args.host, args.port)
         loaded = {model: load_for_reading(model, settings) for model in wanted}
+        models = [loaded[model] for model in wanted]
+        if args.text is None and args.text_file is None:
+            limits = [num_positions(core_model(model).config) for model, _ in models]
+            limits.append(args.max_tokens if args.save is None else max_page_tokens(models))
+            text = beginning(text, models[0][1], min(filter(None, limits), default=len(text)))
 
     if args.save is not None:
         with ending_with(2, *INPUT_ERRORS):
-            page_of([loaded[model] for model in wanted], text).save(args.save)
+            page_of(models, text).save(args.save)
         print(f"Written: {args.save}, {args.save.stat().st_size / 1e6:.1f} MB")
         return
 
     def load_by_name(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return loaded.get(name) or load_for_reading(name, settings)
 
-    from ..page.live_page import live_page  # only those who open one have Gradio
-    from ..page.serving import launch_settings
+    from ..page.live_page import live_page
+    from ..page.serving import launch_settings, serve_until_interrupted
 
     # Strangers choose among these models only.
     is_open = _is_loopback(args.host) and not args.share
     page = live_page(load_by_name, names, text, args.compare, is_open, args.max_tokens)
-    with ending_with(2, OSError, what=f"`host` is {args.host!r} and `port` {args.port}: "):
-        page.launch(server_port=args.port, **launch_settings(args.host, args.share, args.max_tokens))
+    with ending_with(2, ValueError):
+        port = port_to_serve_on(args.host, args.port)  # somebody may have taken it meanwhile
+    with ending_with(2, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
+        settings = launch_settings(args.host, args.share, args.max_tokens)
+        page.launch(server_port=port, prevent_thread_lock=True, **settings)
+    serve_until_interrupted(page)
+
+
+def _check_save(file: Path) -> None:
+    """
+    Raises:
+        CommandError: for a file that the page cannot be written to, which would be found out when all is done.
+    """
+    what = f"`save` is {str(file)!r}"
+    if not os.path.isdir(file.parent):
+        raise CommandError(f"{what}; there is no folder {str(file.parent)!r}.")
+    try:
+        if os.path.lexists(file) and not is_saved_page(file):
+            raise CommandError(f"{what}, which is there and no page of ours; give another name.")
+        check_can_be_written(file)
+    except (OSError, ValueError) as error:
+        if is_disk_full(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CommandError(f"{what}, which cannot be written: {reason}.") from error
 
 
 def _is_loopback(host: str) -> bool:

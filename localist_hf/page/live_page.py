@@ -1,11 +1,12 @@
 """The page with a server behind it: any text, any model, and the dial."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import gradio as gr
 
+from .answers import answer
 from .readings import Load, Readings, max_characters
 from .saved_page import TITLE
 
@@ -31,34 +32,32 @@ def live_page(
         compare (`str`, *optional*):
             The second model, to begin with.
         is_open (`bool`, *optional*, defaults to `True`):
-            Whether readers may name other models. Not where strangers are: each would be loaded, and from the Hub.
+            Whether readers may name other models, by whatever they ask with. Not where strangers are: each would be
+            loaded, and from the Hub.
         max_tokens (`int`, *optional*):
             As for [`Readings`].
 
     Returns:
         `gr.Blocks`: to be launched with [`launch_settings`].
     """
-    readings = Readings(load, max_tokens)
+    names = list(dict.fromkeys([*models, *filter(None, [compare])]))
+    readings = Readings(load, max_tokens, None if is_open else names)
 
-    def answer(ask: Callable[[], Any]) -> dict[str, Any]:
-        """What the page is told: an answer, or a sentence that says why there is none."""
-        try:
-            return {"answer": ask()}
-        except (ValueError, TypeError, LookupError, OSError) as error:
-            return {"problem": str(error)}
-
-    def read_text(text: str, model: str, compare: str | None) -> dict[str, Any]:
+    def read(text: str, model: str, compare: str | None) -> dict[str, Any]:
         about = {"text": text, "model": model, "compare": compare}  # which all that is asked of it comes back with
-        return answer(lambda: {"page": readings.read(**about), "about": about})
+        return {"page": readings.read(**about), "about": about}
 
-    def weights(asked: dict[str, Any]) -> dict[str, Any]:
-        return answer(lambda: readings.weights(**asked))
+    def read_text(text: Any, model: Any, compare: Any) -> dict[str, Any]:
+        return answer(read, {"text": text, "model": model, "compare": compare})
 
-    def predict(asked: dict[str, Any]) -> dict[str, Any]:
-        return answer(lambda: readings.predict(**asked))
+    def weights(asked: Any) -> dict[str, Any]:
+        return answer(readings.weights, asked)
 
-    def go_on(asked: dict[str, Any]) -> dict[str, Any]:
-        return answer(lambda: readings.go_on(**asked))
+    def predict(asked: Any) -> dict[str, Any]:
+        return answer(readings.predict, asked)
+
+    def go_on(asked: Any) -> dict[str, Any]:
+        return answer(readings.go_on, asked)
 
     files = resources.files(__package__)
     script = files.joinpath("page.js").read_text(encoding="utf-8")
@@ -67,7 +66,6 @@ def live_page(
         gr.Markdown(f"# {TITLE}")
         text_box = gr.Textbox(text, label="Text", lines=4, max_lines=12)
         with gr.Row():
-            names = list(dict.fromkeys([*models, *filter(None, [compare])]))
             model_box = gr.Dropdown(names, value=models[0], label="Model", allow_custom_value=is_open)
             compare_box = gr.Dropdown(
                 [("none", ""), *names], value=compare or "", label="Second model beside it", allow_custom_value=is_open
@@ -81,8 +79,9 @@ def live_page(
             css=css,
             server_functions=[weights, predict, go_on],
         )
-        # No more is sent of a text than is refused. JavaScript counts some characters twice.
-        cut = f"(text, ...models) => [text.slice(0, {2 * max_characters(max_tokens) + 2}), ...models]"
+        # No more is sent of a text than is refused. JavaScript counts some characters twice. An emptied box is null.
+        most = 2 * max_characters(max_tokens) + 2
+        cut = f'(text, ...models) => [text.slice(0, {most}), ...models.map((name) => name ?? "")]'
         gr.on(
             [page.load, button.click],
             read_text,
@@ -90,6 +89,7 @@ def live_page(
             drawing,
             js=cut,
             api_name="read",
+            preprocess=False,  # which would make texts of whatever comes
             concurrency_limit=None,  # what has been read already waits for nobody; [`Readings`] has the others wait
         )
     return page

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +54,12 @@ class Readings:
             where that cannot be done.
         max_tokens (`int`, *optional*):
             Tokens of the longest text that is read; by default 2048, or as many as take two seconds.
+        models (`Collection[str]`, *optional*):
+            The names that may be asked for; by default any.
     """
 
-    def __init__(self, load: Load, max_tokens: int | None = None) -> None:
-        self._load, self._max_tokens = load, max_tokens
+    def __init__(self, load: Load, max_tokens: int | None = None, models: Collection[str] | None = None) -> None:
+        self._load, self._max_tokens, self._names = load, max_tokens, models
         self._models_lock, self._kept_lock = threading.Lock(), threading.Lock()
         self._models: OrderedDict[str, tuple[_Model, int]] = OrderedDict()
         self._readings: OrderedDict[tuple[str, str, str], tuple[list[Reading], int]] = OrderedDict()
@@ -122,6 +124,9 @@ class Readings:
         text, model, compare = key
         if not model:
             raise ValueError("`model` is empty; give a model's folder or Hub id.")
+        for field, name in (("model", model), ("compare", compare)):
+            if name and self._names is not None and name not in self._names:
+                raise ValueError(f"`{field}` is {name!r}; this page has {', '.join(self._names)}.")
         models = [self._model(name) for name in (model, compare) if name]
         limit, sentence = self._limit(models)
         if len(text) > limit * CHARACTERS_PER_TOKEN:

@@ -101,14 +101,10 @@ def page_of(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], t
     Raises:
         ValueError: as [`Passage.of`], [`read`] and [`read_beside`], and for a text whose weights are too many.
     """
-    length, num_bytes, positions = num_tokens(models[0][1], text), 0.0, math.inf
-    for model, tokenizer in models:
-        one = read(model, Passage(torch.zeros(1, dtype=torch.long), [""], tokenizer))  # which tells the numbers
-        num_bytes += _BYTES_LEFT / 2 * one.num_layers * (2 + one.num_heads)  # for each pair of tokens
-        positions = min(positions, num_positions(core_model(model).config) or math.inf)
-    limit = math.isqrt(int(MAX_BYTES / num_bytes))
+    length, limit = num_tokens(models[0][1], text), max_page_tokens(models)
+    positions = min(num_positions(core_model(model).config) or math.inf for model, _ in models)
     if limit < length and limit < positions:  # of two limits that are too low a reader hears of the lower one
-        num_megabytes = math.ceil(num_bytes * length**2 / 1e6)
+        num_megabytes = math.ceil(_bytes_of_pair(models) * length**2 / 1e6)
         raise ValueError(
             f"`text` has {length} tokens, whose attention weights would make a page of about {num_megabytes} MB, more "
             f"than a browser opens with ease; it must have {limit} at most, or be read with `localist-hf view` alone."
@@ -118,6 +114,20 @@ def page_of(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], t
         passage = Passage.of(tokenizer, text)
         readings.append(read_beside(readings[0], model, passage) if readings else read(model, passage))
     return saved_page(readings)
+
+
+def max_page_tokens(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> int:
+    """Tokens of the longest text whose attention weights fit into a page."""
+    return math.isqrt(int(MAX_BYTES / _bytes_of_pair(models)))
+
+
+def _bytes_of_pair(models: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> float:
+    """What a page has for each pair of tokens."""
+    num_bytes = 0.0
+    for model, tokenizer in models:
+        one = read(model, Passage(torch.zeros(1, dtype=torch.long), [""], tokenizer))  # which tells the numbers
+        num_bytes += _BYTES_LEFT / 2 * one.num_layers * (2 + one.num_heads)
+    return num_bytes
 
 
 def is_saved_page(path: Path) -> bool:

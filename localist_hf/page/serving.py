@@ -1,6 +1,11 @@
-"""What the live page's server lets in."""
+"""How the live page is served: where, what its server lets in, and how that ends."""
 
-from typing import Any
+import asyncio
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -8,6 +13,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .readings import max_characters
+
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+#: Where Gradio looks for a port, and how many it tries.
+_FIRST_PORT, _NUM_PORTS = 7860, 100
+#: How long readers that are being answered may keep a page that ends.
+_MAX_SECONDS_TO_CLOSE = 1.0
 
 
 def launch_settings(host: str | None = None, share: bool = False, max_tokens: int | None = None) -> dict[str, Any]:
@@ -41,6 +55,75 @@ def launch_settings(host: str | None = None, share: bool = False, max_tokens: in
         "max_threads": 200,  # those that wait for a model, and those that do not
         "app_kwargs": {"middleware": middleware},
     }
+
+
+def port_to_serve_on(host: str, port: int | None = None) -> int:
+    """
+    Finds out whether a page can be served at an address; Gradio would try on for minutes, with an error for each port.
+
+    Args:
+        host (`str`):
+            Name or address of this machine.
+        port (`int`, *optional*):
+            The port; by default the first that is free from 7860 on.
+
+    Returns:
+        `int`: the port.
+
+    Raises:
+        ValueError: for an address that is none of this machine's, and for a port that is taken.
+    """
+    host = host.strip("[]")
+    if (fault := _fault(host, 0)) is not None:
+        raise ValueError(f"`host` is {host!r}; it must be an address of this machine ({fault}).")
+    for each in range(_FIRST_PORT, _FIRST_PORT + _NUM_PORTS) if port is None else [port]:
+        # Gradio takes no port that is taken on the machine itself, wherever it is to listen.
+        fault = _fault(host, each) or _fault("127.0.0.1", each)
+        if fault is None:
+            return each
+    if port is None:
+        raise ValueError(f"`port` is not given, and none from {_FIRST_PORT} to {each} is free ({fault}).")
+    raise ValueError(f"`port` is {port}; it must be one that is free ({fault}).")
+
+
+def _fault(host: str, port: int) -> str | None:
+    """Why the server could not listen there; `None` where it could. Port 0 stands for any."""
+
+    async def listen() -> None:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port)
+        try:
+            for place in server.sockets:
+                with socket.socket(place.family) as visitor:  # where addresses are for many, nobody can come
+                    visitor.connect(place.getsockname())
+        finally:
+            server.close()
+
+    try:
+        asyncio.run(listen())
+    except socket.gaierror as error:
+        return error.strerror
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
+    except UnicodeError:
+        return "no name is so long, or has such parts"
+    return None
+
+
+def serve_until_interrupted(page: "Blocks") -> None:
+    """
+    Keeps a page that was launched with `prevent_thread_lock=True`, whose server has a thread of its own, until Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: which Gradio's own way to wait takes for the end of a program that has succeeded.
+    """
+    try:
+        while page.is_running:
+            time.sleep(0.1)
+    finally:
+        # It ends the streams that are open, but waits for answers, however long they take.
+        closing = threading.Thread(target=page.close, kwargs={"verbose": False}, daemon=True)
+        closing.start()
+        closing.join(_MAX_SECONDS_TO_CLOSE)
 
 
 class _BoundedRequests:
