@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> None:
         return loaded.get(name) or load_for_reading(name, settings)
 
     from ..page.live_page import live_page
-    from ..page.serving import launch_settings, serve_until_interrupted
+    from ..page.serving import launch_settings, serve
 
     # Strangers choose among these models only.
     is_open = _is_loopback(args.host) and not args.share
@@ -167,9 +167,7 @@ def main(arguments: list[str]) -> None:
     with ending_with(2, ValueError):
         port = port_to_serve_on(args.host, args.port)  # somebody may have taken it meanwhile
     with ending_with(2, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
-        settings = launch_settings(args.host, args.share, args.max_tokens)
-        page.launch(server_port=port, prevent_thread_lock=True, **settings)
-    serve_until_interrupted(page)
+        serve(page, server_port=port, **launch_settings(args.host, args.share, args.max_tokens))
 
 
 def _check_save(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ _KINDS: dict[Any, tuple[Any, str]] = {
     float: (int | float, "a number"),
 }
 _MOST_CHARACTERS = 60
+#: The threads that are answering something.
+AT_WORK: set[int] = set()
 
 
 def answer(ask: Callable[..., Any], asked: Any) -> dict[str, Any]:
@@ -30,11 +33,14 @@ def answer(ask: Callable[..., Any], asked: Any) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: under `"answer"` what it returns, or under `"problem"` a sentence that says why it does not.
     """
+    AT_WORK.add(threading.get_ident())
     try:
         _check(ask, asked)
         return {"answer": ask(**asked)}
     except (ValueError, TypeError, LookupError, OSError) as error:
         return {"problem": str(error)}
+    finally:
+        AT_WORK.discard(threading.get_ident())
 
 
 def _check(ask: Callable[..., Any], asked: Any) -> None:

@@ -1,6 +1,7 @@
 """How the live page is served: where, what its server lets in, and how that ends."""
 
 import asyncio
+import atexit
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .answers import AT_WORK
 from .readings import max_characters
 
 
@@ -109,14 +111,22 @@ def _fault(host: str, port: int) -> str | None:
     return None
 
 
-def serve_until_interrupted(page: "Blocks") -> None:
+def serve(page: "Blocks", **settings: Any) -> None:
     """
-    Keeps a page that was launched with `prevent_thread_lock=True`, whose server has a thread of its own, until Ctrl-C.
+    Serves a page until Ctrl-C.
+
+    Args:
+        page (`gradio.Blocks`):
+            The page.
+        settings:
+            For `Blocks.launch`.
 
     Raises:
         KeyboardInterrupt: which Gradio's own way to wait takes for the end of a program that has succeeded.
     """
+    atexit.register(_end_at_work)  # first, and so after what launching registers
     try:
+        page.launch(prevent_thread_lock=True, **settings)
         while page.is_running:
             time.sleep(0.1)
     finally:
@@ -124,6 +134,12 @@ def serve_until_interrupted(page: "Blocks") -> None:
         closing = threading.Thread(target=page.close, kwargs={"verbose": False}, daemon=True)
         closing.start()
         closing.join(_MAX_SECONDS_TO_CLOSE)
+
+
+def _end_at_work() -> None:
+    """Where threads are in the midst of an answer, torch would abort an interpreter that ends in order."""
+    if AT_WORK:
+        os._exit(130)
 
 
 class _BoundedRequests:

@@ -1,7 +1,16 @@
 """`localist-hf view`: what it saves, what it serves, and what it refuses."""
 
+import asyncio
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +18,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+import localist_hf_main
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli import view
 from localist_hf.cli.main import main
@@ -18,6 +28,7 @@ from localist_hf.hub import RECORD_FILE
 from localist_hf.page import Passage, read, read_beside, saved_page
 
 
+ROOT = Path(localist_hf_main.__file__).parent
 TEXT = "Sentence number 12 says something. some more of the words here"
 
 
@@ -99,6 +110,7 @@ def test_what_cannot_be_used_is_refused(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "latin.txt").write_bytes(b"\xff")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "empty.txt").write_text(" \n")
     save = ["--save", str(tmp_path / "page.html")]
     for arguments, message in (
@@ -118,6 +130,10 @@ def test_what_cannot_be_used_is_refused(
         ),
         ([folders[0], "--locality", '{"sinks": 1}', *save], "`locality` is "),
         ([folders[0], "--save", str(tmp_path / "none" / "page.html")], "`save` is "),
+        ([folders[0], "--save", str(tmp_path / ("x" * 300))], "', which cannot be written: File name too long."),
+        ([folders[0], "--save", str(tmp_path / "a\0b")], "a\\x00b', which cannot be written: embedded null byte."),
+        ([folders[0], "--save", str(tmp_path / ("x" * 300) / "a.html")], "`save` is '"),
+        ([folders[0], "--save", str(tmp_path / "loop")], "loop', which is there and no page of ours"),
         ([folders[0], "--port", "70000"], "`port` is 70000; it must be in 1 to 65535."),
         ([folders[0], "--max-tokens", "0"], "`max_tokens` is 0; it must be at least 1."),
     ):
@@ -127,11 +143,108 @@ def test_what_cannot_be_used_is_refused(
         assert ended.value.code == 2, arguments
         assert message in error
         assert "Traceback" not in error
+        assert "Errno" not in error or "--text-file" in arguments
         assert not (tmp_path / "page.html").exists()
     monkeypatch.setattr(view, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["view", folders[0]])
     assert f"`gradio` is not installed, which the page needs: pip install '{view.GRADIO}'." in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_or_listened_on_is_found_before_the_model_is_loaded(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(view, "load", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(view, "find_spec", lambda name: True)
+    pytest.importorskip("starlette", reason="gradio, which brings it, is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flags, message in (
+            (["--save", str(tmp_path / ("x" * 300))], "`save` is "),
+            (["--save", str(tmp_path / "none" / "page.html")], "`save` is "),
+            (["--host", "192.0.2.1"], "`host` is '192.0.2.1'; it must be an address of this machine"),
+            (["--port", port], f"`port` is {port}; it must be one that is free"),
+        ):
+            with pytest.raises(SystemExit) as ended:
+                main(["view", folders[0], *flags])
+            (line,) = capsys.readouterr().err.splitlines()
+            assert ended.value.code == 2
+            assert line.startswith(f"localist-hf view: error: {message}")
+
+
+def test_names_that_no_folder_can_have_are_those_of_models(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("x" * 300, "x/" * 3000, "a\0b", str(tmp_path / "loop"), str(tmp_path / "loop" / "x")):
+        assert view.models_of(name) == [name]
+
+
+def test_the_text_that_nobody_gave_fits_the_model(
+    tmp_path: Path, make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert len(tokenizer(view.default_text())["input_ids"]) > 128
+    make_model(0, vocab_size=len(tokenizer), n_positions=128).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    file = tmp_path / "page.html"
+    main(["view", str(tmp_path / "short"), "--save", str(file)])
+    tokens = data_of(file)["tokens"]
+    assert 100 < len(tokens) <= 128
+    assert view.default_text().startswith("".join(tokens))
+    assert view.beginning("one two  three", tokenizer, 1000) == "one two  three"
+    assert view.beginning("one two", tokenizer, 1) == "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_ctrl_c_ends_the_page_as_all_else(is_at_work: bool) -> None:
+    """Also where a stream is open, and where threads are in the midst of an answer, at which torch would abort."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "localist_hf_main", "view", "--text", TEXT, "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    address = f"http://127.0.0.1:{port}"
+
+    def ask_on(component: int, number: int) -> None:
+        for turn in range(1000):  # one waits for the other: long enough for the server not to
+            text = f"Sentence number {number}{turn:03} says something. " * 5
+            about = {"text": text, "model": str(view.BASE), "compare": None, "reading": 0, "position": 30, "dial": 1.0}
+            asked = {"data": about, "fn_name": "go_on", "component_id": component, "session_hash": "a"}
+            request = urllib.request.Request(f"{address}/gradio_api/component_server", json.dumps(asked).encode())
+            request.add_header("Content-Type", "application/json")
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    told.append(json.load(response))
+            except OSError:  # the server has gone
+                return
+
+    told: list[dict[str, Any]] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert any("To create a public link" in line for line in process.stdout)
+        with urllib.request.urlopen(f"{address}/gradio_api/heartbeat/abc", timeout=60):
+            if is_at_work:
+                with urllib.request.urlopen(f"{address}/config") as response:
+                    components = json.load(response)["components"]
+                component = [each["id"] for each in components if each["type"] == "html"][-1]
+                for number in range(12):
+                    threading.Thread(target=ask_on, args=(component, number), daemon=True).start()
+                while not told:
+                    time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            start, printed = time.monotonic(), ""
+            while "interrupted" not in printed:
+                line = process.stderr.readline()
+                assert line, printed
+                printed += line
+            seconds = time.monotonic() - start
+            rest, more = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert rest == ""
+    assert all("answer" in each for each in told)
+    assert (printed + more).endswith("\nlocalist-hf view: interrupted\n")
+    assert seconds < 4
+    assert "Traceback" not in printed and "ERROR" not in printed
 
 
 @pytest.mark.slow
@@ -140,7 +253,7 @@ def test_what_cannot_be_used_is_refused(
     [([], True), (["--host", "localhost"], True), (["--host", "0.0.0.0"], False), (["--share"], False)],
 )
 def test_the_page_is_served_on_this_machine_unless_told_otherwise(
-    folders: list[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], is_open: bool
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], is_open: bool
 ) -> None:
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")
     launched = []
@@ -152,6 +265,14 @@ def test_the_page_is_served_on_this_machine_unless_told_otherwise(
     assert len(settings["app_kwargs"]["middleware"]) == (1 if "0.0.0.0" in flags else 2)
     assert settings["server_name"] == (flags[1] if "--host" in flags else "127.0.0.1")
     assert settings["share"] == ("--share" in flags)
+    for wrong in (None, ["a"], 1, True):  # as it comes, and not made a text of
+        (told,) = [
+            asyncio.run(page.process_api(function, [wrong, folders[0], ""]))["data"][0]
+            for function in page.fns.values() if function.api_name == "read"
+        ]  # fmt: skip
+        assert told["problem"] == f"`text` is {json.dumps(wrong)}; it must be a text."
+    told = read(TEXT, folders[0], str(tmp_path))
+    assert ("this page has" in told["problem"]) is not is_open
     dropdowns = [block for block in page.blocks.values() if isinstance(block, gradio.Dropdown)]
     assert [dropdown.value for dropdown in dropdowns] == folders
     for dropdown in dropdowns:  # strangers choose among what is there

@@ -182,6 +182,24 @@ def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
         readings.predict(TEXT, "first", None, 0, 999, 1.0)
 
 
+def test_strangers_have_the_page_s_models_only(shelf: Shelf) -> None:
+    readings = Readings(shelf.load, models=["first", "second"])
+    assert readings.read(TEXT, "first", "second") == readings.read(TEXT, "first", "second")
+    for model, compare, message in (
+        ("third", None, "`model` is 'third'; this page has first, second."),
+        ("first", "/etc", "`compare` is '/etc'; this page has first, second."),
+    ):
+        for ask in (
+            lambda *about: readings.read(*about),
+            lambda *about: readings.weights(*about, 0, 0, None, 0),
+            lambda *about: readings.predict(*about, 0, 0, 1.0),
+            lambda *about: readings.go_on(*about, 0, 0, 1.0),
+        ):
+            with pytest.raises(ValueError, match=f"^{message}$"):
+                ask(TEXT, model, compare)
+    assert shelf.loaded == ["first", "second"]
+
+
 # --- how long a text may be
 
 

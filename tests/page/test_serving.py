@@ -1,7 +1,8 @@
-"""What the server of the live page lets in: names of its own, and requests of some size."""
+"""Where the live page is served, and what its server lets in: names of its own, and requests of some size."""
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -16,8 +17,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from localist_hf.page import serving
 from localist_hf.page.readings import CHARACTERS_PER_TOKEN, MAX_TOKENS
-from localist_hf.page.serving import launch_settings
+from localist_hf.page.serving import launch_settings, port_to_serve_on
 
 
 async def length(request: Request) -> JSONResponse:
@@ -93,3 +95,42 @@ def test_what_is_refused_is_not_read_to_its_end() -> None:
     with pytest.raises(HTTPException, match="A request has 67456 bytes at most"):
         asyncio.run(middleware.cls(patient, **middleware.kwargs)({"type": "http"}, endless, endless))
     assert num_read == 2
+
+
+# --- where it can be served
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "Cannot assign requested address"),
+        ("224.0.0.1", ""),
+        ("999.1.1.1", ""),
+        ("nope.invalid", ""),
+        ("a..b", "no name is so long, or has such parts"),
+        ("a" * 64, "no name is so long, or has such parts"),
+    ],
+)
+def test_an_address_of_others_is_refused(host: str, reason: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^`host` is '{host}'; it must be an address of this machine \({reason}.*\)\.$"
+    ):
+        port_to_serve_on(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::1]"])
+def test_a_port_that_is_taken_is_refused_or_passed_over(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"^`port` is {port}; it must be one that is free \(Address already in use\)"
+        ):
+            port_to_serve_on(host, port)
+        monkeypatch.setattr(serving, "_FIRST_PORT", port)
+        assert port < port_to_serve_on(host) < port + 100
+        monkeypatch.setattr(serving, "_NUM_PORTS", 1)
+        with pytest.raises(ValueError, match=f"^`port` is not given, and none from {port} to {port} is free"):
+            port_to_serve_on(host)
+    assert port_to_serve_on(host, port) == port
