@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,9 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .answers import AT_WORK
 from .readings import max_characters
 
-
-if TYPE_CHECKING:
-    from gradio import Blocks
 
 #: Where Gradio looks for a port, and how many it tries.
 _FIRST_PORT, _NUM_PORTS = 7860, 100
@@ -111,7 +108,7 @@ def _fault(host: str, port: int) -> str | None:
     return None
 
 
-def serve(page: "Blocks", **settings: Any) -> None:
+def serve(page: Any, **settings: Any) -> None:
     """
     Serves a page until Ctrl-C.
 
