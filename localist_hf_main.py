@@ -73,8 +73,16 @@ def _main(arguments: list[str] | None) -> None:
     line = f"localist-hf {command}: interrupted"
     if is_process:
         end_when_interrupted(line)
-    run = import_module("localist_hf.cli.main").run
-    import_module(f"localist_hf.cli.{command}")  # each takes seconds to import what it needs
+    # What is done in less than a second, perhaps to no avail, needs no progress bar.
+    os.environ.setdefault("TQDM_DELAY", "1")
+    try:
+        run = import_module("localist_hf.cli.main").run
+        import_module(f"localist_hf.cli.{command}")  # each takes seconds to import what it needs
+    except Exception as error:  # of any type: libraries say in many ways that they cannot be read, or lack memory
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        line = f"the program could not be loaded: memory ran out, or the installation is broken ({reason[:400]})"
+        print(f"localist-hf {command}: error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
     try:
         if is_process:
             _listen(signal.default_int_handler)  # what is at work has something to put in order

@@ -2,19 +2,15 @@
 
 import argparse
 import json
-import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
 from ..hub.run_record import check_tags
@@ -23,6 +19,7 @@ from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
 from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
+from .training_checks import JSON_FLAGS, check_reporting, check_training
 
 
 DEFAULT_VARIANT = "quintic"
@@ -103,18 +100,6 @@ _SHOWN = {
 }  # fmt: skip
 
 
-#: Flags that transformers does not check, or not before the training, by what is allowed.
-_POSITIVE = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
-_AT_LEAST_ONE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "eval_accumulation_steps", "save_total_limit", "lora_alpha", "ddp_timeout", "ddp_bucket_cap_mb",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "dataloader_num_workers",
-    "neftune_noise_alpha", "eval_delay", "lora_rank",
-)  # fmt: skip
-_BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
-_SEEDS = ("seed", "data_seed")
 #: Flags that make a run what it is: one that goes on must not change them. It may change the others.
 _FIXED = (
     "variant", "model", "dataset", "dataset_config", "text_column", "text_file", "sequence_length", "validation_share",
@@ -127,7 +112,7 @@ _FIXED = (
 _NOT_KEPT = {
     "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_token", "local_rank",
 }  # fmt: skip
-_JSON_FLAGS = ("locality", *TrainingArguments._VALID_DICT_FIELDS)
+_JSON_FLAGS = ("locality", *JSON_FLAGS)
 
 
 class _Parser(CommandParser, HfArgumentParser):
@@ -226,10 +211,6 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     check_training(values)
     with ending_with(2, ValueError):
         check_tags(values["language"], values["license"])
-    for name in _JSON_FLAGS:
-        if isinstance(values[name], str) and values[name].startswith("{"):
-            with ending_with(2, ValueError, what=f"`{name}` is {values[name]!r}; it must be a JSON object: "):
-                json.loads(values[name])
     with ending_with(2, ValueError):
         values["variant"], values["locality"] = _variant_and_locality(values["variant"], values["locality"])
     if values["lora_rank"] == 0:
@@ -243,52 +224,10 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     kept = _kept(values)
     run_names = {entry.name for entry in fields(RunArguments)}
     run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
-    with ending_with(2, *INPUT_ERRORS):
+    with ending_with(2, Exception):  # nothing is done in it but to look at them
         args = LocalistTrainingArguments(**{name: value for name, value in values.items() if name not in run_names})
     check_reporting(args)
     return run, args, kept
-
-
-def check_reporting(args: TrainingArguments) -> None:
-    """
-    Raises:
-        CommandError: for a place to report to that is not there.
-    """
-    installed = get_available_reporting_integrations()
-    for name in args.report_to:
-        if name not in installed:
-            allowed = ", ".join(map(repr, [*installed, "all", "none"]))
-            raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
-
-
-def check_training(values: dict[str, Any]) -> None:
-    """
-    Raises:
-        CommandError: for one of these training arguments, each of its type, that cannot be used.
-    """
-    if values.get("use_liger_kernel"):
-        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
-    backends = [backend.value.lower() for backend in DynamoBackend]
-    if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in backends:
-        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
-    if (names := values.get("label_names")) not in (None, ["labels"]):
-        raise CommandError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
-    ranges: dict[str, tuple[Callable[[float], bool], str]] = {
-        **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
-        **dict.fromkeys(_AT_LEAST_ONE, (lambda value: value >= 1, "at least 1")),
-        **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
-        **dict.fromkeys(_BELOW_ONE, (lambda value: 0 <= value < 1, "at least 0 and below 1")),
-        **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**32, "between 0 and 2**32 - 1")),
-        "validation_share": (lambda value: 0 < value < 1, "between 0 and 1"),
-        "max_steps": (lambda value: value >= 1 or value == -1, "at least 1, or -1 to go by `num_train_epochs`"),
-    }
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CommandError(f"`{name}` is {value}; it must be a finite number.")
-        if name in ranges and value is not None:
-            is_allowed, allowed = ranges[name]
-            if not is_allowed(value):
-                raise CommandError(f"`{name}` is {value}; it must be {allowed}.")
 
 
 def locality_settings(locality: str | None) -> dict[str, Any]:

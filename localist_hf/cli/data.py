@@ -78,7 +78,7 @@ def check_source(
     path = Path(text_file)
     if not os.path.isfile(path):  # which takes names that no file can have
         what = "it is no file that can be read twice" if os.path.exists(path) else "there is no such file"
-        what = "it is a folder, which `dataset` takes" if os.path.isdir(path) else what
+        what = "it is a folder and must be a file" if os.path.isdir(path) else what
         raise ValueError(f"`{flag}` is {text_file!r}; {what}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":

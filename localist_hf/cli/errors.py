@@ -2,8 +2,9 @@
 
 import argparse
 import errno
+import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -15,7 +16,12 @@ from safetensors import SafetensorError
 INPUT_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 #: How torch and what lies below it say that there is no memory, which only Python has a type of error for.
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "new thread")
+_NO_MEMORY = (
+    "out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "new thread", "failed to map"
+)  # fmt: skip
+#: No number that a command takes has a use beyond that of a seed; with such ones nothing that is computed of them, be
+#: it a product, leaves what torch can hold.
+LARGEST = 2**32 - 1
 
 
 class CommandError(Exception):
@@ -50,7 +56,21 @@ class CommandParser(argparse.ArgumentParser):
                 name = flag or before
                 self.error(f"argument {name}: it is empty" if name else "an argument is empty")
             before = argument if argument.startswith("--") else None
-        return super().parse_known_args(args, namespace)
+        found = super().parse_known_args(args, namespace)
+        check_numbers(vars(found[0]))
+        return found
+
+
+def check_numbers(values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        CommandError: for a number that is not finite, or beyond `LARGEST`.
+    """
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CommandError(f"`{name}` is {value}; it must be a finite number.")
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise CommandError(f"`{name}` is {value}; it must be at most 2**32 - 1, and no less than its negative.")
 
 
 @contextmanager
@@ -111,7 +131,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        if isinstance(error, RuntimeError | SafetensorError) and any(each in str(error).lower() for each in _NO_MEMORY):
+        if isinstance(error, RuntimeError | SafetensorError | ImportError) and any(
+            each in str(error).lower() for each in _NO_MEMORY
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -27,7 +27,7 @@ from .arguments import locality_settings
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandParser, ending_with
 from .folders import MEASURED_FILES, check_own, claim, held
-from .models import checked_sequence_length, load
+from .models import check_name, checked_sequence_length, load
 from .python_text import python_text, split_text
 
 
@@ -137,9 +137,11 @@ def main(arguments: list[str]) -> None:
             check_own(folder, "measurement", MEASURED_FILES)
             for file in args.text_file:
                 check_source(None, None, file, "text")
+            if args.block_model is not None:
+                check_name(args.block_model, "block_model")  # before the first model is loaded
             model, tokenizer = load(args.model, locality_settings(args.locality))
             length = checked_sequence_length(args.sequence_length, model.config)
-            block_model = None if args.block_model is None else load(args.block_model, {})[0]
+            block_model = None if args.block_model is None else load(args.block_model, {}, flag="block_model")[0]
             sequences = load_sequences(args.text_file, tokenizer, length)
             check_token_ids(sequences, model.config, tokenizer)
             if block_model is not None:

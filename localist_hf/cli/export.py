@@ -2,6 +2,7 @@
 
 from ..hub.export import export_gpt2
 from .errors import INPUT_ERRORS, CommandParser, ending_with
+from .models import check_name
 
 
 def main(arguments: list[str]) -> None:
@@ -12,11 +13,12 @@ def main(arguments: list[str]) -> None:
         "needs no code of this project. It gives the logits that the model gives at dial 0; what was written is "
         "checked against the model before it gets its name.",
     )
-    parser.add_argument("source", metavar="RUN", help="run folder of a model or of a LoRA adapter, or a Hub id")
+    parser.add_argument("source", metavar="SOURCE", help="run folder of a model or of a LoRA adapter, or a Hub id")
     parser.add_argument("--to", required=True, choices=["gpt2"], help="what to write")
-    parser.add_argument("folder", metavar="OUT", help="new or empty folder to write to")
+    parser.add_argument("folder", metavar="FOLDER", help="new or empty folder to write to")
     args = parser.parse_args(arguments)
     with ending_with(2, *INPUT_ERRORS), ending_with(1, RuntimeError):
+        check_name(args.source, "source")
         export_gpt2(args.source, args.folder)
     print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")
     print(f"transformers.AutoModelForCausalLM.from_pretrained({args.folder!r})")

@@ -38,15 +38,14 @@ from ..hub import RunRecord, check_card, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
-from .arguments import check_reporting
 from .base import BASE, copy_base
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
 from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
-from .grid_runs import GridWork, Task, check_types, do_all, training_arguments
+from .grid_runs import GridWork, Task, do_all, training_arguments
 from .models import checked_sequence_length, load_config, load_tokenizer
 from .python_text import python_card, python_text, split_text
-from .train import check_metric, check_schedule
+from .training_checks import MOST_PROCESSES, check_metric, check_reporting, check_schedule, check_types
 
 
 #: What the base that comes with this package is called among the runs that start from it.
@@ -77,8 +76,8 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
     args = parser.parse_args(arguments)
-    if args.jobs < 1:
-        raise CommandError(f"`jobs` is {args.jobs}; it must be at least 1.")
+    if not 1 <= args.jobs <= MOST_PROCESSES:
+        raise CommandError(f"`jobs` is {args.jobs}; it must be in 1 to {MOST_PROCESSES}.")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise CommandError(
             f"`output_dir` is {str(args.output_dir)!r}, which cannot be used: there is a file of that name."

@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +17,11 @@ from multiprocessing import active_children, get_context, parent_process, resour
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import datasets
 import torch
 from datasets import Dataset
-from huggingface_hub.dataclasses import type_validator
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -34,11 +33,11 @@ from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole
-from .arguments import check_training
-from .errors import CommandError, ending_with, one_line
+from .errors import CommandError, one_line
 from .folders import RUN_FILES, TRAINING_FILES, FolderHeld, check_own, claim, held
 from .models import load_adapter, load_config, load_model
 from .train import run_training
+from .training_checks import check_training, check_types
 
 
 #: Folder of what the base does under the settings of the runs, before any training.
@@ -69,19 +68,6 @@ def training_arguments(folder: Path, **given: Any) -> LocalistTrainingArguments:
     check_types("training", given, LocalistTrainingArguments)
     check_training(shared | given)
     return LocalistTrainingArguments(output_dir=str(folder), **(shared | given))
-
-
-def check_types(name: str, given: Mapping[str, Any], dataclass: type) -> None:
-    """
-    Raises:
-        ValueError: where a value is of no type that its field allows, of which dataclasses themselves take no notice.
-    """
-    hints = get_type_hints(dataclass)
-    for key in given.keys() & hints.keys():
-        value, hint = given[key], hints[key]
-        is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
-        with ending_with(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
-            type_validator(key, float(value) if is_whole else value, hint)
 
 
 class Task(NamedTuple):

@@ -1,6 +1,9 @@
 """The models that commands work on: GPT-2 as LocalistGPT2, and any other causal language model localised."""
 
+import copy
+import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -8,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,6 +31,7 @@ from ..hub import RunRecord
 from ..hub.adapters import fit_embeddings, has_tokenizer
 from ..hub.reachability import check_answers
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
+from ..trainers.checkpoints import list_checkpoints
 from .errors import ending_with
 
 
@@ -37,7 +42,57 @@ _OUTPUTS = {
 }  # fmt: skip
 
 
-def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> PreTrainedConfig:
+def check_name(name: str, flag: str = "model") -> None:
+    """
+    Checks what can be known of a model's name without asking anybody: that it is a folder with a model or an adapter in
+    it, or may be a Hub id.
+
+    Args:
+        name (`str`):
+            The model's folder or Hub id.
+        flag (`str`, *optional*, defaults to `"model"`):
+            What a message calls it.
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    what, folder = f"`{flag}` is {name!r}", Path(name)
+    if os.path.isdir(name):
+        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise ValueError(f"{what}; there is no config.json in this folder.{_unfinished(folder)}")
+        return
+    if os.path.exists(name):
+        raise ValueError(f"{what}, which is a file; it must be a model's folder or Hub id.")
+    if os.path.lexists(name):
+        raise ValueError(f"{what}, a link that leads nowhere; it must be a model's folder or Hub id.")
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        raise ValueError(
+            f"{what}; there is no such folder, and a model on the Hub is called NAMESPACE/NAME or NAME."
+        ) from None
+
+
+def _unfinished(folder: Path) -> str:
+    """What to do about a folder in which a training began and no model is saved."""
+    if (folder / "plan.json").is_file():
+        return " Its run is not finished; start the same `localist-hf family` again."
+    if list_checkpoints(folder):
+        command = f"localist-hf train --output-dir {shlex.quote(str(folder))} --resume_from_checkpoint true"
+        return f" Its run is not finished; go on with `{command}`."
+    if (folder / "run_settings.json").is_file():
+        return " Its run was not finished, and left no checkpoint to go on from; start it again."
+    return ""
+
+
+def _missing(name: str) -> str:
+    """A word on what may have been meant for a folder, where the Hub has no such model either."""
+    parent = os.path.dirname(name)
+    is_missing = parent and os.path.isdir(parent) and not os.path.exists(name)
+    return f"there is no such folder in {parent!r}, and on the Hub: " if is_missing else ""
+
+
+def load_config(name: str, settings: dict[str, Any], revision: str = "main", flag: str = "model") -> PreTrainedConfig:
     """
     The configuration of a model under some settings of locality, once it is known that the model can be localised; no
     weight is read for that. No code out of a repository is run: it is transformers' class that is loaded, and localised
@@ -51,18 +106,22 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> 
             [`LocalistGPT2Config`].
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the Hub.
+        flag (`str`, *optional*, defaults to `"model"`):
+            What a message calls the name.
 
     Raises:
         CommandError, ValueError: where it cannot be read, or the model cannot be localised so.
     """
     folder = Path(name)
+    check_name(name, flag)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        hint = " It holds an adapter; give its base." if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"`model` is {name!r}; there is no config.json in this folder.{hint}")
-    if folder.is_file():
-        raise ValueError(f"`model` is {name!r}, which is a file; it must be a model's folder or Hub id.")
+        raise ValueError(
+            f"`{flag}` is {name!r}; there is no config.json in this folder. It holds an adapter; give its base."
+        )
     # What strangers have written may be anything: no list of exceptions is complete.
-    with ending_with(2, Exception, what=f"`model` is {name!r}, whose configuration cannot be used so: "):
+    with ending_with(
+        2, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
+    ):
         check_answers(name)
         saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         # A GPT-2 that `localize` has made stays what it is.
@@ -81,19 +140,23 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main") -> 
     return config
 
 
-def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str = "main", flag: str = "model") -> PreTrainedTokenizerBase:
     """
-    A model's tokenizer; `revision` as for [`load_config`]. It may know more tokens than the model, such as one for
-    pictures in those of Gemma 3: it is texts that [`check_token_ids`] refuses.
+    A model's tokenizer; `revision` and `flag` as for [`load_config`]. It may know more tokens than the model, such as
+    one for pictures in those of Gemma 3: it is texts that [`check_token_ids`] refuses.
     """
-    with ending_with(2, Exception, what=f"`model` is {name!r}, whose tokenizer cannot be used: "):
+    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
     return tokenizer
 
 
 def load_model(
-    name: str, config: PreTrainedConfig, dtype: torch.dtype | str = "auto", revision: str = "main"
+    name: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype | str = "auto",
+    revision: str = "main",
+    flag: str = "model",
 ) -> PreTrainedModel:
     """
     A localised model with all of its weights; transformers would fill in random numbers for those that are missing.
@@ -105,14 +168,14 @@ def load_model(
             From [`load_config`].
         dtype (`torch.dtype` or `str`, *optional*, defaults to `"auto"`):
             Of the weights; by default what they were saved in.
-        revision (`str`, *optional*, defaults to `"main"`):
+        revision (`str`, *optional*, defaults to `"main"`), flag (`str`, *optional*, defaults to `"model"`):
             As for [`load_config`].
 
     Raises:
         CommandError, ValueError: for weights that cannot be read, are missing or do not fit the configuration.
     """
     is_gpt2 = isinstance(config, LocalistGPT2Config)
-    what = f"`model` is {name!r}, which cannot be loaded: "
+    what = f"`{flag}` is {name!r}, which cannot be loaded: "
     with ending_with(2, Exception, what=what):
         model, info = (LocalistGPT2LMHeadModel if is_gpt2 else AutoModelForCausalLM).from_pretrained(
             name,
@@ -136,11 +199,19 @@ def load_model(
     return model if is_gpt2 else localize(model)
 
 
-def find_adapter(name: str, revision: str = "main") -> PeftConfig | None:
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The layers of a model by its configuration, of [`load_config`]; they take no memory."""
+    with torch.device("meta"):
+        if isinstance(config, LocalistGPT2Config):
+            return LocalistGPT2LMHeadModel(copy.deepcopy(config))
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+
+
+def find_adapter(name: str, revision: str = "main", flag: str = "model") -> PeftConfig | None:
     """The adapter's configuration in a folder or Hub repository, which names its base; `None` where that holds none."""
     if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
         return None
-    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         check_answers(name)
         if find_adapter_config_file(name, revision=revision) is None:
             return None
@@ -150,9 +221,9 @@ def find_adapter(name: str, revision: str = "main") -> PeftConfig | None:
         return config
 
 
-def adapter_settings(name: str, revision: str = "main") -> dict[str, Any]:
+def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> dict[str, Any]:
     """The settings of locality that an adapter was trained for, of which its base's configuration does not know."""
-    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         if (record := RunRecord.find(name)) is not None:
             config = record.config
         # Beside an adapter that was published lies the configuration of the model that it makes of its base.
@@ -164,15 +235,15 @@ def adapter_settings(name: str, revision: str = "main") -> dict[str, Any]:
     return {field: saved[field] for field in LOCALITY_FIELDS if field in saved}
 
 
-def load_adapter(model: PreTrainedModel, name: str, revision: str = "main") -> PeftModel:
+def load_adapter(model: PreTrainedModel, name: str, revision: str = "main", flag: str = "model") -> PeftModel:
     """The base with an adapter on it, and with the embeddings of tokens that were added for it."""
-    with ending_with(2, Exception, what=f"`model` is {name!r}, whose adapter cannot be loaded: "):
+    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
         fit_embeddings(model, name, revision)
         return PeftModel.from_pretrained(model, name, revision=revision)
 
 
 def load(
-    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
+    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({}), flag: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     A localised model, perhaps with an adapter on it, and its tokenizer: the one beside the adapter, where there is one.
@@ -182,19 +253,23 @@ def load(
             See [`load_config`].
         revisions (`Mapping[str, str]`, *optional*):
             Commits of repositories, also of adapters' bases; of others the newest is loaded.
+        flag (`str`, *optional*, defaults to `"model"`):
+            What a message calls the name.
     """
+    check_name(name, flag)
     revision = revisions.get(name, "main")
-    if (adapter := find_adapter(name, revision)) is None:
-        config = load_config(name, settings, revision)
-        return load_model(name, config, revision=revision), load_tokenizer(name, revision)
+    if (adapter := find_adapter(name, revision, flag)) is None:
+        config = load_config(name, settings, revision, flag)
+        return load_model(name, config, revision=revision, flag=flag), load_tokenizer(name, revision, flag)
     base = adapter.base_model_name_or_path
     base_revision = revisions.get(base) or adapter.revision or "main"
-    config = load_config(base, adapter_settings(name, revision) | settings, base_revision)
-    model = load_adapter(load_model(base, config, revision=base_revision), name, revision)
+    base_flag = f"{flag}'s base"
+    config = load_config(base, adapter_settings(name, revision, flag) | settings, base_revision, base_flag)
+    model = load_adapter(load_model(base, config, revision=base_revision, flag=base_flag), name, revision, flag)
     model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
-    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be read: "):
+    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         is_own = has_tokenizer(name, revision)
-    return model, load_tokenizer(name, revision) if is_own else load_tokenizer(base, base_revision)
+    return model, load_tokenizer(name, revision, flag) if is_own else load_tokenizer(base, base_revision, base_flag)
 
 
 def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub.utils import validate_repo_id
 
 from ..hub import (
     CARD_FILE,
@@ -37,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         "changes nothing or adds one commit with what has changed. Log in with `hf auth login` or set HF_TOKEN.",
     )
     parser.add_argument("run", type=Path, help="folder of a run, or of several, such as runs/family")
-    parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
-    parser.add_argument("--name", help="of a single run: publish it as NAMESPACE/localist-MODEL-NAME")
+    parser.add_argument("--namespace", required=True, type=part_of_id, help="user or organisation on the Hub")
+    parser.add_argument("--name", type=part_of_id, help="of a single run: publish it as NAMESPACE/localist-MODEL-NAME")
     parser.add_argument("--private", action="store_true", help="make new repositories (and the collection) private")
     parser.add_argument(
         "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"
@@ -57,6 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="upload nothing: show every file with its size, the card, and what the Hub has already",
     )
     return parser
+
+
+def part_of_id(text: str) -> str:
+    """A text that can stand before or after the `/` in the id of a repository."""
+    try:
+        validate_repo_id(f"{text}/{text}")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; it must be letters, digits, '-', '_' and '.', which begin and end with a letter or a digit"
+        ) from None
+    return text
 
 
 def main(arguments: list[str]) -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     ProgressCallback,
     TrainerState,
-    TrainingArguments,
-    get_scheduler,
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +21,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration import variant_config, variant_name
 from ..evaluation import layer_table, text_prefix
-from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, check_card, check_record, own_text_in, write_card
 from ..hub.run_history import weight_hashes
 from ..modeling.locality_dial import DIAL_FIELDS
@@ -33,7 +30,8 @@ from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, check_token_ids, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
 from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, held, replacing
-from .models import checked_sequence_length, load_config, load_model, load_tokenizer
+from .models import check_name, checked_sequence_length, load_config, load_model, load_tokenizer, without_weights
+from .training_checks import check_metric, check_optimizer, check_schedule
 
 
 #: What PEFT calls all linear layers but the head.
@@ -50,47 +48,31 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
             cannot be used; the message names the argument, the value and what is allowed.
     """
     check_source(run.dataset, run.dataset_config, run.text_file, run.text_column)
+    check_name(run.model)
     check_output_dir(run, args)
     check_schedule(args)
     config = config_of(run)
     check_metric(args, config.locality.num_hidden_layers)
     sequence_length = checked_sequence_length(run.sequence_length, config)
+    skeleton = without_weights(config)
+    check_optimizer(args, skeleton)
+    adapter = lora_config(skeleton, run) if run.lora_rank else None
 
     tokenizer = load_tokenizer(run.model)
     splits = load_text(run.dataset, run.dataset_config, run.text_file, run.text_column)
     set_seed(args.seed)  # for the weights that are new, an adapter's
     # Small steps are lost in weights of half precision; an adapter has its own, in float32.
     model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
-    if run.lora_rank:
-        model = add_adapter(model, run)
-    with ending_with(2, ValueError, ImportError, what=f"`optim` is {args.optim.value!r}, which cannot be used: "):
-        LocalistTrainer.get_optimizer_cls_and_kwargs(args, model)
+    if adapter is not None:
+        model = get_peft_model(model, adapter)
+        if os.path.isdir(run.model):  # as it is named when the run goes on, from wherever that is
+            model.peft_config["default"].base_model_name_or_path = str(Path(run.model).resolve())
     train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)
     for part in (train, validation):
         check_token_ids(part, config, tokenizer)
     return LocalistTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=validation, processing_class=tokenizer
     )
-
-
-def check_schedule(args: TrainingArguments) -> None:
-    """Refuses a learning rate schedule that lacks what it needs."""
-    optimizer = torch.optim.SGD([torch.zeros(1)])
-    name, kwargs = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
-    what = f"`lr_scheduler_type` is {name!r} and `lr_scheduler_kwargs` {kwargs}: "
-    with ending_with(2, ValueError, TypeError, what=what):
-        get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=kwargs)
-
-
-def check_metric(args: TrainingArguments, num_layers: int) -> None:
-    """Refuses a metric to choose the best model by that no evaluation of so many layers gives."""
-    metric = args.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in metric_names(num_layers):
-        quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
-        raise ValueError(
-            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but the first two of a layer, "
-            f"as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
-        )
 
 
 def config_of(run: RunArguments) -> PreTrainedConfig:
@@ -105,8 +87,8 @@ def config_of(run: RunArguments) -> PreTrainedConfig:
     return config
 
 
-def add_adapter(model: PreTrainedModel, run: RunArguments) -> PeftModel:
-    """The model with the LoRA adapter that the flags describe."""
+def lora_config(model: PreTrainedModel, run: RunArguments) -> LoraConfig:
+    """The LoRA adapter that the flags describe, of a model whose weights are of no account."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, (Conv1D, nn.Linear))}
     head = model.get_output_embeddings()  # whose weights are often those of the embedding
     allowed = {name.rpartition(".")[2] for name, module in linear.items() if module is not head}
@@ -115,7 +97,17 @@ def add_adapter(model: PreTrainedModel, run: RunArguments) -> PeftModel:
         raise ValueError(
             f"`lora_targets` is {targets}; allowed are {', '.join(sorted(allowed))}, or {ALL_LINEAR} alone."
         )
-    adapter = LoraConfig(
+    adapted = [
+        module
+        for name, module in linear.items()
+        if module is not head and (targets == [ALL_LINEAR] or name.rpartition(".")[2] in targets)
+    ]
+    if run.lora_rank > (full := max(min(module.weight.shape) for module in adapted)):
+        raise ValueError(
+            f"`lora_rank` is {run.lora_rank}; it must be at most {full}, the rank of the largest weight that gets an "
+            "adapter: a higher one changes nothing but the memory that it takes."
+        )
+    return LoraConfig(
         r=run.lora_rank,
         lora_alpha=2 * run.lora_rank if run.lora_alpha is None else run.lora_alpha,
         lora_dropout=run.lora_dropout or 0.0,
@@ -123,10 +115,6 @@ def add_adapter(model: PreTrainedModel, run: RunArguments) -> PeftModel:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, adapter)
-    if os.path.isdir(run.model):  # as it is named when the run goes on, from wherever that is
-        adapted.peft_config["default"].base_model_name_or_path = str(Path(run.model).resolve())
-    return adapted
 
 
 def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
@@ -28,6 +29,8 @@ logger = logging.get_logger(__name__)
 _JSON_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json"
 )  # fmt: skip
+#: What there is one of wherever a model or an adapter is saved.
+_ENTRIES = ("config.json", "adapter_config.json")
 #: Largest difference that merging an adapter may make, as a share of the largest logit: float32 rounding.
 _MERGE_TOLERANCE = 1e-5
 
@@ -62,6 +65,8 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     >>> model = GPT2LMHeadModel.from_pretrained("exports/quintic-gpt2")
     ```
     """
+    if os.path.lexists(folder) and not os.path.exists(folder):
+        raise ValueError(f"`folder` is {str(folder)!r}, a link that leads nowhere; it must be new or empty.")
     source, target = str(source), Path(folder).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"`folder` is {str(folder)!r}, which is occupied; it must be new or empty.")
@@ -71,6 +76,8 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
         raise ValueError(f"`folder` is {str(folder)!r}; {str(parent)!r} is a file.")
     if Path(source).is_file():
         raise ValueError(f"`source` is {source!r}, which is a file; it must be a run's folder or a Hub id.")
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _ENTRIES):
+        raise ValueError(f"`source` is {source!r}; there is no config.json in this folder, so no model is saved there.")
     _check_json(source)
     check_answers(source)
     if _is_adapter(source):

@@ -1,0 +1,254 @@
+"""What training arguments must be, as far as that is known without the weights and the text."""
+
+import copy
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
+from huggingface_hub.dataclasses import type_validator
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from ..evaluation.locality_meter import QUANTITIES, metric_names
+from ..trainers import LocalistTrainer
+from .errors import INPUT_ERRORS, CommandError, check_numbers, ending_with
+
+
+#: More processes than any machine has a use for; each takes seconds and hundreds of megabytes.
+MOST_PROCESSES = 1024
+#: Flags that transformers does not check, or not before the training, by what is allowed.
+_POSITIVE = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "eval_accumulation_steps", "save_total_limit", "lora_alpha", "ddp_timeout", "ddp_bucket_cap_mb",
+    "torch_empty_cache_steps",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
+    "eval_delay", "lora_rank",
+)  # fmt: skip
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor")
+_SEEDS = ("seed", "data_seed")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
+    **dict.fromkeys(_AT_LEAST_ONE, (lambda value: value >= 1, "at least 1")),
+    **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(_BELOW_ONE, (lambda value: 0 <= value < 1, "at least 0 and below 1")),
+    **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**32, "between 0 and 2**32 - 1")),
+    "validation_share": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "max_steps": (lambda value: value >= 1 or value == -1, "at least 1, or -1 to go by `num_train_epochs`"),
+    "dataloader_num_workers": (lambda value: 0 <= value <= MOST_PROCESSES, f"in 0 to {MOST_PROCESSES}"),
+    # Of each worker; they are counted one by one before anything else is done.
+    "dataloader_prefetch_factor": (lambda value: 1 <= value <= 1024, "in 1 to 1024"),
+    "local_rank": (lambda value: value >= -1, "at least -1"),
+}
+#: Flags that take a JSON object; and of these those that take the name of a file with one instead.
+JSON_FLAGS = tuple(TrainingArguments._VALID_DICT_FIELDS)
+_FILE_FLAGS = ("accelerator_config", "fsdp_config", "deepspeed")
+#: What `torch.utils.checkpoint.checkpoint` takes that JSON can say and localist attention bears, and `Trainer` beside.
+_CHECKPOINTING: dict[str, Any] = {
+    "use_reentrant": Literal[False], "determinism_check": Literal["default", "none"], "every_n_layers": int,
+    **dict.fromkeys(("preserve_rng_state", "debug", "early_stop", "offload"), bool),
+}  # fmt: skip
+#: What `TrainingArguments` reads of `fsdp_config`, also with "fsdp_" before it.
+_FSDP: dict[str, Any] = {
+    **dict.fromkeys(("version", "min_num_params"), int),
+    **dict.fromkeys(("auto_wrap_policy", "state_dict_type", "backward_prefetch"), str),
+    **dict.fromkeys(
+        ("activation_checkpointing", "cpu_offload", "cpu_ram_efficient_loading", "forward_prefetch", "use_orig_params",
+         "sync_module_states", "limit_all_gathers", "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"),
+        bool,
+    ),
+    "reshard_after_forward": bool | str, "transformer_layer_cls_to_wrap": str | list[str], "xla_fsdp_settings": dict,
+}  # fmt: skip
+#: Steps of a schedule that is tried out where the number is not known yet.
+_TRIED_STEPS = 1000
+
+
+def check_reporting(args: TrainingArguments) -> None:
+    """
+    Raises:
+        CommandError: for a place to report to that is not there.
+    """
+    installed = get_available_reporting_integrations()
+    for name in args.report_to:
+        if name not in installed:
+            allowed = ", ".join(map(repr, [*installed, "all", "none"]))
+            raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
+
+
+def check_types(name: str, given: Mapping[str, Any], dataclass: type) -> None:
+    """
+    Raises:
+        CommandError: where a value is of no type that its field allows, of which dataclasses themselves take no notice.
+    """
+    _check_hints(name, given, get_type_hints(dataclass))
+
+
+def _check_hints(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    for key in given.keys() & hints.keys():
+        value, hint = given[key], hints[key]
+        is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
+        with ending_with(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
+            type_validator(key, float(value) if is_whole else value, hint)
+
+
+def check_training(values: dict[str, Any]) -> None:
+    """
+    Raises:
+        CommandError: for one of these training arguments, each of its type, that cannot be used.
+    """
+    if values.get("use_liger_kernel"):
+        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in backends:
+        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
+    if (mode := values.get("torch_compile_mode")) is not None:
+        with ending_with(2, Exception, what=f"`torch_compile_mode` is {mode!r}: "):
+            torch.compile(nn.Identity(), mode=mode)  # which compiles nothing before it is called
+    if (names := values.get("label_names")) not in (None, ["labels"]):
+        raise CommandError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
+    check_numbers(values)
+    for name in _RANGES.keys() & values.keys():
+        is_allowed, allowed = _RANGES[name]
+        if values[name] is not None and not is_allowed(values[name]):
+            raise CommandError(f"`{name}` is {values[name]}; it must be {allowed}.")
+    for pair in (given := values.get("optim_args") or "=").split(","):
+        if pair.count("=") != 1:
+            raise CommandError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
+    if (repository := values.get("hub_model_id")) is not None:
+        with ending_with(2, ValueError, what=f"`hub_model_id` is {repository!r}; it must be NAMESPACE/NAME or NAME: "):
+            validate_repo_id(repository)
+    if values.get("deepspeed") is not None and find_spec("deepspeed") is None:
+        raise CommandError(f"`deepspeed` is {values['deepspeed']!r}, for which the package `deepspeed` is missing.")
+    for name in JSON_FLAGS:
+        if (value := values.get(name)) is not None:
+            _check_settings(name, _read_settings(name, value))
+
+
+def _read_settings(name: str, value: Any) -> dict[str, Any]:
+    """What a flag with a JSON object holds."""
+    allowed = "a JSON object, or a file with one" if name in _FILE_FLAGS else "a JSON object"
+    what = f"`{name}` is {value!r}; it must be {allowed}"
+    settings = value
+    if isinstance(value, str):
+        is_file = name in _FILE_FLAGS and not value.startswith("{")
+        with ending_with(2, *INPUT_ERRORS, what=f"{what}: "):
+            settings = json.loads(Path(value).read_text(encoding="utf-8") if is_file else value)
+    if not isinstance(settings, dict):
+        raise CommandError(f"{what}.")
+    return settings
+
+
+def _check_settings(name: str, settings: dict[str, Any]) -> None:
+    """Refuses what a flag's JSON object must not hold."""
+    _check_finite(name, settings)
+    # As transformers reads them.
+    words = {"true": True, "false": False}
+    settings = {
+        key: words.get(value.lower(), value) if isinstance(value, str) else value for key, value in settings.items()
+    }
+    if name == "accelerator_config":
+        _check_fields(name, settings, get_type_hints(AcceleratorConfig))
+        accumulation = settings.get("gradient_accumulation_kwargs") or {}
+        _check_fields(
+            f"{name}['gradient_accumulation_kwargs']", accumulation, get_type_hints(GradientAccumulationPlugin)
+        )
+        _check_at_least_one(name, accumulation, "num_steps")
+    elif name == "fsdp_config":
+        _check_fields(name, {key.removeprefix("fsdp_"): value for key, value in settings.items()}, _FSDP)
+    elif name.endswith("checkpointing_kwargs"):
+        _check_fields(name, settings, _CHECKPOINTING)
+        _check_at_least_one(name, settings, "every_n_layers")
+        if settings.keys() - {"every_n_layers", "offload"} and "use_reentrant" not in settings:
+            raise CommandError(f"`{name}` lacks 'use_reentrant'; it must be false.")  # which is not torch's default
+        if settings.get("offload") and not torch.accelerator.is_available():
+            raise CommandError(f"`{name}` sets 'offload' to True; there is no GPU to keep anything away from.")
+
+
+def _check_fields(name: str, settings: Any, hints: Mapping[str, Any]) -> None:
+    if unknown := sorted(settings.keys() - hints.keys()):
+        raise CommandError(f"`{name}` has {unknown[0]!r}; allowed are {', '.join(map(repr, hints))}.")
+    _check_hints(name, settings, hints)
+
+
+def _check_at_least_one(name: str, settings: Mapping[str, Any], key: str) -> None:
+    if settings.get(key, 1) < 1:
+        raise CommandError(f"`{name}` sets {key!r} to {settings[key]}; it must be at least 1.")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Refuses numbers that JSON can write and no setting can be."""
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_finite(name, each)
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise CommandError(f"`{name}` holds {value}; numbers in it must be finite and below 2**63.")
+
+
+def check_metric(args: TrainingArguments, num_layers: int) -> None:
+    """Refuses a metric to choose the best model by that no evaluation of so many layers gives."""
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in metric_names(num_layers):
+        quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
+        raise ValueError(
+            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but the first two of a layer, "
+            f"as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
+        )
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """Refuses a learning rate schedule that lacks what it needs, or gives what is no learning rate."""
+    name, kwargs = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
+    steps = args.max_steps if args.max_steps > 0 else _TRIED_STEPS
+    what = f"`lr_scheduler_type` is {name!r}, `learning_rate` {args.learning_rate} and `lr_scheduler_kwargs` {kwargs}: "
+    with ending_with(2, Exception, what=what):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+        scheduler = get_scheduler(
+            name, optimizer, args.get_warmup_steps(steps), steps, scheduler_specific_kwargs=kwargs
+        )
+        if isinstance(scheduler, LambdaLR):
+            rates = [args.learning_rate * scheduler.lr_lambdas[0](steps * part // 8) for part in range(9)]
+        else:
+            rates = []
+            for _ in range(20):  # what it does after steps without a better loss
+                optimizer.step()
+                scheduler.step(1.0)
+                rates.append(optimizer.param_groups[0]["lr"])
+        for rate in rates:
+            # Where the number of steps is not known, it need not fit that of a decay.
+            if not math.isfinite(rate) or (rate < 0 and args.max_steps > 0):
+                raise ValueError(f"it gives a learning rate of {rate}.")
+
+
+def check_optimizer(args: TrainingArguments, model: PreTrainedModel) -> None:
+    """Refuses an optimizer that is not installed, or that cannot use `optim_args`. No weight is looked at."""
+    given = "" if args.optim_args is None else f" and `optim_args` {args.optim_args!r}"
+
+    def found(optim_args: str | None) -> tuple[type, dict[str, Any]]:
+        others = copy.copy(args)
+        others.optim_args = optim_args
+        return LocalistTrainer.get_optimizer_cls_and_kwargs(others, model)
+
+    with ending_with(2, Exception, what=f"`optim` is {args.optim.value!r}{given}, which cannot be used: "):
+        kind, kwargs = found(args.optim_args)
+        if kwargs.keys() <= inspect.signature(kind).parameters.keys():
+            kind([nn.Parameter(torch.zeros(1))], **kwargs)
+        plain = found(None) if given else None
+    for pair in args.optim_args.replace(" ", "").split(",") if given else ():
+        name = pair.partition("=")[0]
+        try:
+            is_used = found(f"{name}=no-such-value") != plain
+        except Exception:  # it was read
+            is_used = True
+        if not is_used:
+            raise CommandError(f"`optim_args` is {args.optim_args!r}; `optim` {args.optim.value!r} takes no {name!r}.")
