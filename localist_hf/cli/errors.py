@@ -70,7 +70,8 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise CommandError(f"`{name}` is {value}; it must be a finite number.")
         if isinstance(value, int | float) and abs(value) > LARGEST:
-            raise CommandError(f"`{name}` is {value}; it must be at most 2**32 - 1, and no less than its negative.")
+            bound = "below 2**32" if value > 0 else "above -2**32"
+            raise CommandError(f"`{name}` is {value}; it must be {bound}.")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from ..hub.adapters import fit_embeddings, has_tokenizer
 from ..hub.reachability import check_answers
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from ..trainers.checkpoints import list_checkpoints
+from .arguments import SETTINGS_FILE
 from .errors import ending_with
 
 
@@ -77,12 +78,12 @@ def _unfinished(folder: Path) -> str:
     """What to do about a folder in which a training began and no model is saved."""
     if (folder / "plan.json").is_file():
         return " Its run is not finished; start the same `localist-hf family` again."
+    if not (folder / SETTINGS_FILE).is_file():
+        return ""
     if list_checkpoints(folder):
         command = f"localist-hf train --output-dir {shlex.quote(str(folder))} --resume_from_checkpoint true"
         return f" Its run is not finished; go on with `{command}`."
-    if (folder / "run_settings.json").is_file():
-        return " Its run was not finished, and left no checkpoint to go on from; start it again."
-    return ""
+    return " Its run is not finished, and left no checkpoint to go on from; start it again."
 
 
 def _missing(name: str) -> str:
@@ -199,12 +200,13 @@ def load_model(
     return model if is_gpt2 else localize(model)
 
 
-def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """The layers of a model by its configuration, of [`load_config`]; they take no memory."""
-    with torch.device("meta"):
+def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
+    config = copy.deepcopy(config)
+    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be loaded: "), torch.device("meta"):
         if isinstance(config, LocalistGPT2Config):
-            return LocalistGPT2LMHeadModel(copy.deepcopy(config))
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            return LocalistGPT2LMHeadModel(config)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def find_adapter(name: str, revision: str = "main", flag: str = "model") -> PeftConfig | None:

@@ -54,7 +54,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     config = config_of(run)
     check_metric(args, config.locality.num_hidden_layers)
     sequence_length = checked_sequence_length(run.sequence_length, config)
-    skeleton = without_weights(config)
+    skeleton = without_weights(run.model, config)
     check_optimizer(args, skeleton)
     adapter = lora_config(skeleton, run) if run.lora_rank else None
 

@@ -96,6 +96,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     Dataset.from_dict({"content": ["a"]}).to_json(root / "data" / "train.jsonl")
     Dataset.from_dict({"text": ["a"]}).to_json(root / "no-train" / "test.jsonl")
     (root / "nothing").mkdir()
+    (root / "loop").symlink_to("loop")
+    (root / "unfinished" / "checkpoint-1").mkdir(parents=True)
+    (root / "begun").mkdir()
+    for name in ("unfinished", "begun"):
+        (root / name / "run_settings.json").write_text("{}")
+    (root / "of-grid").mkdir()
+    (root / "of-grid" / "plan.json").write_text("{}")
 
     for name, content in {
         "list.yaml": "- variant\n",
@@ -145,44 +152,8 @@ TRAIN = (
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        # numbers
-        ("--learning_rate nan", "`learning_rate` is nan; it must be a finite number"),
-        ("--learning_rate -1", "`learning_rate` is -1.0; it must be at least 0"),
-        ("--learning_rate fast", "--learning-rate: invalid float value: 'fast'"),
-        ("--max_steps 0", "`max_steps` is 0; it must be at least 1, or -1"),
-        ("--max_steps -1 --num_train_epochs 0", "`num_train_epochs` is 0.0; it must be greater than 0"),
-        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0; it must be at least 1"),
-        ("--per_device_eval_batch_size -2", "`per_device_eval_batch_size` is -2; it must be at least 1"),
-        ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` is 0"),
-        ("--eval_accumulation_steps 0", "`eval_accumulation_steps` is 0"),
-        ("--weight_decay inf", "`weight_decay` is inf"),
-        ("--adam_beta1 1", "`adam_beta1` is 1.0; it must be at least 0 and below 1"),
-        ("--max_grad_norm -1", "`max_grad_norm` is -1.0"),
-        ("--warmup_steps nan", "`warmup_steps` is nan"),
-        ("--logging_steps 0", "`logging_steps` is 0.0; it must be greater than 0"),
-        ("--save_steps -1", "`save_steps` is -1.0"),
-        ("--seed -1", "`seed` is -1; it must be between 0 and 2**32 - 1"),
-        ("--data_seed 4294967296", "`data_seed` is 4294967296"),
-        ("--dataloader_num_workers -1", "`dataloader_num_workers` is -1"),
-        ("--neftune_noise_alpha -1", "`neftune_noise_alpha` is -1.0"),
-        ("--locality_weight inf", "`locality_weight` is inf"),
-        ("--locality_weight -1", "`locality_weight` is -1.0"),
-        ("--locality_warmup_steps nan", "`locality_warmup_steps` is nan"),
-        ("--target_fidelity 1.2", "`target_fidelity` is 1.2; it must lie in (0, 1]"),
-        ("--locality_exponent 3", "`locality_exponent` is 3"),
-        ("--validation-share nan", "`validation_share` is nan"),
-        ("--validation-share 1", "`validation_share` is 1.0; it must be between 0 and 1"),
         ("--sequence-length 1", "`sequence_length` is 1; the model allows 2 to 64"),
         ("--sequence-length 65", "`sequence_length` is 65; the model allows 2 to 64"),
-        # what cannot work here
-        ("--report_to wandb", "`report_to` is 'wandb', which is not installed or not known; allowed are"),
-        ("--optim adamw_bnb_8bit", "`optim` is 'adamw_bnb_8bit', which cannot be used: You need to install"),
-        ("--use_liger_kernel", "`use_liger_kernel` is true"),
-        ("--torch_compile_backend fast", "`torch_compile_backend` is 'fast'; allowed are"),
-        ("--label_names answers", "`label_names` is ['answers']"),
-        ("--label_smoothing_factor 0.1", "`label_smoothing_factor` is 0.1"),
-        ("--lr_scheduler_type cosine_with_min_lr", "`lr_scheduler_type` is 'cosine_with_min_lr'"),
-        ("--lr_scheduler_kwargs {bad", "`lr_scheduler_kwargs` is '{bad'; it must be a JSON object"),
         ("--eval_strategy sometimes", "invalid choice: 'sometimes' (choose from 'no', 'steps', 'epoch')"),
         ("--metric_for_best_model accuracy", "`metric_for_best_model` is 'accuracy'; allowed are 'loss', 'perplexity'"),
         ("--load_best_model_at_end", "requires the save and eval strategy to match"),
@@ -218,6 +189,8 @@ TRAIN = (
         ("--lora-targets c_fc", "`lora_targets` is ['c_fc']; it needs `lora_rank`"),
         ("--lora-rank 2 --lora-alpha 0", "`lora_alpha` is 0; it must be at least 1"),
         ("--lora-rank 2 --lora-dropout 1", "`lora_dropout` is 1.0; it must be at least 0 and below 1"),
+        ("--lora-rank 33", "`lora_rank` is 33; it must be at most 32, the rank of the largest weight that gets an"),
+        ("--model llama --lora-rank 17", "`lora_rank` is 17; it must be at most 16"),
         ("--lora-rank 2 --lora-targets q_proj", "`lora_targets` is ['q_proj']; allowed are c_attn, c_fc, c_proj"),
         # models
         ("--model truncated", "`model` is 'truncated', which cannot be loaded: Error while deserializing header"),
@@ -254,11 +227,20 @@ TRAIN = (
         ),
         ("--model llama --sequence-length 1", "`sequence_length` is 1; the model allows at least 2 positions"),
         ("--model book.txt", "`model` is 'book.txt', which is a file"),
-        ("--model no/such/folder", "`model` is 'no/such/folder', whose configuration cannot be used so"),
+        ("--model no/such/folder", "`model` is 'no/such/folder'; there is no such folder, and a model on the Hub is"),
+        ("--model ./gpt", "`model` is './gpt'; there is no such folder, and a model on the Hub is called NAMESPACE/"),
+        ("--model data/gpt2", "`model` is 'data/gpt2', whose configuration cannot be used so: there is no such folder"),
+        ("--model loop", "`model` is 'loop', a link that leads nowhere; it must be a model's folder or Hub id."),
+        (
+            "--model unfinished",
+            "not finished; go on with `localist-hf train --output-dir unfinished --resume_from_chec",
+        ),
+        ("--model begun", "Its run is not finished, and left no checkpoint to go on from; start it again."),
+        ("--model of-grid", "Its run is not finished; start the same `localist-hf family` again."),
         # texts
         ("--text-file missing.txt", "`text_file` is 'missing.txt'; there is no such file"),
         (f"--text-file {'a' * 300}", "a'; there is no such file"),
-        ("--text-file gpt2", "`text_file` is 'gpt2'; it is a folder"),
+        ("--text-file gpt2", "`text_file` is 'gpt2'; it is a folder and must be a file."),
         ("--text-file empty.txt", "`text_file` is 'empty.txt'; the file is empty"),
         ("--text-file latin.txt", "`text_file` is 'latin.txt'; it must be UTF-8 text"),
         ("--text-file wide.txt", "`text_file` is 'wide.txt'; it must be UTF-8 text"),
@@ -367,7 +349,34 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("evaluate gpt2 --sequence-length 65", 2, "`sequence_length` is 65; the model allows 2 to 64 positions"),
         ("evaluate gpt2 --locality {bad", 2, "`locality` is '{bad'; it must be a JSON object"),
         ('evaluate gpt2 --locality {"layers":3}', 2, "it must be a JSON object with fields among"),
-        ("evaluate gpt2 --block-model missing", 2, "`model` is 'missing', whose configuration cannot be used so"),
+        ("evaluate gpt2 --block-model missing", 2, "`block_model` is 'missing', whose configuration cannot be"),
+        (
+            "evaluate gpt2 --block-model ./missing",
+            2,
+            "`block_model` is './missing'; there is no such folder, and a mod",
+        ),
+        (
+            "evaluate gpt2 --block-model truncated",
+            2,
+            "`block_model` is 'truncated', which cannot be loaded: Error whil",
+        ),
+        ("evaluate gpt2 --block-model no-tokenizer", 2, "`block_model` is 'no-tokenizer', whose tokenizer cannot be"),
+        ("evaluate loop", 2, "`model` is 'loop', a link that leads nowhere"),
+        ("evaluate unfinished", 2, "`model` is 'unfinished'; there is no config.json in this folder. Its run is not f"),
+        ("evaluate gpt2 --text-file data", 2, "`text_file` is 'data'; it is a folder and must be a file."),
+        ("family --jobs 1025", 2, "`jobs` is 1025; it must be in 1 to 1024."),
+        ("family --model ./missing", 2, "`model` is './missing'; there is no such folder"),
+        ("base --batch-size 100000000000000", 2, "`batch_size` is 100000000000000; it must be below 2**32."),
+        (
+            "publish gpt2 --namespace a/b",
+            2,
+            "argument --namespace: 'a/b'; it must be letters, digits, '-', '_' and '.'",
+        ),
+        ("publish gpt2 --namespace a --name b/c", 2, "argument --name: 'b/c'; it must be letters, digits"),
+        ("export loop --to gpt2 out", 2, "`source` is 'loop', a link that leads nowhere"),
+        ("export gpt2 --to gpt2 loop", 2, "`folder` is 'loop', a link that leads nowhere; it must be new or empty."),
+        ("export ./missing --to gpt2 out", 2, "`source` is './missing'; there is no such folder, and a model on the H"),
+        ("export unfinished --to gpt2 out", 2, "`source` is 'unfinished'; there is no config.json in this folder. It"),
         ("evaluate gpt2 --output-dir book.txt", 2, "`output_dir` is 'book.txt', which cannot be used"),
         ("publish missing --namespace me --dry-run", 2, "`run` is 'missing'; there is no such folder"),
         ("publish gpt2 --namespace me --dry-run", 2, "'gpt2' holds no finished run"),

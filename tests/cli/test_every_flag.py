@@ -1,5 +1,8 @@
 """Every command, flag and field with wrong values: one line and status 2, at once; never a traceback."""
 
+import inspect
+import itertools
+import json
 import random
 import sys
 import time
@@ -11,14 +14,17 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 from peft import LoraConfig
+from torch.utils.checkpoint import checkpoint
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 import localist_hf_main
-from localist_hf.cli import base, evaluate, export, family, models, publish, train, update
+from localist_hf.cli import base, evaluate, export, family, models, publish, train, training_checks, update
 from localist_hf.cli.arguments import build_parser
 from localist_hf.cli.base import BASE
 from localist_hf.cli.errors import CommandError, CommandParser
-from localist_hf.cli.grid_runs import check_types, training_arguments
+from localist_hf.cli.grid_runs import training_arguments
 from localist_hf.cli.main import main
+from localist_hf.cli.training_checks import JSON_FLAGS, check_types
 from localist_hf.configuration import Grid, load_grid
 from localist_hf.modeling import LOCALITY_FIELDS
 from localist_hf.trainers import LocalistTrainingArguments
@@ -41,7 +47,26 @@ VALUES = (
     "x" * 5000, "\udcff", "loop", "book.txt", "grid.yaml", "/proc/none", "--flag",
 )  # fmt: skip
 #: What no flag of a type takes; nothing is no value of any.
-WRONG = {int: ("two", "3.5", "nan"), float: ("two", "nan", "inf"), bool: ("perhaps", "2")}
+WRONG = {
+    int: ("two", "3.5", "nan", "1" + "0" * 20, "-1" + "0" * 20),
+    float: ("two", "nan", "inf", "1e400", "1e300", "-1e300", "-0.5"),
+    bool: ("perhaps", "2"),
+}
+#: What no flag with a JSON object takes, be it in a file.
+WRONG_OBJECTS = (
+    "5", "null", "[]", '"two"', "{", '{"no_such_key": 1}', '{"no_such_key": NaN}', '{"no_such_key": 1e400}',
+    '{"no_such_key": [{"two": -Infinity}]}', "nowhere.json", "book.txt", "grid.yaml", "loop", ".", "list.json",
+    "keys.json", "a\0b",
+)  # fmt: skip
+#: Of some of them every key, for none of which this is a value.
+KEYS = {
+    "accelerator_config": [each.name for each in fields(AcceleratorConfig)],
+    "fsdp_config": [*training_checks._FSDP, *(f"fsdp_{key}" for key in training_checks._FSDP)],
+    "gradient_checkpointing_kwargs": training_checks._CHECKPOINTING,
+    "activation_checkpointing_kwargs": training_checks._CHECKPOINTING,
+}
+TEXTS = (str, bool | str, str | list[str])
+WRONG_VALUES = (float("nan"), 2**70, [1], [{"two": []}], "")
 OTHERS = (None, True, -1, 0, 2.5, float("nan"), "two", "", [], ["two"], [[1]], {}, {"two": [1]})
 
 
@@ -58,6 +83,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     (tmp_path / "book.txt").write_text("Sentence number says something. " * 100)
     (tmp_path / "grid.yaml").write_text("runs: [{variant: [distributed, quintic]}]\nseeds: [0]\n")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "keys.json").write_text('{"no_such_key": 1}')
     (tmp_path / "loop").symlink_to("pool")
     (tmp_path / "pool").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
@@ -121,6 +148,13 @@ def surely_wrong() -> Iterator[tuple[str, list[str]]]:
             is_bool = getattr(action.type, "__name__", "") == "string_to_bool"
             for value in WRONG.get(bool if is_bool else action.type, ()):
                 yield command, [*arguments, f"{flag}={value}"]
+            if command == "train" and action.type is int:
+                yield command, [*arguments, f"{flag}=-2"]
+            if action.dest in JSON_FLAGS:
+                yield from ((command, [*arguments, f"{flag}={value}"]) for value in WRONG_OBJECTS)
+                for key, value in itertools.product(KEYS.get(action.dest, ()), WRONG_VALUES):
+                    if not (value == "" and training_checks._FSDP.get(key.removeprefix("fsdp_")) in TEXTS):
+                        yield command, [*arguments, f"{flag}={json.dumps({key: value})}"]
             if action.choices is not None:
                 yield command, [*arguments, f"{flag}=no-such-choice"]
             yield command, [*arguments, f"{flag}="]  # a shell's variable that is not set
@@ -172,6 +206,27 @@ def test_whatever_is_given_anywhere_ends_in_work_or_in_a_line(outcome: Callable)
         outcome(command, arguments)
 
 
+def test_every_wrong_object_is_refused(outcome: Callable) -> None:
+    for command, arguments in surely_wrong():
+        if arguments[-1].partition("=")[0].removeprefix("--") in JSON_FLAGS:
+            assert outcome(command, arguments)[0] == "refused", arguments
+
+
+def test_what_torch_and_transformers_take_of_objects_is_taken(outcome: Callable) -> None:
+    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state", "every_n_layers", "offload"}
+    assert {*training_checks._CHECKPOINTING} == known - {"function", "args", "kwargs", "context_fn"}
+    accumulation = '"gradient_accumulation_kwargs": {"num_steps": 2, "sync_each_batch": true}'
+    for flag, value in (
+        ("gradient_checkpointing_kwargs", '{"use_reentrant": false, "early_stop": false, "determinism_check": "none"}'),
+        ("activation_checkpointing_kwargs", '{"use_reentrant": "false", "every_n_layers": 2}'),
+        ("activation_checkpointing_kwargs", '{"every_n_layers": 2}'),
+        ("accelerator_config", f'{{"even_batches": "true", "dispatch_batches": null, {accumulation}}}'),
+        ("fsdp_config", '{"fsdp_version": 2, "reshard_after_forward": "full_shard", "use_orig_params": "True"}'),
+        ("lr_scheduler_kwargs", "{}"),
+    ):
+        assert outcome("train", [*COMMANDS["train"], f"--{flag}={value}"])[0] == "accepted", (flag, value)
+
+
 @pytest.mark.parametrize("field", [each.name for each in fields(Grid)])
 def test_every_field_of_a_grid(field: str, tmp_path: Path) -> None:
     right = {"runs": [{"variant": ["distributed", "quintic"]}], "seeds": [0]}
@@ -211,7 +266,10 @@ def test_every_training_argument_of_a_grid(tmp_path: Path) -> None:
         # Their own defaults are right.
         if field.default is not MISSING:
             check_types("training", {field.name: field.default}, LocalistTrainingArguments)
-    for name, value in {"max_steps": "two", "learning_rate": float("nan"), "optim": "none", "save_steps": 0}.items():
+    for name, value in (
+        ("max_steps", "two"), ("max_steps", 10**20), ("learning_rate", float("nan")), ("optim", "none"),
+        ("save_steps", 0), ("gradient_checkpointing_kwargs", {"no_such_key": 1}), ("accelerator_config", "nowhere"),
+    ):  # fmt: skip
         with pytest.raises((CommandError, ValueError)):
             training_arguments(tmp_path, **{name: value})
 

@@ -30,7 +30,7 @@ def test_it_writes_the_folder_and_says_how_to_load_it(run: Path, tmp_path: Path,
     [
         (["run", "out"], "the following arguments are required: --to"),
         (["run", "--to", "llama", "out"], "invalid choice: 'llama'"),
-        (["run", "--to", "gpt2"], "the following arguments are required: OUT"),
+        (["run", "--to", "gpt2"], "the following arguments are required: FOLDER"),
     ],
 )
 def test_bad_flags_are_refused_by_the_parser(flags: list[str], message: str) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 import localist_hf_main
 from localist_hf import __version__
 from localist_hf.cli import export, publish, update
+from localist_hf.cli.base import BASE
 from localist_hf.cli.main import main
 from localist_hf.hub import PublishError
 
@@ -60,6 +61,7 @@ EXPORT = ("export", "run", "--to", "gpt2", "out")
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), 1, "error: memory ran out; try"),
         (RuntimeError("can't start new thread"), 1, "error: memory ran out; try"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "error: memory ran out; try"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), 1, "error: memory ran out; try"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "error: memory ran out; try"),
     ],
 )
@@ -147,6 +149,31 @@ def test_interrupted_while_libraries_are_imported(tmp_path: Path) -> None:
         _, printed = process.communicate(timeout=30)
     assert process.returncode == 130
     assert re.fullmatch("localist-hf( export)?: interrupted\n", printed)
+
+
+@pytest.mark.parametrize(
+    "reason", ["raise ImportError('libtorch.so: failed to map segment\\nfrom shared object')", "raise MemoryError"]
+)
+def test_what_cannot_be_imported(reason: str, tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text(f"{reason}\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "localist_hf_main", "view", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    (line,) = done.stderr.splitlines()
+    start = "localist-hf view: error: the program could not be loaded: memory ran out, or the installation is broken ("
+    assert line.startswith(f"{start}{'Import' if 'Import' in reason else 'Memory'}Error:")
+    assert done.returncode == 1
+
+
+@pytest.mark.slow
+def test_no_progress_bar_before_the_line_that_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A word.")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    flags = ["--model", str(BASE), "--text-file", "short.txt", "--output-dir", "run", "--use_cpu"]
+    command = [sys.executable, "-m", "localist_hf_main", "train", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    line = "localist-hf train: error: The text of train has 3 tokens; one sequence needs 256.\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 @pytest.mark.slow
