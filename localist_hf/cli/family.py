@@ -43,9 +43,17 @@ from .data import check_source, check_token_ids, load_text, some_of, tokenize_an
 from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
 from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
 from .grid_runs import GridWork, Task, do_all, training_arguments
-from .models import checked_sequence_length, load_config, load_tokenizer
+from .models import checked_sequence_length, load_config, load_tokenizer, without_weights
 from .python_text import python_card, python_text, split_text
-from .training_checks import MOST_PROCESSES, check_metric, check_reporting, check_schedule, check_types
+from .training_checks import (
+    MOST_PROCESSES,
+    check_metric,
+    check_optimizer,
+    check_rank,
+    check_reporting,
+    check_schedule,
+    check_types,
+)
 
 
 #: What the base that comes with this package is called among the runs that start from it.
@@ -133,20 +141,23 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     with ending_with(2, TypeError, ValueError, what="`controls` cannot be used: "):
         check_dials(grid.controls.get("dials", (0, 1)))
         for number in grid.controls.get("num_previous_blocks", ()):
-            if type(number) is not int or number < 0:
-                raise ValueError(f"`num_previous_blocks` holds {number!r}; it must hold whole numbers from 0.")
+            if type(number) is not int or not 0 <= number <= grid.sequence_length:
+                allowed = f"whole numbers from 0 to `sequence_length`, {grid.sequence_length}"
+                raise ValueError(f"`num_previous_blocks` holds {number!r}; it must hold {allowed}.")
+    skeleton = without_weights(base, config)
     for run in runs:
         args_of_run = training_arguments(args.output_dir / run.folder_name, **run.training, seed=run.seed)
         check_schedule(args_of_run)
         check_metric(args_of_run, config.locality.num_hidden_layers)
         check_reporting(args_of_run)
+        check_optimizer(args_of_run, skeleton)
     if grid.lora is not None:
         check_types("lora", grid.lora, LoraConfig)
         # Whatever PEFT says; some initial values need weights, and all are of no account here.
         with ending_with(2, Exception, what="`lora` cannot be used: "), torch.device("meta"):
             lora = LoraConfig(**grid.lora)
             lora.init_lora_weights = True
-            get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+            check_rank("r", get_peft_model(skeleton, lora), lora.r)
     check_texts(args)
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base)

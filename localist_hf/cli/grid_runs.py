@@ -49,7 +49,7 @@ _NUM_CHECKPOINTS = 4
 _CAN_MASK = hasattr(signal, "pthread_sigmask")  # but for Windows
 
 
-def training_arguments(folder: Path, **given: Any) -> LocalistTrainingArguments:
+def training_arguments(folder: Path, /, **given: Any) -> LocalistTrainingArguments:
     """The training arguments that the base and the runs of a grid share, with those that are given in their place."""
     shared = {
         "lr_scheduler_type": "cosine",
@@ -136,7 +136,7 @@ class GridWork:
         return run.settings | ({"delimiter_token_ids": self.delimiter_token_ids} if is_delimiter else {})
 
     def arguments(self, run: GridRun, **others: Any) -> LocalistTrainingArguments:
-        return training_arguments(self.folder / run.folder_name, **run.training, seed=run.seed, **others)
+        return training_arguments(self.folder / run.folder_name, **run.training | {"seed": run.seed} | others)
 
     def plan(self, task: Task) -> dict[str, Any]:
         """What must be as it was for a task to be gone on with, as JSON has it."""
@@ -240,7 +240,7 @@ def _train(work: GridWork, run: GridRun, folder: Path, is_quiet: bool) -> None:
     args = work.arguments(
         run,
         **({} if "save_strategy" in run.training or steps < 1 else saving),
-        disable_tqdm=is_quiet,
+        disable_tqdm=is_quiet or run.training.get("disable_tqdm"),
         resume_from_checkpoint=str(whole[0]) if whole else None,
     )
     trainer = LocalistTrainer(

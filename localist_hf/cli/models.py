@@ -202,11 +202,8 @@ def load_model(
 
 def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
-    config = copy.deepcopy(config)
     with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be loaded: "), torch.device("meta"):
-        if isinstance(config, LocalistGPT2Config):
-            return LocalistGPT2LMHeadModel(config)
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
 def find_adapter(name: str, revision: str = "main", flag: str = "model") -> PeftConfig | None:

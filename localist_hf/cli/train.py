@@ -1,5 +1,6 @@
 """`localist-hf train`: fine-tune one model under one locality configuration."""
 
+import copy
 import math
 import os
 from contextlib import nullcontext
@@ -31,7 +32,7 @@ from .data import check_source, check_token_ids, load_text, train_and_validation
 from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
 from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, held, replacing
 from .models import check_name, checked_sequence_length, load_config, load_model, load_tokenizer, without_weights
-from .training_checks import check_metric, check_optimizer, check_schedule
+from .training_checks import check_metric, check_optimizer, check_rank, check_schedule
 
 
 #: What PEFT calls all linear layers but the head.
@@ -97,17 +98,7 @@ def lora_config(model: PreTrainedModel, run: RunArguments) -> LoraConfig:
         raise ValueError(
             f"`lora_targets` is {targets}; allowed are {', '.join(sorted(allowed))}, or {ALL_LINEAR} alone."
         )
-    adapted = [
-        module
-        for name, module in linear.items()
-        if module is not head and (targets == [ALL_LINEAR] or name.rpartition(".")[2] in targets)
-    ]
-    if run.lora_rank > (full := max(min(module.weight.shape) for module in adapted)):
-        raise ValueError(
-            f"`lora_rank` is {run.lora_rank}; it must be at most {full}, the rank of the largest weight that gets an "
-            "adapter: a higher one changes nothing but the memory that it takes."
-        )
-    return LoraConfig(
+    adapter = LoraConfig(
         r=run.lora_rank,
         lora_alpha=2 * run.lora_rank if run.lora_alpha is None else run.lora_alpha,
         lora_dropout=run.lora_dropout or 0.0,
@@ -115,6 +106,9 @@ def lora_config(model: PreTrainedModel, run: RunArguments) -> LoraConfig:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
         task_type="CAUSAL_LM",
     )
+    with torch.device("meta"):
+        check_rank("lora_rank", get_peft_model(model, copy.deepcopy(adapter)), run.lora_rank)
+    return adapter
 
 
 def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None:
@@ -267,7 +261,7 @@ def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = Non
         trainer.save_metrics("train", result.metrics)
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
-        if not math.isfinite(metrics["eval_perplexity"]):
+        if not math.isfinite(metrics["eval_perplexity"]) or any(map(math.isinf, metrics.values())):
             raise CommandError(
                 f"the training diverged: loss {metrics['eval_loss']} on held-out text, with a `learning_rate` of "
                 f"{args.learning_rate}. There is no model card and no record for such a model.",

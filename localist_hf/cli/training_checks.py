@@ -13,11 +13,14 @@ import torch
 from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
 from huggingface_hub.dataclasses import type_validator
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import is_torch_xla_available
 
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..trainers import LocalistTrainer
@@ -37,7 +40,7 @@ _NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
     "eval_delay", "lora_rank",
 )  # fmt: skip
-_BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor")
+_BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 _SEEDS = ("seed", "data_seed")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
@@ -50,6 +53,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "dataloader_num_workers": (lambda value: 0 <= value <= MOST_PROCESSES, f"in 0 to {MOST_PROCESSES}"),
     # Of each worker; they are counted one by one before anything else is done.
     "dataloader_prefetch_factor": (lambda value: 1 <= value <= 1024, "in 1 to 1024"),
+    "label_smoothing_factor": (lambda value: value == 0, "0, because the perplexity is that of the labels as they are"),
     "local_rank": (lambda value: value >= -1, "at least -1"),
 }
 #: Flags that take a JSON object; and of these those that take the name of a file with one instead.
@@ -113,9 +117,15 @@ def check_training(values: dict[str, Any]) -> None:
     backends = [backend.value.lower() for backend in DynamoBackend]
     if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in backends:
         raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
-    if (mode := values.get("torch_compile_mode")) is not None:
-        with ending_with(2, Exception, what=f"`torch_compile_mode` is {mode!r}: "):
-            torch.compile(nn.Identity(), mode=mode)  # which compiles nothing before it is called
+    mode = values.get("torch_compile_mode")
+    if mode is not None or (backend is not None and backend.lower() != "no"):
+        what = f"`torch_compile_backend` is {backend!r} and `torch_compile_mode` {mode!r}, which cannot be used: "
+        with ending_with(2, Exception, what=what):
+            torch.compile(
+                nn.Identity(), backend=(backend or "inductor").lower(), mode=mode
+            )  # compiled at the first call
+    if "tpu_metrics_debug" in (values.get("debug") or ()) and not is_torch_xla_available():
+        raise CommandError("`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing.")
     if (names := values.get("label_names")) not in (None, ["labels"]):
         raise CommandError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
     check_numbers(values)
@@ -228,6 +238,16 @@ def check_schedule(args: TrainingArguments) -> None:
             # Where the number of steps is not known, it need not fit that of a decay.
             if not math.isfinite(rate) or (rate < 0 and args.max_steps > 0):
                 raise ValueError(f"it gives a learning rate of {rate}.")
+
+
+def check_rank(name: str, model: PeftModel, rank: int) -> None:
+    """Refuses an adapter of a higher rank than any of the weights that it is for. No weight is looked at."""
+    weights = [layer.get_base_layer().weight for layer in model.modules() if isinstance(layer, LoraLayer)]
+    if rank > (full := max(min(weight.shape) for weight in weights)):
+        raise ValueError(
+            f"`{name}` is {rank}; it must be at most {full}, the rank of the largest weight that gets an adapter: a "
+            "higher one changes nothing but the memory that it takes."
+        )
 
 
 def check_optimizer(args: TrainingArguments, model: PreTrainedModel) -> None:

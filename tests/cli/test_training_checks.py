@@ -78,7 +78,12 @@ from localist_hf.cli.main import main
             "--optim sgd --optim_args momentum=-1",
             "`optim` is 'sgd' and `optim_args` 'momentum=-1', which cannot be used: Invalid momentum value: -1.0",
         ),
-        ("--torch_compile_mode fast", "`torch_compile_mode` is 'fast': Unrecognized mode=fast"),
+        ("--torch_compile_mode fast", "`torch_compile_mode` 'fast', which cannot be used: Unrecognized mode=fast"),
+        (
+            "--torch_compile_backend tensorrt",
+            "`torch_compile_backend` is 'tensorrt' and `torch_compile_mode` None",
+        ),
+        ("--debug tpu_metrics_debug", "`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing"),
         ("--hub_model_id a/b/c", "`hub_model_id` is 'a/b/c'; it must be NAMESPACE/NAME or NAME"),
     ],
 )
