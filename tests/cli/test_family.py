@@ -333,7 +333,7 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
         ({"training": {"optim_args": "fast=1"}}, [], "`optim_args` is 'fast=1'; `optim` 'adamw_torch_fused' takes no"),
         ({"training": {"folder": "x"}}, [], "`training` has 'folder', which is no training argument"),
         ({"controls": {"num_previous_blocks": [10**22]}}, [], "it must hold whole numbers from 0 to `sequence_length`"),
-        ({"lora": {"r": 10**9, "target_modules": ["c_attn"]}}, [], "`r` is 1000000000; it must be at most 32"),
+        ({"lora": {"r": 10**9, "target_modules": ["c_attn"]}}, [], "`r` is 1000000000; it must be at most 16"),
         ({"lora": {"rank": 3}}, [], "`lora` cannot be used"),
         ({"lora": {"r": "two"}}, [], "`lora` sets 'r' to 'two'"),
         ({"lora": {"target_modules": ["q_proj"]}}, [], "`lora` cannot be used: Target modules {'q_proj'} not found"),
