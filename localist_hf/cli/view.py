@@ -96,7 +96,7 @@ def beginning(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
 
 
 def load_for_reading(
-    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({})
+    name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({}), flag: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     As [`load`], to where it is fastest: the GPU where there is one; few processors are at home in half precision.
@@ -105,7 +105,7 @@ def load_for_reading(
         ValueError: for a model that cannot be loaded, in a sentence for the reader of the page.
     """
     try:
-        model, tokenizer = load(name, settings, revisions)
+        model, tokenizer = load(name, settings, revisions, flag)
     except CommandError as error:
         raise ValueError(str(error)) from error
     return model.to(PartialState().device, torch.float32), tokenizer
@@ -142,7 +142,8 @@ def main(arguments: list[str]) -> None:
             from ..page.serving import port_to_serve_on  # only those who open a page have Gradio
 
             port_to_serve_on(args.host, args.port)
-        loaded = {model: load_for_reading(model, settings) for model in wanted}
+        flags = {args.compare: "compare"} if args.compare not in names else {}
+        loaded = {model: load_for_reading(model, settings, flag=flags.get(model, "model")) for model in wanted}
         models = [loaded[model] for model in wanted]
         if args.text is None and args.text_file is None:
             limits = [num_positions(core_model(model).config) for model, _ in models]

@@ -278,3 +278,10 @@ def test_the_page_is_served_on_this_machine_unless_told_otherwise(
     for dropdown in dropdowns:  # strangers choose among what is there
         assert dropdown.allow_custom_value == is_open
         assert {value for _, value in dropdown.choices} - {""} == set(folders)
+
+
+def test_a_second_model_is_called_by_its_own_flag(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["view", "--compare", str(tmp_path / "nowhere"), "--save", str(tmp_path / "page.html")])
+    assert exit_.value.code == 2
+    assert "`compare` is" in capsys.readouterr().err
