@@ -31,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_strangers_have_the_published_models_only(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
-    def load(name: str, settings: dict, revisions: Mapping[str, str]) -> tuple[torch.nn.Module, str]:
+    def load(name: str, settings: dict, revisions: Mapping[str, str], flag: str) -> tuple[torch.nn.Module, str]:
         loaded.append((name, settings, revisions))
         if name == "org/b":
             raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")

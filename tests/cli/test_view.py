@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_refused(
     save = ["--save", str(tmp_path / "page.html")]
     for arguments, message in (
         ([str(tmp_path / "none"), *save], "`model` is "),
-        ([folders[0], "--compare", str(tmp_path / "none"), *save], "`model` is "),
+        ([folders[0], "--compare", str(tmp_path / "none"), *save], "`compare` is "),
         ([folders[0], "--text", " ", *save], "`text` is empty; it must have at least one word."),
         ([folders[0], "--text", "caf\udce9", *save], "`text` is 'caf\\udce9'; it must be Unicode text."),
         ([folders[0], "--text", TEXT * 30, *save], "tokens; the model has positions for 300."),
@@ -278,10 +278,3 @@ def test_the_page_is_served_on_this_machine_unless_told_otherwise(
     for dropdown in dropdowns:  # strangers choose among what is there
         assert dropdown.allow_custom_value == is_open
         assert {value for _, value in dropdown.choices} - {""} == set(folders)
-
-
-def test_a_second_model_is_called_by_its_own_flag(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(["view", "--compare", str(tmp_path / "nowhere"), "--save", str(tmp_path / "page.html")])
-    assert exit_.value.code == 2
-    assert "`compare` is" in capsys.readouterr().err
