@@ -1,14 +1,13 @@
 """The page with a server behind it: any text, any model, and the dial."""
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import gradio as gr
 
 from .answers import answer
 from .readings import Load, Readings, max_characters
-from .saved_page import TITLE
+from .saved_page import TITLE, own_file, page_script
 
 
 def live_page(
@@ -59,9 +58,6 @@ def live_page(
     def go_on(asked: Any) -> dict[str, Any]:
         return answer(readings.go_on, asked)
 
-    files = resources.files(__package__)
-    script = files.joinpath("page.js").read_text(encoding="utf-8")
-    css = files.joinpath("page.css").read_text(encoding="utf-8")
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
         text_box = gr.Textbox(text, label="Text", lines=4, max_lines=12)
@@ -74,9 +70,9 @@ def live_page(
         drawing = gr.HTML(
             html_template='<div class="drawing"></div>',
             # Not in `js_on_load`, where Gradio takes every word in quotes for the name of an event.
-            head=f"<script>{script}</script><style>textarea {{ unicode-bidi: plaintext }}</style>",
+            head=f"<script>{page_script()}</script><style>textarea {{ unicode-bidi: plaintext }}</style>",
             js_on_load=_CONNECT,
-            css=css,
+            css=own_file("page.css"),
             server_functions=[weights, predict, go_on],
         )
         # No more is sent of a text than is refused. JavaScript counts some characters twice. An emptied box is null.

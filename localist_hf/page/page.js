@@ -1,164 +1,6 @@
 // Draws readings: a text, its blocks, and where each of its tokens looks. The same for a saved page, whose numbers are
 // all in it, and for a live one, which asks a server.
 
-/** Bytes that Python's `pack` has packed, as an array of this type. */
-async function unpack(packed, ArrayType) {
-  const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new ArrayType(await new Response(stream).arrayBuffer());
-}
-
-/** Number of the weights of all queries before this one. */
-const triangle = (position) => (position * (position + 1)) / 2;
-
-/** Answers from the numbers in a saved page: they know all weights, and nothing of the dial. */
-function savedSource(data) {
-  const unpacked = data.readings.map(async ({ rows }) => ({
-    mean: await unpack(rows.mean, Uint16Array),
-    heads: await unpack(rows.heads, Uint8Array),
-    largest: await unpack(rows.largest, Uint16Array),
-  }));
-  const length = data.tokens.length;
-  return {
-    /** The weights of one query; of the mean over heads where `head` is null. */
-    async weights({ reading, layer, head, position }) {
-      const { mean, heads, largest } = await unpacked[reading];
-      const row = head === null ? layer : layer * data.readings[reading].numHeads + head;
-      const start = row * triangle(length) + triangle(position);
-      const packed = (head === null ? mean : heads).subarray(start, start + position + 1);
-      const unit = head === null ? 1 / 65535 : largest[row * length + position] / 65535 / 255;
-      return Array.from(packed, (value) => value * unit);
-    },
-  };
-}
-
-/** An element with attributes, and with children that are elements or text. Text stays text, whatever it holds. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
-
-/** The row that names a table's columns. */
-const headings = (...names) =>
-  make("tr", {}, ...names.map((name) => (name ? make("th", { scope: "col" }, name) : make("td"))));
-
-/** A token by itself, with signs for what would not be seen; whichever way it is written, what is around it stays. */
-const quoted = (piece) =>
-  piece === "" ? "(part of a character)" : `‘\u2068${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}\u2069’`;
-
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
-
-/** Of a weight as many digits as are sure. */
-const weightText = (weight) => (weight > 0 && weight < 0.0001 ? "< 0.01 %" : percent(weight, 2));
-
-const PARTS = ["self", "sink", "block", "outside"];
-/** Those that a model has. */
-const partsOf = (reading) => PARTS.filter((part) => part !== "sink" || reading.numSinks || reading.hasLearnedSink);
-const PART_CLASSES = { self: "self", sink: "sink", block: "inside", outside: "outside" };
-
-// Cividis, which is made for the colour-blind and grows lighter throughout.
-const CIVIDIS = [[0, 34, 78], [67, 78, 108], [125, 124, 120], [188, 175, 111], [254, 232, 56]];
-
-/** Background and text colour of a share: of black and white the one that stands out more. */
-function heatColours(share) {
-  const place = Math.min(Math.floor(share * 4), 3);
-  const colour = CIVIDIS[place].map((low, i) => Math.round(low + (share * 4 - place) * (CIVIDIS[place + 1][i] - low)));
-  const [red, green, blue] = colour.map((value) => {
-    const channel = value / 255;
-    return channel <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4;
-  });
-  const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  return [`rgb(${colour.join(" ")})`, (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) ? "#000" : "#fff"];
-}
-
-/** How large the weights in a saved page are. */
-const megabytes = (data) =>
-  (data.readings.flatMap(({ rows }) => Object.values(rows)).reduce((sum, row) => sum + row.length, 0) / 1e6).toFixed(1);
-
-/** What a reader needs to know who has not read the paper. */
-function introduction(data, hasDial) {
-  const { numSinks, numPreviousBlocks, partition, hasLearnedSink } = data.readings[0];
-  const before = ["", " or the block before it"][numPreviousBlocks] ?? ` or the ${numPreviousBlocks} blocks before it`;
-  const cut = {
-    semantic:
-      "The model itself says where: it marks some tokens, mostly ends of sentences and lines, as the end of a thought.",
-    delimiter: "They end at given signs, such as the ends of sentences.",
-    window: "They all have the same length.",
-  }[partition];
-  const firstTokens = numSinks > 1 ? `${numSinks} tokens` : "token";
-  const sinks = [
-    ...(numSinks ? [`the first ${firstTokens} of the text, where not in the same block`] : []),
-    ...(hasLearnedSink ? ["a sink of the model's own, which is no token"] : []),
-  ];
-  const paragraph = (title, ...sentences) => make("p", {}, make("strong", {}, title), ` ${sentences.join(" ")}`);
-  const share = (part, text) => [
-    make("dt", {}, make("span", { class: `swatch ${PART_CLASSES[part]}`, "aria-hidden": "true" }), part),
-    make("dd", {}, text),
-  ];
-  return make(
-    "details",
-    { class: "intro", open: true },
-    make("summary", {}, "How to read this page, in a minute"),
-    make(
-      "div",
-      { class: "columns" },
-      make(
-        "div",
-        {},
-        paragraph(
-          "Attention.",
-          "A language model reads text in tokens: words, or pieces of words. To say what comes next it looks back.",
-          "In every layer each token has 100 % of attention to spend, on itself and on the tokens before it;",
-          "several heads of a layer do so side by side. Choose a token to see where it looks.",
-        ),
-        paragraph(
-          "Blocks.",
-          `The text is cut into stretches, numbered and shaded in turn. ${cut}`,
-          `A token's own block${before && ", with what counts beside it,"} is marked “local”.`,
-        ),
-        paragraph(
-          "Context fidelity.",
-          "Of the attention that goes to other words, block and outside together, the part that stays in the block.",
-          "Where it is near 100 %, the few words of the block tell you all that a head was looking at; near 0 %, you",
-          "would have to read everything before.",
-        ),
-      ),
-      make(
-        "div",
-        {},
-        paragraph("Shares.", "Where a token's attention goes, in parts of 100 %:"),
-        make(
-          "dl",
-          {},
-          ...share("self", "the token itself"),
-          ...(sinks.length ? share("sink", `${sinks.join(", or ")}: where models leave attention without a use`) : []),
-          ...share("block", `earlier words in the same block${before}`),
-          ...share("outside", "all other earlier words"),
-        ),
-        ...(hasDial
-          ? [paragraph(
-              "The dial.",
-              "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its",
-              "λ says: at dial 1, a layer with λ = 1 sees its block only. Where the prediction stays the same, within",
-              "hundredths of a bit, it needed no more than the blocks of those layers.",
-            )]
-          : [
-              paragraph("λ", "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),
-              paragraph(
-                "This file",
-                `holds every attention weight, in ${megabytes(data)} MB; they grow with the square of the text's length.`,
-              ),
-            ]),
-      ),
-    ),
-  );
-}
-
 /**
  * Draws a page into an element.
  *
@@ -222,16 +64,13 @@ async function drawPage(host, css, data, source) {
     const pick = { layer: numLayers - 1, head: null };
     let weights = [];
     let asked = 0;
-    let timer = null;
-    let predicted = 0;
-    let last = Promise.resolve();
 
     const error = make("p", { class: "error", role: "alert" });
     const scale = make("p", { class: "note" });
     const tip = make("div", { class: "tip", hidden: true, "aria-hidden": "true" });
     const most = make("tbody");
     const mostCaption = make("caption");
-    const predictions = make("div", { class: "predictions", "aria-live": "polite" });
+    const predictions = source.predict ? drawPredictions(data, index, source, state, error) : null;
 
     const options = (names) => names.map(([value, name]) => make("option", { value }, name));
     const numbers = (count) => Array.from({ length: count }, (_, number) => [number, String(number)]);
@@ -304,7 +143,7 @@ async function drawPage(host, css, data, source) {
         "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. " +
           "Tokens, blocks, layers and heads are counted from 0.",
       ),
-      ...(source.predict ? [drawPredictions()] : []),
+      ...(predictions ? [predictions.element] : []),
       make(
         "div",
         { class: "parts" },
@@ -340,7 +179,7 @@ async function drawPage(host, css, data, source) {
         ),
       ),
     );
-    return { section, update, predictSoon };
+    return { section, update, predictSoon: predictions?.predictSoon };
 
     // --- choosing
 
@@ -386,7 +225,7 @@ async function drawPage(host, css, data, source) {
       headSelect.value = head ?? "";
       updateShares(position);
       updateHeat();
-      if (source.predict) predictSoon();
+      predictions?.predictSoon();
       try {
         const answer = await source.weights({ reading: index, layer, head, position });
         if (request !== asked) return; // something else has been chosen meanwhile
@@ -561,85 +400,6 @@ async function drawPage(host, css, data, source) {
       const column = Math.max(0, Math.min(reading.numHeads, (pick.head ?? -1) + 1 + right));
       choosePick(layer, column === 0 ? null : column - 1);
       heatCells[layer][column].focus();
-    }
-
-    // --- the dial
-
-    function drawPredictions() {
-      return make("div", {}, make("h3", {}, "What comes next, at dial 0 and at the dial"), predictions);
-    }
-
-    /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
-    function predictSoon() {
-      clearTimeout(timer);
-      predictions.setAttribute("aria-busy", "true");
-      timer = setTimeout(predict, 250);
-    }
-
-    async function predict() {
-      const request = ++predicted;
-      const { position, dial } = state;
-      await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
-      if (request !== predicted) return;
-      const ask = (what, dial) => {
-        const answer = what({ reading: index, position, dial });
-        last = answer.catch(() => {});
-        return answer;
-      };
-      try {
-        const answers = [];
-        for (const each of [0, dial]) {
-          answers.push(await ask(source.predict, each));
-          if (request !== predicted) return; // something else has been chosen meanwhile
-        }
-        error.textContent = "";
-        showPredictions(position, dial, ...answers);
-        // The text that follows takes longer.
-        const places = predictions.querySelectorAll(".goes-on");
-        for (const [column, each] of [0, dial].entries()) {
-          const continuation = await ask(source.goOn, each);
-          if (request !== predicted) return;
-          places[column].textContent = continuation;
-        }
-      } catch (problem) {
-        if (request !== predicted) return;
-        error.textContent = problem.message;
-      }
-      predictions.removeAttribute("aria-busy");
-    }
-
-    function showPredictions(position, dial, free, dialled) {
-      const isFree = reading.lambdas.every((lambda) => lambda === 0);
-      const { divergence } = dialled;
-      const bits = divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
-      const sentences = [
-        `Between the two: ${bits} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
-      ];
-      if (free.actual !== null) {
-        sentences.push(
-          `The text goes on with ${quoted(tokens[position + 1])}: ${percent(free.actual)} at dial 0, ` +
-            `${percent(dialled.actual)} at dial ${dial.toFixed(1)}.`,
-        );
-      }
-      if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
-      const column = (name, { tokens: words, probabilities }) => {
-        const rows = words.map((word, place) =>
-          make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
-        );
-        return make(
-          "div",
-          {},
-          make("h4", {}, name),
-          make("table", {}, make("thead", {}, headings("next", "probability")), make("tbody", {}, ...rows)),
-          make("p", { class: "note" }, "and so it goes on, the likeliest token each time:"),
-          make("p", { class: "goes-on" }, "…"),
-        );
-      };
-      predictions.replaceChildren(
-        column("dial 0", free),
-        column(`dial ${dial.toFixed(1)}`, dialled),
-        make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),
-      );
     }
   }
 }

@@ -146,14 +146,23 @@ def saved_page(readings: Sequence[Reading]) -> Page:
         readings (`Sequence[Reading]`):
             One, or several of the same tokens on the same blocks.
     """
-    files = resources.files(__package__)
-    data = {"page": page_data(readings, has_rows=True), "css": files.joinpath("page.css").read_text(encoding="utf-8")}
+    data = {"page": page_data(readings, has_rows=True), "css": own_file("page.css")}
     parts = {
         "title": html.escape(TITLE),
         "version": html.escape(__version__),
-        "script": files.joinpath("page.js").read_text(encoding="utf-8"),
+        "script": page_script(),
         # As JSON may write it, and so that no text can end the script that it stands in.
         "data": re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(data, allow_nan=False)),
     }
-    template = files.joinpath("saved_page.html").read_text(encoding="utf-8")
+    template = own_file("saved_page.html")
     return Page(re.sub("@(title|version|script|data)@", lambda found: parts[found[1]], template))
+
+
+def own_file(name: str) -> str:
+    """The text of a file of the page."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def page_script() -> str:
+    """What draws the page, in JavaScript."""
+    return "\n".join(map(own_file, ("parts.js", "predictions.js", "page.js")))

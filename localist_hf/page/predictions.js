@@ -1,0 +1,95 @@
+// What a model says comes next, at dial 0 and at the dial.
+
+/**
+ * Draws the predictions of one reading.
+ *
+ * @param {object} data What Python's `page_data` makes.
+ * @param {number} index Which of its readings.
+ * @param {object} source As for `drawPage`.
+ * @param {object} state The `position` and the `dial` that are chosen, as they stand when a prediction is asked for.
+ * @param {HTMLElement} error Where a problem is told.
+ * @returns {object} `element`, and `predictSoon`, to be called when something else is chosen.
+ */
+function drawPredictions(data, index, source, state, error) {
+  const { tokens } = data;
+  const reading = data.readings[index];
+  const predictions = make("div", { class: "predictions", "aria-live": "polite" });
+  let timer = null;
+  let predicted = 0;
+  let last = Promise.resolve();
+  const element = make("div", {}, make("h3", {}, "What comes next, at dial 0 and at the dial"), predictions);
+  return { element, predictSoon };
+
+  /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
+  function predictSoon() {
+    clearTimeout(timer);
+    predictions.setAttribute("aria-busy", "true");
+    timer = setTimeout(predict, 250);
+  }
+
+  async function predict() {
+    const request = ++predicted;
+    const { position, dial } = state;
+    await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
+    if (request !== predicted) return;
+    const ask = (what, dial) => {
+      const answer = what({ reading: index, position, dial });
+      last = answer.catch(() => {});
+      return answer;
+    };
+    try {
+      const answers = [];
+      for (const each of [0, dial]) {
+        answers.push(await ask(source.predict, each));
+        if (request !== predicted) return; // something else has been chosen meanwhile
+      }
+      error.textContent = "";
+      showPredictions(position, dial, ...answers);
+      // The text that follows takes longer.
+      const places = predictions.querySelectorAll(".goes-on");
+      for (const [column, each] of [0, dial].entries()) {
+        const continuation = await ask(source.goOn, each);
+        if (request !== predicted) return;
+        places[column].textContent = continuation;
+      }
+    } catch (problem) {
+      if (request !== predicted) return;
+      error.textContent = problem.message;
+    }
+    predictions.removeAttribute("aria-busy");
+  }
+
+  function showPredictions(position, dial, free, dialled) {
+    const isFree = reading.lambdas.every((lambda) => lambda === 0);
+    const { divergence } = dialled;
+    const bits = divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
+    const sentences = [
+      `Between the two: ${bits} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
+    ];
+    if (free.actual !== null) {
+      sentences.push(
+        `The text goes on with ${quoted(tokens[position + 1])}: ${percent(free.actual)} at dial 0, ` +
+          `${percent(dialled.actual)} at dial ${dial.toFixed(1)}.`,
+      );
+    }
+    if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
+    const column = (name, { tokens: words, probabilities }) => {
+      const rows = words.map((word, place) =>
+        make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
+      );
+      return make(
+        "div",
+        {},
+        make("h4", {}, name),
+        make("table", {}, make("thead", {}, headings("next", "probability")), make("tbody", {}, ...rows)),
+        make("p", { class: "note" }, "and so it goes on, the likeliest token each time:"),
+        make("p", { class: "goes-on" }, "…"),
+      );
+    };
+    predictions.replaceChildren(
+      column("dial 0", free),
+      column(`dial ${dial.toFixed(1)}`, dialled),
+      make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),
+    );
+  }
+}
