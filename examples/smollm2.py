@@ -25,7 +25,6 @@ from localist_hf.cli.python_text import python_text, split_text
 from localist_hf.evaluation import (
     LocalityReport,
     layer_table,
-    locality_report,
     measure,
     plot_heads,
     plot_shares_over_depth,
@@ -148,10 +147,10 @@ def main() -> None:
     print(f"measured on {len(held_out)} sequences of {SEQUENCE_LENGTH} tokens that the training does not see")
 
     base, model = load(checkpoint), load(checkpoint)
-    show("before", locality_report(base, held_out, batch_size=8), base, args.folder)
+    show("before", measure(base, held_out, with_controls=True), base, args.folder)
     model = train(model, parts, args.folder, args.steps)
-    show("after", locality_report(model, held_out, batch_size=8), model, args.folder)
-    metrics = measure(model, held_out, block_model=base)
+    show("after", measure(model, held_out, with_controls=True), model, args.folder)
+    metrics = measure(model, held_out, block_model=base).metrics
     print("\nafter, on the blocks that the model found before\n")
     print(layer_table(metrics, model.config.locality.locality_lambdas), flush=True)
 

@@ -13,8 +13,8 @@ from ..evaluation import (
     ControlResults,
     LocalityReport,
     heads_table,
-    locality_report,
     markdown_table,
+    measure,
     measure_controls,
     plot_heads,
     plot_shares_over_depth,
@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> None:
             block_model.to(device)
         print(f"{name}: {len(sequences)} sequences of {length} tokens", flush=True)
         batch_size = max(1, _BATCH_TOKENS // length)
-        report, locality = locality_report(model, sequences, batch_size, block_model), model.config.locality
+        report, locality = measure(model, sequences, batch_size, block_model, with_controls=True), model.config.locality
         print(describe(report, locality))
         others: dict[str, Any] = {"sequence_length": length, "num_sequences": len(sequences)}
         if args.controls:

@@ -259,7 +259,7 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     """Adds to a run's record what is measured of it beside the evaluation; by that it is known to be finished."""
     base, model = work.load(work.grid.locality), work.load_run(run)
     batch_size = work.arguments(run).per_device_eval_batch_size
-    on_base_blocks = measure(model, work.held_out, batch_size, block_model=base)
+    on_base_blocks = measure(model, work.held_out, batch_size, block_model=base).metrics
     texts = torch.tensor(work.held_out[:_NUM_WRITTEN]["input_ids"])[:, :_WRITTEN_LENGTH]
     generation = measure_generation(model, base, texts, prompt_length=texts.shape[1] // 8)
     record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)

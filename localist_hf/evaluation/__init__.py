@@ -8,9 +8,8 @@ from .controls import measure_controls
 from .differences import PerplexityDifference, perplexity_differences
 from .generation import GenerationFigures, measure_generation
 from .locality_meter import LocalityMeter, metric_names
-from .locality_probe import LocalityProfile, locality_probe
-from .locality_report import LocalityReport, locality_report
-from .measure import measure
+from .locality_report import LocalityProfile, LocalityReport
+from .measure import locality_probe, measure
 from .metrics import load_metric
 from .pictures import (
     plot_attention_map,
@@ -57,7 +56,6 @@ __all__ = [
     "layer_table",
     "load_metric",
     "locality_probe",
-    "locality_report",
     "markdown_table",
     "mean_interval",
     "measure",

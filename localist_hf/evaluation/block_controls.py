@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..modeling import LocalityMeasurements
-from ..modeling.block_partition import document_starts, with_previous_blocks
-from ..modeling.fidelity import context_fidelity
+from ..modeling.local_set import LocalSet
 from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures
 from .locality_meter import label_losses
-from .visible_keys import LocalSets, visible_keys
+from .share_sums import add_rows, share_means, share_sums
+from .texts import Texts
 
 
 @contextmanager
@@ -61,84 +60,6 @@ class Losses:
     def rounded(self) -> list[float]:
         """The sums, to what a perplexity can show."""
         return [round(value, 3) for value in self.sums.tolist()]
-
-
-class Texts:
-    """
-    The texts of some batches in one line, one after the other without padding: `line` tensors have one entry for each
-    token, and positions count along it.
-    """
-
-    def __init__(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-        documents = [
-            document_starts(*inputs["input_ids"].shape, inputs.get("attention_mask"), inputs.get("position_ids")).cpu()
-            for inputs in batches
-        ]
-        self._is_token = [rows >= 0 for rows in documents]
-        columns = [torch.arange(rows.shape[1]).expand_as(rows) for rows in documents]
-        columns = torch.cat([rows[is_token] for rows, is_token in zip(columns, self._is_token, strict=True)])
-        self._counts = [int(is_token.sum()) for is_token in self._is_token]
-        #: Every token's own position.
-        self.place = torch.arange(len(columns))
-        self._shift = columns - self.place
-        #: The first position of every token's text.
-        self.first = self.line(documents)
-        self._firsts = self.place[self.first == self.place]
-
-    @property
-    def number(self) -> int:
-        """How many texts there are."""
-        return len(self._firsts)
-
-    def line(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The line of positions of each batch's rows, `(batch_size, length)` each."""
-        entries = [each[is_token] for each, is_token in zip(rows, self._is_token, strict=True)]
-        return torch.cat(entries) - self._shift
-
-    def line_of_lists(self, name: str, lists: Sequence[Sequence[bool]]) -> torch.Tensor:
-        """A line of truth values, given for each sequence of the data set; padding that stands in it too."""
-        batches, entries = iter(lists), []
-        num_rows = sum(len(each) for each in self._is_token)
-        if len(lists) != num_rows:
-            raise ValueError(f"`{name}` has {len(lists)} entries; the data set has {num_rows} sequences.")
-        for is_token in self._is_token:
-            for row in is_token:
-                marks = torch.as_tensor(next(batches), dtype=torch.bool)
-                if len(marks) > len(row) or row[len(marks) :].any():
-                    raise ValueError(f"`{name}` holds {len(marks)} values for a sequence of another length.")
-                entries.append(marks[row[: len(marks)]])
-        return torch.cat(entries)
-
-    def rows(self, line: torch.Tensor, index: int, padding: int | bool = -1) -> torch.Tensor:
-        """The rows of one batch, `(batch_size, length)`, of a line of positions or truth values."""
-        before = sum(self._counts[:index])
-        part = slice(before, before + self._counts[index])
-        is_token = self._is_token[index]
-        rows = torch.full(is_token.shape, padding, dtype=line.dtype)
-        rows[is_token] = line[part] if line.dtype == torch.bool else line[part] + self._shift[part]
-        return rows
-
-    def apart(self, line: torch.Tensor, padding: int | bool = -1) -> torch.Tensor:
-        """A row for each text: `(num_texts, length of the longest)`."""
-        return pad_sequence(line.tensor_split(self._firsts[1:]), batch_first=True, padding_value=padding)
-
-    def of_next_text(self, starts: torch.Tensor) -> torch.Tensor:
-        """The blocks of the text that follows each, and of those after it where that one is shorter."""
-        end = len(starts)
-        firsts = torch.cat((self._firsts[1:], torch.tensor([end])))[(self.first == self.place).cumsum(0) - 1]
-        twice = torch.cat((starts, starts + end))
-        return twice[firsts + self.place - self.first] - firsts + self.first
-
-    def windows(self, length: int) -> torch.Tensor:
-        return self.place - (self.place - self.first) % length
-
-    def recent(self, length: int) -> torch.Tensor:
-        """The first of the last `length` tokens, of the same text, at each position."""
-        return torch.maximum(self.first, self.place - length + 1)
-
-    def with_previous(self, starts: torch.Tensor, number: int) -> torch.Tensor:
-        """Where the local set of each position begins that has these block starts."""
-        return with_previous_blocks(starts[None], self.first[None], number).local_starts[0]
 
 
 class Matched(NamedTuple):
@@ -196,7 +117,7 @@ def on_blocks(
             Whether to measure the losses at dial 1 too.
     """
     locality = model.config.locality
-    windows, sets = locality.sliding_windows, LocalSets(texts.place, texts.first, locality.num_sink_tokens)
+    windows, num_sinks = locality.sliding_windows, locality.num_sink_tokens
     wrong = texts.of_next_text(own)
     # By kind, the argument that takes such starts, and what they are at each length, where they have one.
     kinds: dict[str, tuple[str, Callable[[int | None], torch.Tensor]]] = {
@@ -211,8 +132,11 @@ def on_blocks(
         line = starts(length)
         return line if argument == "local_starts" else texts.with_previous(line, num_previous_blocks)
 
+    def local_set(starts: torch.Tensor, window: int | None) -> LocalSet:
+        return texts.local_set(starts, num_sinks, window)
+
     matched = {
-        window: _match(sets, local_starts, kinds, {window: 1}) for window in {windows[layer] for layer in layers}
+        window: _match(local_starts, local_set, kinds, {window: 1}) for window in {windows[layer] for layer in layers}
     }
     counted = {layer: matched[windows[layer]].counted[windows[layer]] for layer in layers}
     # What is measured of which layers.
@@ -227,22 +151,21 @@ def on_blocks(
         for ((kind, length), some), sums in zip(
             wanted.items(), _block_sums(model, batches, texts, counted, on_starts), strict=True
         ):
-            for layer, of_rows in zip(some, sums, strict=True):
-                total = of_rows.sum(-1)
-                total[2] = sets.sizes(local_starts(kind, length), windows[layer])[counted[layer]].double().sum()
-                figures[kind, length, layer], rows[kind, length, layer] = _figures(total), of_rows[:2].T
+            of_rows = torch.cat((sums["block_share"], sums["outside_share"]), -1)
+            for at, (layer, of_layer) in enumerate(zip(some, _figures(add_rows(sums)), strict=True)):
+                figures[kind, length, layer], rows[kind, length, layer] = of_layer, of_rows[:, at]
         if at_dial_1:  # one length for all layers that are local
             local = Counter(window for window, value in zip(windows, locality.locality_lambdas, strict=True) if value)
-            _, lengths, weights = _match(sets, local_starts, kinds, local)
+            _, lengths, weights = _match(local_starts, local_set, kinds, local)
             for kind, (low, high) in lengths.items():
                 argument, starts = kinds[kind]
                 found = {each: _losses_at_dial_1(model, batches, texts, argument, starts(each)) for each in {low, high}}
                 losses[kind] = found[low].between(found[high], weights[kind])
 
     def between(values: dict[tuple[str, int | None, int], torch.Tensor], kind: str, layer: int) -> torch.Tensor:
-        match = matched[windows[layer]]
-        low, high = match.lengths[kind]
-        return torch.lerp(values[kind, low, layer], values[kind, high, layer], match.weights[kind])
+        found = matched[windows[layer]]
+        low, high = found.lengths[kind]
+        return torch.lerp(values[kind, low, layer], values[kind, high, layer], found.weights[kind])
 
     tables = {}
     for kind in kinds:
@@ -266,19 +189,19 @@ def on_blocks(
 
 
 def _match(
-    sets: LocalSets,
     local_starts: Callable[[str, int | None], torch.Tensor],
+    local_set: Callable[[torch.Tensor, int | None], LocalSet],
     kinds: Iterable[str],
     num_layers: Mapping[int | None, int],
 ) -> Matched:
     """
     Lengths of windows and of last tokens that show as many keys as the own blocks do, on average over layers: so many
-    with each of these sliding windows.
+    with each of these sliding windows. `local_set` is of local starts and such a window.
     """
 
     def counted_too(counted: dict[int | None, torch.Tensor], *others: torch.Tensor) -> dict[int | None, torch.Tensor]:
         for each in others:
-            counted = {window: mask & sets.are_counted(each, window) for window, mask in counted.items()}
+            counted = {window: mask & local_set(each, window).is_counted()[0] for window, mask in counted.items()}
         return counted
 
     def is_any(counted: dict[int | None, torch.Tensor]) -> bool:
@@ -287,12 +210,13 @@ def _match(
     def mean_keys(of_kind: torch.Tensor, counted: dict[int | None, torch.Tensor]) -> float:
         keys = count = 0.0
         for window, mask in counted.items():
-            keys += num_layers[window] * sets.sizes(of_kind, window)[mask].double().sum().item()
+            keys += num_layers[window] * local_set(of_kind, window).sizes()[0, mask].double().sum().item()
             count += num_layers[window] * mask.sum().item()
         return keys / count
 
     own = local_starts("own", None)
-    counted = counted_too(dict.fromkeys(num_layers, sets.first >= 0), own, local_starts("wrong", None))
+    everywhere = torch.ones_like(own, dtype=torch.bool)
+    counted = counted_too(dict.fromkeys(num_layers, everywhere), own, local_starts("wrong", None))
     lengths: dict[str, tuple[int | None, int | None]] = {"own": (None, None), "wrong": (None, None)}
     weights, found = dict.fromkeys(lengths, 0.0), {}
     for kind in kinds:
@@ -333,13 +257,13 @@ def _block_sums(
     texts: Texts,
     counted: Mapping[int, torch.Tensor],
     on_starts: Sequence[tuple[str, torch.Tensor, list[int]]],
-) -> list[torch.Tensor]:
+) -> list[dict[str, torch.Tensor]]:
     """
-    `layer_sums` of all batches over the positions that are `counted` in each layer, on each of these starts, given by
-    the argument that takes them, and of these layers; the number of keys is left at that.
+    The sums of all rows (see [`share_sums`]) over the positions that are `counted` in each layer, on each of these
+    starts, given by the argument that takes them, and of these layers; float64, on the CPU.
     """
     decoder = core_model(model).base_model
-    sums: list[list[torch.Tensor]] = [[] for _ in on_starts]
+    sums: list[list[dict[str, torch.Tensor]]] = [[] for _ in on_starts]
     for index, (inputs, _) in enumerate(batches):
         inputs = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
         attended = Attended(model.config)
@@ -347,39 +271,18 @@ def _block_sums(
         masks = {layer: texts.rows(line, index, padding=False) for layer, line in counted.items()}
         for found, (argument, starts, layers) in zip(sums, on_starts, strict=True):
             rows = {argument: texts.rows(starts, index).to(decoder.device)}
-            measured = attended.measure(inputs, layers, **rows)
-            found.append(layer_sums(measured, [masks[layer] for layer in layers], model.config, layers))
-    return [torch.cat(found, -1) for found in sums]
+            of_batch = share_sums(attended.measure(inputs, layers, **rows), [masks[layer] for layer in layers])
+            found.append({name: each.cpu().double() for name, each in of_batch.items()})
+    return [{name: torch.cat([each[name] for each in found]) for name in found[0]} for found in sums]
 
 
-def layer_sums(
-    outputs: LocalityMeasurements,
-    masks: Sequence[torch.Tensor],
-    config: PreTrainedConfig,
-    layers: Sequence[int],
-    documents: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    Of each row block and outside share, visible keys and number of the masked positions: `(num_layers, 4, rows)`; for
-    `documents` see [`LocalityMeter.update`].
-    """
-    measured = zip(layers, outputs.block_share, outputs.outside_share, outputs.block_starts, masks, strict=True)
-    rows = []
-    for layer, block, outside, starts, mask in measured:
-        mask = mask.to(block.device)
-        sums = [(share.mean(1) * mask).sum(1) for share in (block, outside)]
-        sums += [(visible_keys(starts, config.locality, layer, documents) * mask).sum(1), mask.sum(1)]
-        # Not every device has float64.
-        rows.append(torch.stack([each.float() for each in sums]).cpu().double())
-    return torch.stack(rows)
+def figures_of(totals: Mapping[str, torch.Tensor]) -> LocalityFigures:
+    """The figures that totals (see [`add_rows`]) come to."""
+    return LocalityFigures(*_figures(totals).T.tolist())
 
 
-def figures_of(sums: torch.Tensor) -> LocalityFigures:
-    return LocalityFigures(*_figures(sums).T.tolist())
-
-
-def _figures(sums: torch.Tensor) -> torch.Tensor:
-    """The fields of [`LocalityFigures`], of sums `(..., 4)`."""
-    block, outside, keys, count = sums.unbind(-1)
-    shares = (block + outside) / count, 1 - outside / count
-    return torch.stack((keys / count, context_fidelity(block, outside), *shares), dim=-1)
+def _figures(totals: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The fields of [`LocalityFigures`] of each layer, `(num_layers, 4)`."""
+    means = share_means(totals)
+    fidelity = 1 - means["outside_share"]  # no number where no position counts, as the others
+    return torch.cat((means["visible_keys"], means["context_fidelity"], means["context_share"], fidelity), -1)

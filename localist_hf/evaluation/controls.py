@@ -8,14 +8,15 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .block_controls import Losses, Texts, figures_of, layer_sums, on_blocks, setting
+from .block_controls import Losses, figures_of, on_blocks, setting
 from .block_lift import block_lift
 from .check_model import check_model
 from .control_results import ControlResults, DialFigures, DocumentSums
 from .faithfulness import divergence_bits
 from .measure import evaluation_batches
 from .progress import progress_of_passes
-from .visible_keys import packed_documents
+from .share_sums import add_rows, share_sums
+from .texts import Texts
 
 
 _DIALS = tuple(tenth / 10 for tenth in range(11))
@@ -135,24 +136,24 @@ def check_dials(dials: Sequence[float]) -> None:
         raise ValueError(f"`dials` are {[*dials]}; they must rise from 0 to 1, both among them.")
 
 
-def _block_lift(texts: "Texts", own: torch.Tensor, marks: torch.Tensor) -> float:
+def _block_lift(texts: Texts, own: torch.Tensor, marks: torch.Tensor) -> float:
     return block_lift(texts.apart(own - texts.first), texts.apart(marks, padding=False))
 
 
 def _at_dials(
     model: PreTrainedModel,
     batches: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]],
-    texts: "Texts",
+    texts: Texts,
     layers: list[int],
     dials: Sequence[float],
-) -> tuple[list[DialFigures], dict[str, "Losses"], float, dict[str, "Losses"], list[torch.Tensor]]:
+) -> tuple[list[DialFigures], dict[str, Losses], float, dict[str, Losses], list[torch.Tensor]]:
     """
     The dial sweep, the losses of other settings by name, the divergence, the losses at each dial, and the last layer's
     blocks of each batch.
     """
     config, own_starts = model.config, []
     losses = {dial: Losses() for dial in dials}
-    sums = dict.fromkeys(dials, 0.0)
+    totals = dict.fromkeys(dials)
     others = {name: Losses() for name in ("self_only", "all_local", "all_local_self_only")}
     divergence = 0.0
     for index, (inputs, labels) in enumerate(batches):
@@ -160,8 +161,7 @@ def _at_dials(
         for dial in dials:
             outputs = model(**inputs, **arguments, locality_dial=dial, output_fidelity=layers)
             losses[dial].add(outputs, labels)
-            of_layers = layer_sums(outputs, outputs.fidelity_mask, config, layers, packed_documents(inputs))
-            sums[dial] = sums[dial] + of_layers.sum(-1)
+            totals[dial] = add_rows(share_sums(outputs), totals[dial])
             if dial == 0:
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())
@@ -174,7 +174,7 @@ def _at_dials(
             with setting(config.locality, locality_schedule="localist"):
                 others["all_local"].add(model(**inputs, **arguments, locality_dial=1.0), labels)
                 others["all_local_self_only"].add(model(**alone, **arguments, locality_dial=1.0), labels)
-    sweep = [DialFigures(dial, losses[dial].perplexity, figures_of(sums[dial])) for dial in dials]
+    sweep = [DialFigures(dial, losses[dial].perplexity, figures_of(totals[dial])) for dial in dials]
     num_labels = losses[dials[0]].num_labels
     by_name = {f"dial {dial:g}": each for dial, each in losses.items()}
     return sweep, others, divergence / num_labels if num_labels else math.nan, by_name, own_starts

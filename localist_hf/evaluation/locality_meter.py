@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
 
 from ..modeling import LocalityMeasurements
 from ..modeling.fidelity import context_fidelity
 from ..modeling.locality_mixin import SHARES
-from .visible_keys import visible_keys
+from .share_sums import SUMS, share_means, share_sums
 
 
 #: What is measured of each layer, and overall.
@@ -32,14 +31,10 @@ class LocalityMeter:
     Every label counts the same for the perplexity, every counted position and head for the fidelity and the shares, and
     every token and head for the entropy, whatever batch they came in.
 
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            The model's, which says what is local beside a token's own block.
-
     Example:
 
     ```python
-    >>> meter = LocalityMeter(model.config)
+    >>> meter = LocalityMeter()
     >>> for batch in batches:
     ...     meter.update(model(**batch, output_fidelity=True, output_entropy=True), batch["labels"])
     >>> meter.compute()
@@ -47,8 +42,7 @@ class LocalityMeter:
     ```
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        self._locality = config.locality
+    def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
 
     @property
@@ -61,7 +55,6 @@ class LocalityMeter:
         outputs: LocalityMeasurements,
         labels: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        documents: torch.Tensor | None = None,
     ) -> None:
         """
         Adds a batch.
@@ -75,10 +68,8 @@ class LocalityMeter:
                 Takes one row for each sequence of this process's batch and gives those of all processes, such as
                 [`~accelerate.Accelerator.gather_for_metrics`], which leaves out the sequences that fill up the last
                 batch. By default there is one process.
-            documents (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Of packed rows the first position of each token's text; for the visible keys under a sliding window.
         """
-        self.add(outputs, *label_losses(outputs.logits, labels), gather, documents)
+        self.add(outputs, *label_losses(outputs.logits, labels), gather)
 
     def add(
         self,
@@ -86,7 +77,6 @@ class LocalityMeter:
         losses: torch.Tensor,
         num_labels: torch.Tensor,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        documents: torch.Tensor | None = None,
     ) -> None:
         """
         As `update`, where there are no logits.
@@ -96,19 +86,13 @@ class LocalityMeter:
                 With fidelity and entropy of every layer.
             losses (`torch.Tensor` of shape `(batch_size,)`), num_labels (`torch.Tensor` of shape `(batch_size,)`):
                 The sum of the cross-entropies of each sequence's labels in nats, and their number.
-            gather (`Callable`, *optional*), documents (`torch.LongTensor`, *optional*):
+            gather (`Callable`, *optional*):
                 See `update`.
         """
-        # For each sequence, the sum of its labels' losses and their number, and for each layer the number of tokens
-        # and the sum of their entropies, the number of counted positions and what their means are taken of.
-        sums = [losses, num_labels]
-        for layer, mask in enumerate(measured.fidelity_mask):
-            starts = measured.block_starts[layer]
-            sums += [(starts >= 0).sum(1), measured.entropy[layer].detach().mean(1).sum(1), mask.sum(1)]
-            sums += [(measured[name][layer].detach().mean(1) * mask).sum(1) for name in ("fidelity", *SHARES)]
-            sums.append((visible_keys(starts, self._locality, layer, documents) * mask).sum(1))
-        # Layers may lie on different devices, and not every device has float64: rows in float32, their sum on the CPU.
-        rows = torch.stack([value.float().to(losses.device) for value in sums], dim=1)
+        sums = share_sums(measured)
+        rows = [losses[:, None], num_labels[:, None], *(sums[name].flatten(1) for name in SUMS)]
+        # Layers may lie on different devices, and not every device has float64: that is for the sum, on the CPU.
+        rows = torch.cat([each.to(losses.device) for each in rows], dim=1)
         rows = rows if gather is None else gather(rows)
         batch = rows.cpu().double().sum(0)
         self._sums = batch if self._sums is None else self._sums + batch
@@ -144,13 +128,7 @@ class LocalityMeter:
         # torch's exponential of a large loss is infinite; `math`'s is an error.
         metrics = {"loss": loss, "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
-        names = ("fidelity", *SHARES, "visible_keys")
-        num_tokens, entropy, num_counted, *sums = self._sums[2:].view(-1, 3 + len(names)).T
-        means = {name: total / num_counted for name, total in zip(names, sums, strict=True)}
-        means["fidelity"] = torch.where(num_counted > 0, means["fidelity"], 1.0)
-        means["context_share"] = means["block_share"] + means["outside_share"]
-        means["context_fidelity"] = context_fidelity(means["block_share"], means["outside_share"])
-        means["entropy"] = entropy / num_tokens
+        means = share_means(dict(zip(SUMS, self._sums[2:].view(len(SUMS), -1), strict=True)))
         overall = {name: values.nanmean() for name, values in means.items()}
         overall["context_fidelity"] = context_fidelity(overall["block_share"], overall["outside_share"])
         overall["entropy"] = means["entropy"].mean()

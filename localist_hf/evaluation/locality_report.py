@@ -1,27 +1,86 @@
-"""Everything that one text shows of a model's locality, with the control that no fidelity is reported without."""
+"""What is found of a model's locality over some texts, by layer and by head."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedModel
 
+from ..modeling.fidelity import context_fidelity
 from ..modeling.locality_mixin import SHARES
-from .block_controls import Texts, on_blocks
-from .check_model import check_model
 from .control_results import BlockControls, as_json
-from .locality_meter import LocalityMeter
-from .locality_probe import LocalityProfile, ProfileSums
-from .measure import evaluation_batches
-from .progress import progress_of_passes
-from .visible_keys import packed_documents
+from .share_sums import share_means
+
+
+@dataclass(frozen=True, eq=False)
+class LocalityProfile:
+    """
+    Means over a corpus, for each layer and head, as [`locality_probe`] finds them. All tensors are on the CPU.
+
+    Args:
+        fidelity (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean share of a query's attention that stays in its local set, in [0, 1], over the counted positions; 1 in
+            a layer that has none.
+        self_share, sink_share, block_share, outside_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean shares of a query's attention over the same positions: on its own token, on sinks, on the rest of its
+            local set, outside of it. They sum to 1; NaN in a layer that has no counted position.
+        entropy (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Mean entropy of a query's attention in bits, over all tokens.
+        mean_block_length (`torch.DoubleTensor` of shape `(num_layers,)`):
+            Mean length of a block in tokens.
+        visible_keys (`torch.DoubleTensor` of shape `(num_layers,)`):
+            Mean number of keys in the local set of a counted position; NaN where there is none.
+        num_counted (`torch.LongTensor` of shape `(num_layers,)`):
+            Counted positions: the tokens that see more than their local set. Layers differ where their blocks do.
+        num_tokens (`int`):
+            Tokens of the corpus, without padding.
+    """
+
+    fidelity: torch.Tensor
+    self_share: torch.Tensor
+    sink_share: torch.Tensor
+    block_share: torch.Tensor
+    outside_share: torch.Tensor
+    entropy: torch.Tensor
+    mean_block_length: torch.Tensor
+    visible_keys: torch.Tensor
+    num_counted: torch.Tensor
+    num_tokens: int
+
+    @property
+    def context_fidelity(self) -> torch.Tensor:
+        """
+        `torch.DoubleTensor` of shape `(num_layers, num_heads)`: of the attention that goes to other words, the part
+        that stays in the local set, block / (block + outside); NaN where none goes to other words.
+        """
+        return context_fidelity(self.block_share, self.outside_share)
+
+    @property
+    def context_share(self) -> torch.Tensor:
+        """
+        `torch.DoubleTensor` of shape `(num_layers, num_heads)`: the share of the attention that goes to other words,
+        block + outside.
+        """
+        return self.block_share + self.outside_share
+
+    @classmethod
+    def of(cls, totals: Mapping[str, torch.Tensor]) -> "LocalityProfile":
+        """The profile that these totals (see [`add_rows`]), by head, come to."""
+        means = share_means(totals)
+        num_counted, num_tokens = totals["num_counted"][:, 0], totals["num_tokens"][:, 0]
+        return cls(
+            **{name: means[name] for name in ("fidelity", *SHARES, "entropy")},
+            mean_block_length=num_tokens / totals["num_blocks"][:, 0],
+            visible_keys=means["visible_keys"][:, 0],
+            num_counted=num_counted.long(),
+            num_tokens=int(num_tokens[0]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class LocalityReport:
     """
-    What [`locality_report`] found.
+    What [`measure`] found.
 
     Args:
         metrics (`dict[str, float]`):
@@ -29,7 +88,8 @@ class LocalityReport:
         profile ([`LocalityProfile`]):
             The same of every head.
         controls ([`BlockControls`], *optional*):
-            Every layer on the blocks that the last one has, and on those of another text. `None` for a single text.
+            Every layer on the blocks that the last one has, and on those of another text. `None` where they were not
+            asked for, and for a single text.
     """
 
     metrics: dict[str, float]
@@ -46,57 +106,3 @@ class LocalityReport:
             controls = {name: values[name] for name in ("num_previous_blocks", "num_counted", "own", "wrong")}
         lengths = self.profile.mean_block_length.tolist()
         return as_json({"metrics": self.metrics, "heads": heads, "mean_block_length": lengths, "controls": controls})
-
-
-@torch.no_grad()
-def locality_report(
-    model: PreTrainedModel, dataset: Dataset, batch_size: int = 1, block_model: PreTrainedModel | None = None
-) -> LocalityReport:
-    """
-    Perplexity, and context fidelity, attention shares, fidelity and entropy of every layer and head, over a data set,
-    with every layer on wrong blocks too. Three passes over the data, in memory that grows linearly with the length of a
-    sequence: none ever holds an attention matrix.
-
-    Args:
-        model (a localised language model, or a [`~peft.PeftModel`] around one):
-            The model to measure, trained for locality or not; it is set to evaluation mode.
-        dataset ([`~datasets.Dataset`]):
-            As for [`measure`]. Read into memory.
-        batch_size (`int`, *optional*, defaults to 1):
-            Sequences at a time.
-        block_model (a localised model, *optional*):
-            The model whose blocks count, as for [`measure`].
-
-    Returns:
-        [`LocalityReport`]
-
-    Raises:
-        ValueError: as [`measure`].
-
-    Example:
-
-    ```python
-    >>> report = locality_report(localize(model, num_sink_tokens=1), dataset)
-    >>> report.profile.context_fidelity[-1]  # of the last layer's heads
-    >>> report.controls.own.context_fidelity[-1], report.controls.wrong.context_fidelity[-1]
-    (0.34, 0.33)
-    ```
-    """
-    check_model("model", model)
-    if block_model is not None:
-        check_model("block_model", block_model, needs_head=False)
-    locality = model.config.locality
-    batches = list(evaluation_batches(model, dataset, batch_size, block_model))
-    meter, sums, last_starts = LocalityMeter(model.config), ProfileSums(), []
-    with progress_of_passes(model, 2 * len(batches), "Measuring"):
-        for inputs, labels in batches:
-            outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
-            meter.update(outputs, labels, documents=(documents := packed_documents(inputs)))
-            sums.add(outputs, locality, documents)
-            last_starts.append(outputs.block_starts[-1].cpu())
-            del outputs  # before the next batch makes others
-        controls = None
-        if (texts := Texts([inputs for inputs, _ in batches])).number > 1:
-            layers, own = list(range(locality.num_hidden_layers)), texts.line(last_starts)
-            controls, *_ = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
-    return LocalityReport(meter.compute(), sums.profile(), controls)

@@ -10,7 +10,8 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.faithfulness import divergence_bits
 from ..evaluation.generation import generate_as_told
-from ..evaluation.locality_probe import LocalityProfile, ProfileSums
+from ..evaluation.locality_report import LocalityProfile
+from ..evaluation.share_sums import add_rows, share_sums
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
 from ..modeling.locality_dial import check_share
@@ -325,8 +326,6 @@ def read(
     if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
         known = core.name_or_path or type(core).__name__
         name = Path(known).name if Path(known).is_dir() else known
-    sums = ProfileSums()
-    sums.add(measured, locality)
     documents = torch.zeros_like(block_starts)[None]
     parts = [torch.stack([layer[0].mean(0) for layer in getattr(measured, share)]) for share in SHARES]
     return Reading(
@@ -336,7 +335,7 @@ def read(
         block_starts=block_starts,
         local_starts=with_previous_blocks(block_starts[None], documents, locality.num_previous_blocks).local_starts[0],
         shares=torch.stack(parts, dim=-1).cpu(),
-        profile=sums.profile(),
+        profile=LocalityProfile.of(add_rows(share_sums(measured, by_head=True))),
         _rows=rows,
         _caches={0.0: cache},
     )

@@ -16,7 +16,7 @@ from ..evaluation import LocalityMeter
 from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
-from ..evaluation.visible_keys import packed_documents
+from ..evaluation.share_sums import share_means, share_sums
 from ..hub import RunHistory
 from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
@@ -31,6 +31,8 @@ from .resumption import ResumptionMixin
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
+# What the training log is made of, beside the losses.
+_LOGGED_SUMS = (*SHARES, "num_counted")
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -121,7 +123,7 @@ class LocalityLossMixin(ResumptionMixin):
             for part, rows in parts.items():
                 label = name if part is None else f"{name}[{part!r}]"
                 _check_sequence_length(label, rows, num_positions(self.model.config))
-        self._meter = LocalityMeter(self.model.config)
+        self._meter = LocalityMeter()
         self._begin_run()
         self.add_callback(RunHistory(self.model.name_or_path))
 
@@ -180,15 +182,14 @@ class LocalityLossMixin(ResumptionMixin):
         if not model.training:
             measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
-            documents = packed_documents(inputs)
             if labels is None:
                 # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
                 # last batch; several processes may count a few sequences twice, as TRL does in its own metrics.
                 nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
-                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather, documents)
+                self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
             else:
                 losses = _label_losses(measured.outputs, labels)
-                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics, documents)
+                self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
             if not return_outputs:
                 return result
             loss, outputs = result
@@ -205,9 +206,13 @@ class LocalityLossMixin(ResumptionMixin):
         result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
         own_loss = (result[0] if return_outputs else result).mean()  # `nn.DataParallel` gives one for each device
         is_part = self._is_part(num_items_in_batch)
-        num_sequences = self._num_sequences if is_part else _count_sequences(inputs)
+        documents = measured.measurements.document_starts if _is_packed(inputs) else None
+        if is_part:
+            num_sequences = self._num_sequences
+        else:
+            num_sequences = len(inputs["input_ids"]) if documents is None else _count_documents(documents)
         moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text)
-        locality = self._locality_loss(measured.measurements, moved, packed_documents(inputs), num_sequences)
+        locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
         locality = locality.to(own_loss.device)
         steps = 1 if is_part else self.current_gradient_accumulation_steps
         self._add_to_log(own_loss, locality, measured.measurements, steps)
@@ -234,8 +239,7 @@ class LocalityLossMixin(ResumptionMixin):
                 f"`locality_objective` is 'contrast', which a learned prompt ({starts.shape[1]} tokens where the text "
                 f"has {text['input_ids'].shape[1]}) does not allow; choose 'context'."
             )
-        documents = document_starts(*starts.shape, text.get("attention_mask"), text.get("position_ids"), starts.device)
-        moved = moved_blocks(starts, documents, torch.rand(()).item())
+        moved = moved_blocks(starts, measured.document_starts.to(starts.device), torch.rand(()).item())
         dial = {"locality_dial": None, "min_fidelity": None}  # as the model's own
         return attended.measure(text, tuple(self._lambdas), **dial, block_starts=moved)
 
@@ -283,10 +287,10 @@ class LocalityLossMixin(ResumptionMixin):
         self, own_loss: torch.Tensor, locality: torch.Tensor, measured: LocalityMeasurements, steps: int
     ) -> None:
         """Adds a batch's losses, and the sums and number of its counted attention shares, to those of the next log."""
-        sums = [own_loss.detach() / steps, locality.detach() / steps]
-        for mask, *shares in zip(measured.fidelity_mask, *(measured[name] for name in SHARES), strict=True):
-            sums += [(share.detach().mean(1) * mask).sum() for share in shares] + [mask.sum()]
-        sums = torch.stack([value.to(own_loss.device, torch.float32) for value in sums])
+        of_rows = share_sums(measured)
+        shares = torch.cat([of_rows[name] for name in _LOGGED_SUMS], dim=-1).sum(0)
+        losses = torch.stack((own_loss.detach(), locality.detach())) / steps
+        sums = torch.cat([each.flatten().to(own_loss.device, torch.float32) for each in (losses, shares)])
         if self._training_sums is None:
             self._training_sums, self._first_step = sums, self.state.global_step
         else:
@@ -299,21 +303,18 @@ class LocalityLossMixin(ResumptionMixin):
             steps = max(1, self.state.global_step - self._first_step)
             own_loss = "lm_loss" if self._has_labels else "task_loss"
             logs |= {own_loss: sums[0] / steps, "locality_loss": sums[1] / steps}
-            size = len(SHARES) + 1
+            totals = torch.tensor(sums[2:], dtype=torch.float64).view(-1, len(_LOGGED_SUMS))
+            means = share_means(dict(zip(_LOGGED_SUMS, totals.T, strict=True)))
             for at, layer in enumerate(self._lambdas):
-                *shares, count = sums[2 + at * size :][:size]
-                if count:
-                    logs |= {f"{name}_layer_{layer}": total / count for name, total in zip(SHARES, shares, strict=True)}
-                    block, outside = shares[-2:]
-                    logs[f"fidelity_layer_{layer}"] = 1 - outside / count
-                    if block + outside > 0:
-                        logs[f"context_fidelity_layer_{layer}"] = context_fidelity(block, outside)
+                if totals[at, -1]:
+                    names = (*SHARES, "fidelity", *(["context_fidelity"] if means["context_share"][at] > 0 else []))
+                    logs |= {f"{name}_layer_{layer}": means[name][at].item() for name in names}
             self._training_sums = None
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the trainer's own, with the perplexity and the locality of every layer as metrics."""
-        self._meter = LocalityMeter(self.model.config)
+        self._meter = LocalityMeter()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self._meter.is_empty:  # as it is where no loss is computed, in `predict` without labels
             measured = self._meter.compute()
@@ -350,9 +351,20 @@ def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
     if "input_ids" not in inputs:
         held = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
         raise ValueError(f"A batch holds {held}; the locality loss needs 'input_ids'.")
-    documents = packed_documents(inputs)
-    if documents is None:
-        return len(inputs["input_ids"])
+    input_ids = inputs["input_ids"]
+    if not _is_packed(inputs):
+        return len(input_ids)
+    position_ids = inputs["position_ids"]
+    return _count_documents(document_starts(*input_ids.shape, position_ids=position_ids, device=input_ids.device))
+
+
+def _is_packed(inputs: Mapping[str, Any]) -> bool:
+    """Whether rows of a batch may hold several documents, by what the model tells that too."""
+    return inputs.get("position_ids") is not None and inputs.get("attention_mask") is None
+
+
+def _count_documents(documents: torch.Tensor) -> torch.Tensor:
+    """The number of documents in packed rows, of the first position of each token's."""
     # Of every document of two tokens or more there is one second token. Shorter ones are padding of packed rows.
     position = torch.arange(documents.shape[1], device=documents.device)
     return (position - documents == 1).sum().clamp(min=1)

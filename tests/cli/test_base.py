@@ -33,7 +33,7 @@ def test_the_shipped_base_knows_python() -> None:
     sequences = base.tokenize_and_pack(
         base.Dataset.from_dict({"text": [Path(base.__file__).read_text()]}), tokenizer, base.SEQUENCE_LENGTH
     )
-    assert measure(model, sequences)["perplexity"] < 60
+    assert measure(model, sequences).metrics["perplexity"] < 60
 
 
 def test_training_writes_what_can_be_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -61,7 +61,7 @@ def test_any_model_is_measured(workspace: Path, tokenizer, tmp_path: Path, capsy
     model = localize(LlamaForCausalLM.from_pretrained(workspace / "llama"))
     sequences = evaluate.load_sequences(["one.txt", "two.txt"], tokenizer, 64)
     assert len(sequences) == found["num_sequences"]
-    expected = measure(model, sequences)
+    expected = measure(model, sequences).metrics
     assert found["metrics"] == pytest.approx(expected, rel=1e-5)
     assert torch.tensor(found["heads"]["context_fidelity"]).shape == (3, 2)
     assert "dial_and_blocks" not in found
@@ -80,7 +80,7 @@ def test_every_sequence_begins_as_the_tokenizer_begins_a_text(bos_model_folder: 
     text = tokenizer((Path("one.txt")).read_text(), add_special_tokens=False)["input_ids"]
     pieces = [[tokenizer.bos_token_id, *text[start : start + 31]] for start in range(0, len(text) - 30, 31)]
     assert found["num_sequences"] == len(pieces)
-    expected = measure(model, Dataset.from_dict({"input_ids": pieces}))
+    expected = measure(model, Dataset.from_dict({"input_ids": pieces})).metrics
     assert found["metrics"] == pytest.approx(expected, rel=1e-5)
     assert 0.4 < found["metrics"]["sink_share_layer_1"] < 0.7  # 0.07 where only the first piece begins so
 

@@ -235,7 +235,7 @@ def test_the_locality_at_each_place_of_the_dial_is_what_measure_finds_there(make
     results = measure_controls(model, dataset)
     for point in (results.dials[0], results.dials[7], results.dials[10]):
         with model.set_locality_dial(point.dial):
-            metrics = measure(model, dataset)
+            metrics = measure(model, dataset).metrics
         for name in ("context_fidelity", "context_share", "fidelity", "visible_keys"):
             expected = [metrics[f"{name}_layer_{layer}"] for layer in results.layers]
             assert getattr(point.locality, name) == pytest.approx(expected, rel=1e-4)

@@ -7,14 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 
-from localist_hf import LocalistGPT2Config
 from localist_hf.evaluation import LocalityMeter, metric_names
 from localist_hf.modeling import LocalistCausalLMOutput
 
 
 SHARES = ("self_share", "sink_share", "block_share", "outside_share")
-#: Local are the tokens of the own block only, as in the tiny models.
-CONFIG = LocalistGPT2Config()
 
 
 def outputs_and_labels(model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs):
@@ -32,7 +29,7 @@ def test_batches_of_different_size_and_padding_weigh_by_what_they_hold(make_mode
     input_ids = torch.randint(1, model.config.vocab_size, (3, 60))
     mask = torch.ones_like(input_ids)
     mask[0, 25:] = 0
-    together, apart = LocalityMeter(CONFIG), LocalityMeter(CONFIG)
+    together, apart = LocalityMeter(), LocalityMeter()
     together.update(*outputs_and_labels(model, input_ids, mask))
     apart.update(*outputs_and_labels(model, input_ids[:1, :25]))
     apart.update(*outputs_and_labels(model, input_ids[1:]))
@@ -45,7 +42,7 @@ def test_means_are_over_counted_positions_only(make_model) -> None:
     model = make_model()
     input_ids = torch.randint(1, model.config.vocab_size, (2, 70))
     outputs, labels = outputs_and_labels(model, input_ids)
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     meter.update(outputs, labels)
     metrics = meter.compute()
     for layer, (fidelity, mask) in enumerate(zip(outputs.fidelity, outputs.fidelity_mask, strict=True)):
@@ -68,7 +65,7 @@ def test_shares_are_those_of_the_attention_matrix(
     mask[0, 70:], mask[1, :9] = 0, 0
     packed = {"input_ids": make_text(1, 90, seed=3), "position_ids": torch.arange(90)[None] % 47}
     batches = [{"input_ids": make_text(3, 90), "attention_mask": mask}, {"input_ids": make_text(1, 60, seed=2)}, packed]
-    meter, starts = LocalityMeter(model.config), []
+    meter, starts = LocalityMeter(), []
     for batch in batches:
         outputs, labels = outputs_and_labels(model, **batch)
         meter.update(outputs, labels)
@@ -93,13 +90,14 @@ def outputs_of(**shares: torch.Tensor) -> LocalistCausalLMOutput:
         fidelity=(fidelity,),
         fidelity_mask=(mask,),
         entropy=(torch.zeros_like(fidelity),),
+        visible_keys=(torch.ones_like(mask, dtype=torch.long),),
         block_starts=(torch.zeros_like(mask, dtype=torch.long),),
         **{name: (share,) for name, share in shares.items()},
     )
 
 
 def measured(**shares: torch.Tensor) -> dict[str, float]:
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     outputs = outputs_of(**shares)
     meter.update(outputs, torch.zeros(outputs.logits.shape[:2], dtype=torch.long))
     return meter.compute()
@@ -143,7 +141,7 @@ def test_without_attention_to_other_words_the_context_fidelity_is_undefined() ->
 
 def test_text_within_one_block_has_fidelity_one_and_no_shares(make_model) -> None:
     model = make_model()
-    meter = LocalityMeter(model.config)
+    meter = LocalityMeter()
     meter.update(*outputs_and_labels(model, torch.randint(1, 90, (1, 6))))
     metrics = meter.compute()
     assert metrics["fidelity"] == 1.0
@@ -156,7 +154,7 @@ def test_layers_without_counted_positions_do_not_blur_the_shares_of_the_others(m
     """As where a layer's sliding window is shorter than the blocks."""
     outputs, labels = outputs_and_labels(make_model(), make_text(2, 60))
     outputs.fidelity_mask = (torch.zeros_like(outputs.fidelity_mask[0]), *outputs.fidelity_mask[1:])
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     meter.update(outputs, labels)
     metrics = meter.compute()
     for name in SHARES:
@@ -166,7 +164,7 @@ def test_layers_without_counted_positions_do_not_blur_the_shares_of_the_others(m
 
 def test_computing_without_a_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="before any `update`"):
-        LocalityMeter(CONFIG).compute()
+        LocalityMeter().compute()
 
 
 def test_the_loss_is_that_of_the_logits_whatever_the_output_says(make_model) -> None:
@@ -174,7 +172,7 @@ def test_the_loss_is_that_of_the_logits_whatever_the_output_says(make_model) -> 
     outputs, labels = outputs_and_labels(make_model(), torch.randint(1, 90, (2, 40)))
     expected = outputs.loss.item()
     outputs.loss *= 7
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     meter.update(outputs, labels)
     assert meter.compute()["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -183,7 +181,7 @@ def test_a_batch_without_labels_counts_for_the_locality_only(make_model) -> None
     model = make_model()
     outputs, labels = outputs_and_labels(model, torch.randint(1, 90, (2, 60)))
     unlabelled, _ = outputs_and_labels(model, torch.randint(1, 90, (1, 60)))
-    both, alone, neither = LocalityMeter(CONFIG), LocalityMeter(CONFIG), LocalityMeter(CONFIG)
+    both, alone, neither = LocalityMeter(), LocalityMeter(), LocalityMeter()
     alone.update(outputs, labels)
     both.update(outputs, labels)
     for meter in (both, neither):
@@ -197,7 +195,7 @@ def test_a_batch_without_labels_counts_for_the_locality_only(make_model) -> None
 
 def test_a_batch_of_padding_has_no_entropy(make_model) -> None:
     mask = torch.zeros(1, 20, dtype=torch.long)
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     meter.update(*outputs_and_labels(make_model(), torch.randint(1, 90, (1, 20)), mask))
     metrics = meter.compute()
     assert math.isnan(metrics["entropy_layer_0"])
@@ -208,7 +206,7 @@ def test_a_hopeless_loss_has_an_infinite_perplexity(make_model) -> None:
     outputs, labels = outputs_and_labels(make_model(), torch.randint(1, 90, (1, 20)))
     outputs.logits = torch.zeros_like(outputs.logits)
     outputs.logits[..., 0] = 1e4
-    meter = LocalityMeter(CONFIG)
+    meter = LocalityMeter()
     meter.update(outputs, labels)
     assert meter.compute()["perplexity"] == math.inf
 
@@ -219,10 +217,10 @@ def test_other_processes_rows_are_gathered_and_repeated_ones_left_out(make_model
     input_ids = torch.randint(1, 90, (3, 60))
     mask = torch.ones_like(input_ids)
     mask[1, 20:] = 0
-    expected, meter = LocalityMeter(model.config), LocalityMeter(model.config)
+    expected, meter = LocalityMeter(), LocalityMeter()
     expected.update(*outputs_and_labels(model, input_ids, mask))
     other: list[torch.Tensor] = []
-    LocalityMeter(model.config).update(
+    LocalityMeter().update(
         *outputs_and_labels(model, input_ids[[2, 0]], mask[[2, 0]]), gather=lambda rows: other.append(rows) or rows
     )
     first = outputs_and_labels(model, input_ids[:2], mask[:2])
@@ -234,7 +232,7 @@ def test_a_device_without_float64_will_do(make_model, on_device) -> None:
     outputs, labels = outputs_and_labels(make_model(), torch.randint(1, 90, (2, 60)))
     with pytest.raises(TypeError, match="MPS"):
         on_device(outputs).logits.double()
-    there, here = (LocalityMeter(make_model().config) for _ in range(2))
+    there, here = (LocalityMeter() for _ in range(2))
     there.update(on_device(outputs), on_device(labels))
     here.update(outputs, labels)
     assert there.compute() == here.compute()

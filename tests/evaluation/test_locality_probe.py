@@ -121,7 +121,7 @@ def test_a_packed_row_is_its_documents(make_model, make_text):
 
 def test_the_mean_over_heads_is_what_the_meter_gives(make_model, make_text):
     model, input_ids = make_model(num_previous_blocks=1, num_sink_tokens=1), make_text(3, 200)
-    meter = LocalityMeter(model.config)
+    meter = LocalityMeter()
     with torch.no_grad():
         meter.update(model(input_ids, labels=input_ids, output_fidelity=True, output_entropy=True), input_ids)
     metrics, profile = meter.compute(), locality_probe(model, [{"input_ids": input_ids}])

@@ -1,4 +1,4 @@
-"""`locality_report`: what the meter, the probe and the controls say, in one go and without an attention matrix."""
+"""`measure`: what the meter, the probe and the controls say, in one go and without an attention matrix."""
 
 import json
 import subprocess
@@ -15,7 +15,6 @@ from localist_hf import localize
 from localist_hf.evaluation import (
     heads_table,
     locality_probe,
-    locality_report,
     measure,
     measure_controls,
     plot_heads,
@@ -40,8 +39,8 @@ def texts(make_text) -> Dataset:
 def test_it_says_what_the_others_say(texts, has_block_model: bool) -> None:
     model = llama(num_sink_tokens=1, num_previous_blocks=1, locality_schedule="localist")
     block_model = llama() if has_block_model else None
-    report = locality_report(model, texts, batch_size=2, block_model=block_model)
-    assert report.metrics == pytest.approx(measure(model, texts, 2, block_model), rel=1e-6)
+    report = measure(model, texts, 2, block_model, with_controls=True)
+    assert report.metrics == pytest.approx(measure(model, texts, 2, block_model).metrics, rel=1e-6)
     batches = [{"input_ids": torch.tensor(texts["input_ids"])}]
     profile = locality_probe(model, batches, block_model)
     for name in ("context_fidelity", "self_share", "sink_share", "block_share", "outside_share", "entropy"):
@@ -65,7 +64,7 @@ def test_the_control_is_on_the_blocks_of_the_next_text(make_text) -> None:
     starts = model(rows, output_fidelity=[3]).block_starts[0]
     own, wrong = (model(rows, output_fidelity=True, block_starts=each) for each in (starts, starts.flip(0)))
     counted = own.fidelity_mask[0] & wrong.fidelity_mask[0]
-    controls = locality_report(model, Dataset.from_dict({"input_ids": rows.tolist()})).controls
+    controls = measure(model, Dataset.from_dict({"input_ids": rows.tolist()}), with_controls=True).controls
     assert controls.num_counted == counted.sum()
     for figures, outputs in ((controls.own, own), (controls.wrong, wrong)):
         for layer in range(4):
@@ -77,7 +76,7 @@ def test_the_control_is_on_the_blocks_of_the_next_text(make_text) -> None:
 
 
 def test_a_single_text_has_no_control(texts) -> None:
-    report = locality_report(llama(), texts.select([0]))
+    report = measure(llama(), texts.select([0]), with_controls=True)
     assert report.controls is None
     table = report_table(report, [0, 0, 0, 1])
     assert "wrong" not in table
@@ -86,19 +85,19 @@ def test_a_single_text_has_no_control(texts) -> None:
 
 def test_the_numbers_as_json(texts) -> None:
     model = llama()
-    report = locality_report(model, texts)
+    report = measure(model, texts, with_controls=True)
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["metrics"]["perplexity"] == report.metrics["perplexity"]
     assert content["heads"]["context_fidelity"] == report.profile.context_fidelity.tolist()
     assert len(content["controls"]["wrong"]["context_fidelity"]) == 4
     # No position counts where a block is the whole text.
-    report = locality_report(llama(block_partition="window", window_length=60), texts)
+    report = measure(llama(block_partition="window", window_length=60), texts, with_controls=True)
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["heads"]["context_fidelity"] == [[None] * 4] * 4
 
 
 def test_the_tables(texts) -> None:
-    report = locality_report(llama(num_sink_tokens=1), texts)
+    report = measure(llama(num_sink_tokens=1), texts, with_controls=True)
     head, *rows = report_table(report, [0, 0, 0.5, 1]).split("\n\n")[0].splitlines()
     titles = "layer lambda psi psi, own psi, wrong context self sink block outside fidelity bits keys"
     assert " ".join(head.split()) == titles
@@ -137,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_is_as_large_as_an_attention_matrix(make_text, length: int) -> None:
     texts = Dataset.from_dict({"input_ids": make_text(2, length).tolist()})
     with LargestTensor() as tensors:
-        locality_report(llama(num_sink_tokens=1), texts)
+        measure(llama(num_sink_tokens=1), texts, 1, with_controls=True)
     # The logits, or the band of the longest block and its previous ones.
     assert tensors.largest <= 2 * length * 4 * 64
     assert tensors.largest < length * length
@@ -148,7 +147,7 @@ import resource, sys, torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from localist_hf import localize
-from localist_hf.evaluation import locality_report
+from localist_hf.evaluation import measure
 
 torch.set_num_threads(1)
 config = LlamaConfig(
@@ -157,7 +156,7 @@ config = LlamaConfig(
 model = localize(LlamaForCausalLM(config), num_sink_tokens=1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = torch.randint(97, (2, 16_384)).tolist()
-report = locality_report(model, Dataset.from_dict({"input_ids": rows}))
+report = measure(model, Dataset.from_dict({"input_ids": rows}), 1, with_controls=True)
 assert 0 < report.controls.wrong.context_fidelity[-1] < 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

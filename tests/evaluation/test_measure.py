@@ -10,11 +10,11 @@ from localist_hf.evaluation import LocalityMeter, measure
 def test_is_what_the_model_says_of_each_batch(make_model) -> None:
     model = make_model()
     input_ids = torch.randint(7, 97, (5, 60))
-    meter = LocalityMeter(model.config)
+    meter = LocalityMeter()
     with torch.no_grad():
         outputs = model(input_ids, labels=input_ids, output_fidelity=True, output_entropy=True)
     meter.update(outputs, input_ids)
-    metrics = measure(model.train(), Dataset.from_dict({"input_ids": input_ids.tolist()}), batch_size=2)
+    metrics = measure(model.train(), Dataset.from_dict({"input_ids": input_ids.tolist()}), batch_size=2).metrics
     assert all(abs(metrics[name] - value) < 1e-5 * abs(value) + 1e-7 for name, value in meter.compute().items())
 
 
@@ -25,11 +25,11 @@ def test_on_the_blocks_of_another_model(make_model) -> None:
     with torch.no_grad():
         starts = base(input_ids, output_fidelity=[3]).block_starts[0]
         expected = model(input_ids, output_fidelity=True, block_starts=starts)
-    metrics = measure(model, dataset, block_model=base)
+    metrics = measure(model, dataset, block_model=base).metrics
     for layer, (fidelity, mask) in enumerate(zip(expected.fidelity, expected.fidelity_mask, strict=True)):
         mean = fidelity.transpose(1, 2)[mask].mean().item()
         assert abs(metrics[f"fidelity_layer_{layer}"] - mean) < 1e-5
-    assert metrics["fidelity_layer_1"] != measure(model, dataset)["fidelity_layer_1"]
+    assert metrics["fidelity_layer_1"] != measure(model, dataset).metrics["fidelity_layer_1"]
 
 
 def ragged() -> tuple[list[list[int]], Dataset]:
@@ -40,14 +40,14 @@ def ragged() -> tuple[list[list[int]], Dataset]:
 def test_sequences_of_different_lengths_are_measured_as_each_alone(make_model) -> None:
     model = make_model()
     rows, dataset = ragged()
-    expected = measure(model, dataset, batch_size=1)
-    assert measure(model, dataset, batch_size=3) == pytest.approx(expected, rel=1e-4)
+    expected = measure(model, dataset, batch_size=1).metrics
+    assert measure(model, dataset, batch_size=3).metrics == pytest.approx(expected, rel=1e-4)
     # The same, padded beforehand.
     padded = {
         "input_ids": [row + [1] * (60 - len(row)) for row in rows],
         "attention_mask": [[1] * len(row) + [0] * (60 - len(row)) for row in rows],
     }
-    assert measure(model, Dataset.from_dict(padded), batch_size=2) == pytest.approx(expected, rel=1e-4)
+    assert measure(model, Dataset.from_dict(padded), batch_size=2).metrics == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("column", ["attention_mask", "position_ids"])
@@ -61,7 +61,8 @@ def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: 
         starts = base(**batch, output_fidelity=[3], use_cache=False).block_starts[0]
     dataset = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
     explicit = dataset.add_column("block_starts", starts.tolist())
-    assert measure(model, dataset, block_model=base) == pytest.approx(measure(model, explicit), rel=1e-6)
+    found, expected = measure(model, dataset, block_model=base), measure(model, explicit)
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
     with pytest.raises(ValueError, match="`dataset` holds `block_starts` and a `block_model` is given too"):
         measure(model, explicit, block_model=base)
 
@@ -79,4 +80,4 @@ def test_a_model_of_another_class_is_refused_by_name(make_model, gpt2_twin) -> N
             measure(*arguments)
     with pytest.raises(ValueError, match=r"`model` is a LocalistGPT2Model; it must be a localised language model"):
         measure(model.transformer, dataset)
-    assert measure(model, dataset, block_model=model.transformer) == measure(model, dataset)
+    assert measure(model, dataset, block_model=model.transformer).metrics == measure(model, dataset).metrics

@@ -59,7 +59,7 @@ def test_loads_as_any_local_metric_does_and_adds_batches(load) -> None:
 def test_shares_are_what_the_meter_gives(load, make_model, make_text) -> None:
     model, ids = make_model(num_sink_tokens=1), make_text(2, 60)
     outputs = model(ids, output_fidelity=True, output_entropy=True)
-    meter = LocalityMeter(model.config)
+    meter = LocalityMeter()
     meter.update(outputs, ids)
     metrics = meter.compute()
     counted = outputs.fidelity_mask[-1]

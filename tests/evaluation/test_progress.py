@@ -10,14 +10,14 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from localist_hf.evaluation import causal_lm_collator, locality_probe, locality_report, measure, measure_controls
+from localist_hf.evaluation import causal_lm_collator, locality_probe, measure, measure_controls
 from localist_hf.evaluation import progress as module
 
 
 DIALS = (0, 0.5, 1)
 MEASUREMENTS = {
     "measure": (measure, "Measuring", "2/2"),
-    "report": (lambda model, data: locality_report(model, data, batch_size=2), "Measuring", "4/4"),
+    "report": (lambda model, data: measure(model, data, 2, with_controls=True), "Measuring", "4/4"),
     # At most: where windows or last tokens have one length, or none, there are fewer.
     "controls": (lambda model, data: measure_controls(model, data, 2, dials=DIALS), "Controls", r"\d+/28"),
     "probe": (

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from localist_hf import localize
-from localist_hf.evaluation import locality_probe, locality_report, measure, measure_controls
+from localist_hf.evaluation import locality_probe, measure, measure_controls
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
@@ -36,7 +36,7 @@ def test_what_a_window_hides_is_not_counted(make_text, window: int | None) -> No
         sizes.append(local.sum(-1)[mask].double().mean().item())
 
     data = Dataset.from_dict({"input_ids": rows})
-    metrics = measure(model, data)
+    metrics = measure(model, data).metrics
     profile = locality_probe(model, [{"input_ids": torch.tensor(rows)}])
     dial = measure_controls(model, data).dials[0].locality
     for layer, size in enumerate(sizes):
@@ -71,9 +71,10 @@ def test_sinks_of_texts_packed_in_a_row_are_seen_as_far_as_the_window_reaches(ma
     separate = Dataset.from_dict({"input_ids": rows})
     tokens, positions = ([place for row in rows for place in of(row)] for of in (list, lambda row: range(len(row))))
     packed = Dataset.from_dict({"input_ids": [tokens], "position_ids": [positions]})
-    expected, found = measure(model, separate), measure(model, packed)
+    reports = [measure(model, data) for data in (separate, packed)]
+    expected, found = (report.metrics for report in reports)
     assert found == pytest.approx(expected, rel=1e-5)
-    profiles = [locality_report(model, data).profile for data in (separate, packed)]
+    profiles = [report.profile for report in reports]
     assert profiles[0].visible_keys.tolist() == pytest.approx(profiles[1].visible_keys.tolist())
     dials = [measure_controls(model, data, dials=(0, 1)).dials[0].locality for data in (separate, packed)]
     assert dials[0].visible_keys == pytest.approx(dials[1].visible_keys)
@@ -92,7 +93,7 @@ def test_a_model_whose_decoder_is_a_part_of_its_transformer(make_text) -> None:
     model, other = (localize(OPTForCausalLM(config)) for _ in range(2))
     rows = make_text(2, 80)
     data = Dataset.from_dict({"input_ids": rows.tolist()})
-    metrics = measure(model, data, block_model=other)
+    metrics = measure(model, data, block_model=other).metrics
     profile = locality_probe(model, [{"input_ids": rows}], block_model=other)
     assert profile.context_fidelity[1].mean().isfinite()
     assert math.isclose(profile.fidelity[1].mean().item(), metrics["fidelity_layer_1"], abs_tol=1e-6)

@@ -227,7 +227,7 @@ def measured(make_config: Callable, texts: Dataset) -> Callable[[dict[str, Any]]
         if key not in known:
             torch.manual_seed(0)
             model = LocalistGPT2LMHeadModel(make_config(**settings))
-            known[key] = model.config, measure(model, texts), measure_controls(model, texts, dials=(0, 0.5, 1))
+            known[key] = model.config, measure(model, texts).metrics, measure_controls(model, texts, dials=(0, 0.5, 1))
         return known[key]
 
     return found

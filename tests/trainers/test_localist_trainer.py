@@ -414,7 +414,7 @@ def test_warm_up_grows_the_locality_term(make_trainer) -> None:
 def test_evaluation_reports_what_measure_finds_and_a_loss_without_locality(make_trainer) -> None:
     trainer = make_trainer(per_device_eval_batch_size=4)
     metrics = trainer.evaluate()
-    expected = measure(trainer.model, random_dataset(6, seed=1))
+    expected = measure(trainer.model, random_dataset(6, seed=1)).metrics
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
     assert {f"eval_entropy_layer_{layer}" for layer in range(4)} <= metrics.keys()

@@ -191,7 +191,9 @@ def test_sft_with_packing_is_as_good_as_without(make_trainer, make_model, texts,
 @pytest.mark.parametrize("settings", [{}, {"packing": True, "max_length": 48}])
 def test_sft_evaluates_as_measure_does(make_trainer, texts, settings: dict) -> None:
     trainer = make_trainer(LocalSFTTrainer, {"text": list(map(words, texts))}, **settings)
-    expected = measure(trainer.model, Dataset.from_dict({"input_ids": [ended(text).tolist() for text in texts]}))
+    expected = measure(
+        trainer.model, Dataset.from_dict({"input_ids": [ended(text).tolist() for text in texts]})
+    ).metrics
     metrics = trainer.evaluate(Dataset.from_dict({"text": list(map(words, texts))}))
     del expected["loss"], expected["entropy"]  # TRL's own
     for name, value in expected.items():
@@ -282,7 +284,7 @@ def test_dpo_measures_the_policy_only(make_trainer, make_model, preferences) -> 
     assert metrics["eval_loss"] < math.log(2)
     assert "eval_perplexity" not in metrics
     sequences = [sequence.tolist() for pair in pairs_of(preferences) for sequence in pair]
-    expected = measure(trainer.model, Dataset.from_dict({"input_ids": sequences}))
+    expected = measure(trainer.model, Dataset.from_dict({"input_ids": sequences})).metrics
     for name in ("fidelity", "context_fidelity", "entropy_layer_2", "visible_keys_layer_0"):
         assert metrics[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-4)
 
