@@ -21,15 +21,12 @@ from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
 from ..evaluation import (
     comparison_table,
     differences_table,
-    plot_attention_map,
     plot_frontier,
     plot_over_depth,
     plot_over_dial,
     plot_shares_over_depth,
     text_prefix,
-    token_labels,
 )
-from ..evaluation.check_model import core_model
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
 from ..evaluation.generation import generate_as_told
@@ -257,20 +254,13 @@ def report(args: argparse.Namespace, work: GridWork) -> None:
     print(f"\n{text}")
     write_whole(args.output_dir / "table.md", text)
     pair = dict.fromkeys((baseline, shown))
-    names = ("context_fidelity_over_depth", "shares_over_depth", "frontier", "perplexity_over_dial", "attention_map")
+    names = ("context_fidelity_over_depth", "shares_over_depth", "frontier", "perplexity_over_dial")
     pictures = {name: args.output_dir / f"{name}.png" for name in names}
     plot_over_depth(own, "context_fidelity", pictures["context_fidelity_over_depth"])
     plot_shares_over_depth({name: own[name] for name in pair}, baseline, pictures["shares_over_depth"])
     plot_frontier(own, baseline, pictures["frontier"])
     dials = {name: [record.controls["dials"] for record in group] for name, group in records.items()}
     plot_over_dial(dials, pictures["perplexity_over_dial"])
-    draw_attention(
-        {name: work.load_run(runs[name][0]) for name in pair},
-        work.load(work.grid.locality),
-        work.tokenizer,
-        work.held_out[0]["input_ids"],
-        pictures["attention_map"],
-    )
     print(f"Pictures: {', '.join(map(str, pictures.values()))}")
 
     # Again, now that every sibling is there to be compared with.
@@ -304,35 +294,6 @@ def continued(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
     )
     written = generate_as_told(model, torch.tensor([tokens]), likeliest)[0]
     return tokenizer.decode(written, clean_up_tokenization_spaces=False)
-
-
-def draw_attention(
-    models: dict[str, PreTrainedModel | PeftModel],
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequence: list[int],
-    path: Path,
-    length: int = 32,
-) -> None:
-    """
-    Draws the last layer's attention of several models, the mean over heads, on tokens near the end of a sequence: from
-    the start of one of the blocks that the base finds there.
-    """
-    input_ids = torch.tensor([sequence])
-    last_layer = base.config.locality.num_hidden_layers - 1
-    with torch.no_grad():
-        starts = base.eval()(input_ids, output_fidelity=[last_layer]).block_starts[0][0]
-    first = int(starts[-length])
-    shown = slice(first, first + length)
-    attentions = {}
-    for name, model in models.items():
-        core_model(model).set_attn_implementation("eager")  # the only one that returns the weights
-        with torch.no_grad():
-            weights = model.eval()(input_ids, output_attentions=True).attentions[last_layer][0].mean(0)
-        attentions[f"{name}, layer {last_layer} (the last), mean over heads"] = weights[shown, shown]
-    tokens = token_labels(tokenizer, sequence)[shown]
-    blocks = f"the base's blocks in layer {last_layer}; tokens {first} to {first + length - 1} of {len(sequence)}"
-    plot_attention_map(attentions, starts[shown] - first, tokens, path, blocks)
 
 
 def tables(records: dict[str, list[RunRecord]], baseline: str) -> str:

@@ -52,7 +52,7 @@ RUN_FILES = (
 )  # fmt: skip
 #: What a measurement writes.
 MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
-#: What a grid writes beside the folders of its runs.
+#: What a grid writes beside the folders of its runs; 0.2 drew an attention map too.
 GRID_FILES = (
     "table.md", "untrained/*.json", "context_fidelity_over_depth.png", PICTURE_FILE, "frontier.png",
     "perplexity_over_dial.png", "attention_map.png",

@@ -12,13 +12,11 @@ from .locality_report import LocalityProfile, LocalityReport
 from .measure import locality_probe, measure
 from .metrics import load_metric
 from .pictures import (
-    plot_attention_map,
     plot_frontier,
     plot_heads,
     plot_over_depth,
     plot_over_dial,
     plot_shares_over_depth,
-    token_labels,
 )
 from .statistics import Interval, PairedDifference, holm, mean_interval, paired_difference, ratio_values
 from .tables import (
@@ -64,7 +62,6 @@ __all__ = [
     "metric_names",
     "paired_difference",
     "perplexity_differences",
-    "plot_attention_map",
     "plot_frontier",
     "plot_heads",
     "plot_over_depth",
@@ -73,6 +70,5 @@ __all__ = [
     "ratio_values",
     "report_table",
     "text_prefix",
-    "token_labels",
     "with_interval",
 ]

@@ -1,7 +1,6 @@
 """Pictures of what was measured: for eyes that see no colours too, and small enough to be published."""
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -11,18 +10,13 @@ from typing import Any, BinaryIO
 import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
-from transformers import PreTrainedTokenizerBase
 
 from ..configuration import VARIANTS
 from .differences import check_baseline
 from .statistics import Interval, mean_interval
 from .tables import layer_series
-from .text_prefix import known_text
 
 
 # Of Okabe and Ito, who chose them for the colour-blind; grey in place of their yellow, which is faint on white. As many
@@ -403,115 +397,4 @@ def plot_heads(values: torch.Tensor, path: str | Path | BinaryIO, title: str | N
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="context fidelity", ticks=[0, 0.25, 0.5, 0.75, 1])
     figure.savefig(path, dpi=110)
-    return figure
-
-
-def token_labels(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
-    """
-    A readable label for each token of a text, whole: ␣ for a space (␣⁸ for eight), ↵ for a line end, ⇥ for a tabulator.
-    Where a tokenizer cuts a character in several tokens, each is labelled with the character and its place, as `é 1/2`.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Whose tokens they are.
-        input_ids (`Sequence[int]`):
-            The whole text, so that no character is cut at its ends.
-    """
-    # Decoded after another token, since some tokenizers drop the space that a text begins with.
-    anchor = tokenizer(known_text(tokenizer), add_special_tokens=False)["input_ids"]
-
-    def text_of(tokens: list[int]) -> str:
-        return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    labels: list[str] = []
-    part: list[int] = []
-    for place, token in enumerate(input_ids):
-        part.append(int(token))
-        text = text_of(anchor + part)[len(text_of(anchor)) :]
-        # Not a whole character yet, which some write as nothing; one has at most four bytes.
-        is_part = not text or text.endswith("\N{REPLACEMENT CHARACTER}")
-        if is_part and len(part) < 4 and place < len(input_ids) - 1:
-            continue
-        text = _visible(text or str(tokenizer.convert_ids_to_tokens(part[0])))
-        labels += [text] if len(part) == 1 else [f"{text} {number + 1}/{len(part)}" for number in range(len(part))]
-        part = []
-    return labels
-
-
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _visible(text: str) -> str:
-    """With signs for what is not seen, and escapes for what the font of pictures does not have."""
-    text = re.sub(" {3,}", lambda spaces: "␣" + str(len(spaces[0])).translate(_SUPERSCRIPTS), text)
-    text = text.translate({ord(" "): "␣", ord("\n"): "↵", ord("\t"): "⇥"})
-    known = get_font(findfont(FontProperties())).get_charmap()
-    return "".join(
-        character if character.isprintable() and ord(character) in known else ascii(character)[1:-1]
-        for character in text
-    )
-
-
-def plot_attention_map(
-    attentions: Mapping[str, torch.Tensor],
-    block_starts: torch.Tensor,
-    tokens: Sequence[str],
-    path: str | Path | BinaryIO,
-    blocks: str = "the blocks of the text",
-) -> Figure:
-    """
-    Draws attention maps of the same tokens side by side, all with the same blocks as outlines. Colours follow the
-    square root of the weights, and the colour bar says so: on a linear scale little but the largest weight of a row is
-    seen.
-
-    Args:
-        attentions (`Mapping[str, torch.Tensor]`):
-            Title of each map, which should name model and layer, to its attention weights of shape `(length, length)`:
-            row and column are query and key.
-        block_starts (`torch.Tensor` of shape `(length,)`):
-            Where each token's block starts; -1 for padding, which belongs to none.
-        tokens (`Sequence[str]`):
-            What the axes call the tokens (see [`token_labels`]); up to about 32 are legible.
-        path (`str`, `Path` or binary file):
-            PNG file to write.
-        blocks (`str`, *optional*, defaults to `"the blocks of the text"`):
-            Whose blocks they are; the picture says it.
-
-    Returns:
-        [`~matplotlib.figure.Figure`]: what was written.
-
-    Raises:
-        ValueError: for weights or block starts of another length than the tokens.
-    """
-    length = len(tokens)
-    for title, weights in attentions.items():
-        if weights.shape != (length, length):
-            raise ValueError(
-                f"`attentions[{title!r}]` has the shape {tuple(weights.shape)}; of {length} tokens it must be "
-                f"({length}, {length})."
-            )
-    if block_starts.shape != (length,):
-        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; it must be ({length},).")
-    figure = Figure(figsize=(5.0 * len(attentions) + 1.6, 6.2), layout="constrained")
-    panels = figure.subplots(1, len(attentions), squeeze=False, sharey=True)[0]
-    starts = sorted(set(block_starts.tolist()) - {-1})
-    for panel, (title, weights) in zip(panels, attentions.items(), strict=True):
-        values = weights.detach().float().cpu().numpy()
-        image = panel.imshow(values, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-        for start in starts:
-            size = int((block_starts == start).sum())
-            outline = Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor="#d55e00", linewidth=1.6)
-            panel.add_patch(outline)
-        panel.set_title(title)
-        # Tokens are text, not formulas between dollar signs.
-        panel.set_xticks(range(length), tokens, rotation=90, fontsize=8, parse_math=False)
-        panel.set_yticks(range(length), tokens, fontsize=8, parse_math=False)
-        panel.tick_params(length=0)
-        panel.set_xlabel("key: the token that is looked at")
-    panels[0].set_ylabel("query: the token that looks")
-    figure.suptitle(f"Outlined: {blocks}")
-    bar = figure.colorbar(image, ax=panels, shrink=0.7, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
-    bar.set_label("attention weight (colours by its square root)")
-    bar.ax.set_yticklabels(["0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
-    figure.savefig(path, dpi=100)
     return figure

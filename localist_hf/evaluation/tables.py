@@ -55,7 +55,7 @@ def report_table(report: LocalityReport, lambdas: Sequence[float]) -> str:
 
     Args:
         report ([`LocalityReport`]):
-            From [`locality_report`].
+            From [`measure`].
         lambdas (`Sequence[float]`):
             The locality of each layer that the schedule says.
     """

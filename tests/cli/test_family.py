@@ -55,7 +55,6 @@ def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Pat
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, which takes half of the time that a tiny family does."""
     monkeypatch.setattr(Figure, "savefig", lambda *given, **settings: None)
-    monkeypatch.setattr(family, "plot_attention_map", lambda *given: None)  # whose labels take longest to be laid out
 
 
 def flags(folder: str = "family", **changes) -> list[str]:
@@ -86,7 +85,7 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
-    names = ("context_fidelity_over_depth", "shares_over_depth", "attention_map", "frontier", "perplexity_over_dial")
+    names = ("context_fidelity_over_depth", "shares_over_depth", "frontier", "perplexity_over_dial")
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (record.name, record.base_run, record.training["steps"], record.license) == ("quintic", "small", 2, None)

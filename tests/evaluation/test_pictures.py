@@ -13,18 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 from scipy import stats
-from tokenizers import ByteLevelBPETokenizer
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from localist_hf.configuration import PAPER_VARIANTS, VARIANTS
 from localist_hf.evaluation import (
-    plot_attention_map,
     plot_frontier,
     plot_heads,
     plot_over_depth,
     plot_over_dial,
     plot_shares_over_depth,
-    token_labels,
 )
 
 
@@ -176,70 +172,6 @@ def test_names_at_the_points_cover_nothing_or_stand_in_a_legend(metrics_of: Call
     crowded = written(plot_frontier, crowd, "distributed")
     assert not crowded.axes[0].texts
     assert legend_of(crowded) == list(crowd)
-
-
-WEIGHTS = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.04, 0.16, 0.8, 0], [0.25, 0.25, 0.25, 0.25]])
-
-
-def test_attention_maps_share_blocks_tokens_and_a_scale_that_is_stated() -> None:
-    weights = WEIGHTS.clone().requires_grad_()  # as a model gives them
-    starts = torch.tensor([-1, 1, 1, 3])
-    tokens = ["$x$", "␣a", "$$", "↵"]
-    maps = {"distributed, layer 5": weights, "quintic, layer 5": weights / 2}
-    figure = written(plot_attention_map, maps, starts, tokens, blocks="the base's blocks")
-    left, right, bar = figure.axes
-    assert figure.get_suptitle() == "Outlined: the base's blocks"
-    assert [panel.get_title() for panel in (left, right)] == list(maps)
-    for panel, values in ((left, WEIGHTS), (right, WEIGHTS / 2)):
-        image = panel.get_images()[0]
-        assert np.asarray(image.get_array()) == pytest.approx(values.numpy())
-        assert (image.norm.vmin, image.norm.vmax) == (0, 1)
-        assert image.norm(0.25) == pytest.approx(0.5)  # the square root, as the bar says
-        outlines = [(box.get_x(), box.get_y(), box.get_width(), box.get_height()) for box in panel.patches]
-        assert outlines == [(0.5, 0.5, 2, 2), (2.5, 2.5, 1, 1)]  # and none of padding
-        assert [label.get_text() for label in panel.get_xticklabels()] == tokens
-        assert all(not label.get_parse_math() and label.get_fontsize() >= 8 for label in panel.get_xticklabels())
-    assert [label.get_text() for label in left.get_yticklabels()] == tokens
-    assert "square root" in bar.get_ylabel()
-    assert [float(label.get_text()) for label in bar.get_yticklabels()] == pytest.approx(bar.get_yticks())
-
-
-@pytest.mark.parametrize(
-    ("shape", "length", "message"),
-    [
-        ((3, 4), 4, r"`attentions\['a'\]` has the shape \(3, 4\); of 4 tokens it must be \(4, 4\)"),
-        ((4, 4), 3, r"`block_starts` has the shape \(3,\); it must be \(4,\)"),
-    ],
-)
-def test_attention_maps_of_another_length_are_refused(shape: tuple, length: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plot_attention_map({"a": torch.ones(shape)}, torch.zeros(length), list("abcd"), io.BytesIO())
-
-
-@pytest.fixture(scope="module")
-def bytes_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, but for what the text below has twice."""
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(["        return return the the"], vocab_size=300, min_frequency=2)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
-
-
-def test_every_token_has_a_whole_and_readable_label(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    text = "return the é\n\t€中 a"
-    input_ids = bytes_tokenizer(text)["input_ids"]
-    labels = token_labels(bytes_tokenizer, input_ids)
-    assert len(labels) == len(input_ids)
-    assert [label for label in labels if "/" in label] == [
-        "é 1/2", "é 2/2", "€ 1/3", "€ 2/3", "€ 3/3", *(rf"\u4e2d {part}/3" for part in (1, 2, 3))
-    ]  # fmt: skip
-    assert {"↵", "⇥", "␣the"} <= set(labels)
-    assert not any(set(label) & set("\n\t\N{REPLACEMENT CHARACTER}") for label in labels)
-    # Half a character at the end, and bytes that are none.
-    assert len(token_labels(bytes_tokenizer, input_ids[:-5])) == len(input_ids) - 5
-    assert len(token_labels(bytes_tokenizer, [input_ids[-4]] * 9)) == 9
-    assert token_labels(bytes_tokenizer, bytes_tokenizer("a" + " " * 12)["input_ids"])[-1].startswith("␣")
-    letters = ByT5Tokenizer()  # which writes nothing for half a character
-    assert token_labels(letters, letters("é a")["input_ids"]) == ["é 1/2", "é 2/2", "␣", "a", "</s>"]
 
 
 def areas(path: Path) -> dict[str, float]:
