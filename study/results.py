@@ -19,7 +19,7 @@ from statistics_of_runs import cost, own_minus
 from tables_of_runs import held, partitions, where_attention_goes
 
 from localist_hf.configuration import PAPER_VARIANTS
-from localist_hf.evaluation import plot_frontier, plot_over_dial
+from localist_hf.evaluation.pictures import plot_frontier, plot_over_dial
 from localist_hf.evaluation.tables import table_of
 from localist_hf.hub import write_card
 

@@ -8,7 +8,7 @@ from records_of_runs import BASELINE, KINDS, Study, dials_of, generated, mean_fi
 from statistics_of_runs import cost, own_minus, retention
 from tables_of_runs import dial_sweep
 
-from localist_hf.evaluation import holm, mean_interval
+from localist_hf.evaluation.statistics import holm, mean_interval
 from localist_hf.evaluation.tables import with_ends
 
 

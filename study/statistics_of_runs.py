@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from records_of_runs import BASELINE, Run, Study
 
-from localist_hf.evaluation import Interval, paired_difference, ratio_values
+from localist_hf.evaluation.statistics import Interval, paired_difference, ratio_values
 from localist_hf.evaluation.tables import with_ends
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from records_of_runs import BASELINE, KINDS, Run, Study, dials_of, figures, generated, is_semantic
 from statistics_of_runs import Comparison, cost, retention
 
-from localist_hf.evaluation import holm, markdown_table, with_interval
+from localist_hf.evaluation.statistics import holm
+from localist_hf.evaluation.tables import markdown_table, with_interval
 from localist_hf.evaluation.tables import p_value_cell, table_of
 
 

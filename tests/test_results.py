@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from localist_hf.configuration import load_grid
-from localist_hf.evaluation import holm, mean_interval, paired_difference, ratio_values
+from localist_hf.evaluation.statistics import holm, mean_interval, paired_difference, ratio_values
 from localist_hf.evaluation.tables import with_ends
 
 

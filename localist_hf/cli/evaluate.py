@@ -9,18 +9,9 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation import (
-    ControlResults,
-    LocalityReport,
-    heads_table,
-    markdown_table,
-    measure,
-    measure_controls,
-    plot_heads,
-    plot_shares_over_depth,
-    report_table,
-    with_interval,
-)
+from ..evaluation import LocalityReport, measure, measure_controls, plot_heads, plot_shares_over_depth, report_table
+from ..evaluation.control_results import ControlResults
+from ..evaluation.tables import heads_table, markdown_table, with_interval
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings

@@ -18,18 +18,12 @@ from transformers import (
 )
 
 from ..configuration import BASELINE_VARIANT, Grid, GridRun, load_grid
-from ..evaluation import (
-    comparison_table,
-    differences_table,
-    plot_frontier,
-    plot_over_depth,
-    plot_over_dial,
-    plot_shares_over_depth,
-    text_prefix,
-)
+from ..evaluation import plot_shares_over_depth, text_prefix
 from ..evaluation.controls import check_dials
 from ..evaluation.differences import are_of_documents
 from ..evaluation.generation import generate_as_told
+from ..evaluation.pictures import plot_frontier, plot_over_depth, plot_over_dial
+from ..evaluation.tables import comparison_table, differences_table
 from ..evaluation.text_prefix import known_text
 from ..hub import RunRecord, check_card, write_card
 from ..hub.card_controls import block_controls, dial_controls

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.utils import logging as transformers_logging
 
 from ..configuration import Grid, GridRun
-from ..evaluation import ControlResults, measure, measure_controls, measure_generation
+from ..evaluation import measure, measure_controls, measure_generation
+from ..evaluation.control_results import ControlResults
 from ..hub import RunRecord, check_card
 from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments

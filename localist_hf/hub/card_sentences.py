@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation import with_interval
+from ..evaluation.tables import with_interval
 from .card_tables import mean_over_runs, metrics_of_runs
 from .example import shown_layer
 from .run_record import RunRecord

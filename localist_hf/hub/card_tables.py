@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation import differences_table, with_interval
+from ..evaluation.tables import differences_table, with_interval
 from ..evaluation.differences import perplexity_ratio
 from ..evaluation.tables import runs_table, table_of
 from .run_record import RunRecord

@@ -22,7 +22,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.utils import logging
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_name
-from ..evaluation import ControlResults, GenerationFigures, text_prefix
+from ..evaluation import text_prefix
+from ..evaluation.control_results import ControlResults
+from ..evaluation.generation import GenerationFigures
 from ..evaluation.text_prefix import have_prefix
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_mixin import SHARES

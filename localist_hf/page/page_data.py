@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..evaluation import context_fidelity
 from ..modeling import LocalityFields
+from ..modeling.fidelity import context_fidelity
 from .reading import Reading
 
 

@@ -13,7 +13,8 @@ from architectures import localised, text, untouched
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from localist_hf.evaluation import ControlResults, measure, measure_controls
+from localist_hf.evaluation import measure, measure_controls
+from localist_hf.evaluation.control_results import ControlResults
 from localist_hf.modeling import locality
 
 

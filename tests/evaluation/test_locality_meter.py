@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from localist_hf.evaluation import LocalityMeter, metric_names
+from localist_hf.evaluation import LocalityMeter
+from localist_hf.evaluation.locality_meter import metric_names
 from localist_hf.modeling import LocalistCausalLMOutput
 
 

@@ -12,14 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from localist_hf import localize
-from localist_hf.evaluation import (
-    heads_table,
-    locality_probe,
-    measure,
-    measure_controls,
-    plot_heads,
-    report_table,
-)
+from localist_hf.evaluation import locality_probe, measure, measure_controls, plot_heads, report_table
+from localist_hf.evaluation.tables import heads_table
 
 
 def llama(**settings):

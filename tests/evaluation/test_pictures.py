@@ -15,13 +15,8 @@ from PIL import Image, ImageColor
 from scipy import stats
 
 from localist_hf.configuration import PAPER_VARIANTS, VARIANTS
-from localist_hf.evaluation import (
-    plot_frontier,
-    plot_heads,
-    plot_over_depth,
-    plot_over_dial,
-    plot_shares_over_depth,
-)
+from localist_hf.evaluation import plot_heads, plot_shares_over_depth
+from localist_hf.evaluation.pictures import plot_frontier, plot_over_depth, plot_over_dial
 
 
 def line_of(figure: Figure, label: str):

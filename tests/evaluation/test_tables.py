@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from localist_hf.evaluation import (
-    comparison_table,
-    differences_table,
-    holm,
-    layer_table,
-    paired_difference,
-    perplexity_differences,
-    ratio_values,
-    with_interval,
-)
+from localist_hf.evaluation import layer_table
+from localist_hf.evaluation.differences import perplexity_differences
+from localist_hf.evaluation.statistics import holm, paired_difference, ratio_values
+from localist_hf.evaluation.tables import comparison_table, differences_table, with_interval
 
 
 @pytest.fixture(scope="module")
