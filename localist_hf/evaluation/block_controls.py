@@ -14,7 +14,7 @@ from ..modeling.local_set import LocalSet
 from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures
-from .locality_meter import label_losses
+from .locality_meter import label_losses, perplexity
 from .share_sums import add_rows, share_means, share_sums
 from .texts import Texts
 
@@ -49,7 +49,7 @@ class Losses:
 
     @property
     def perplexity(self) -> float:
-        return (self.sums.sum() / self.labels.sum()).exp().item()  # NaN without labels
+        return perplexity(self.sums.sum().item(), self.num_labels)
 
     def between(self, other: "Losses", weight: float) -> "Losses":
         """What lies between these and the others, which have this weight."""

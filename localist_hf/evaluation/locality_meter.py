@@ -125,8 +125,7 @@ class LocalityMeter:
             raise ValueError("`compute` was called before any `update`: there is no batch to take a mean over.")
         total_loss, num_labels = self._sums[:2].tolist()
         loss = total_loss / num_labels if num_labels else math.nan
-        # torch's exponential of a large loss is infinite; `math`'s is an error.
-        metrics = {"loss": loss, "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
+        metrics = {"loss": loss, "perplexity": perplexity(total_loss, num_labels)}
 
         means = share_means(dict(zip(SUMS, self._sums[2:].view(len(SUMS), -1), strict=True)))
         overall = {name: values.nanmean() for name, values in means.items()}
@@ -150,3 +149,10 @@ def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     parts = zip(logits.detach().flatten(0, 1).split(_TOKENS), targets.flatten().split(_TOKENS), strict=True)
     losses = torch.cat([F.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
     return losses.view_as(targets).sum(1), (targets != -100).sum(1)
+
+
+def perplexity(total_loss: float, num_labels: float) -> float:
+    """The exponential of the mean loss of so many labels, in nats; NaN without any, infinite of a hopeless one."""
+    # torch's exponential of a large loss is infinite; `math`'s is an error.
+    mean = torch.tensor(total_loss, dtype=torch.float64) / num_labels
+    return mean.exp().item()

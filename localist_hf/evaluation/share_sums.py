@@ -81,3 +81,10 @@ def share_means(totals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if "entropy" in totals:
         means["entropy"] = totals["entropy"] / totals["num_tokens"]
     return means
+
+
+def means_of_lists(shares: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """[`share_means`] of shares that are given one by one, for each counted position and head."""
+    totals = {name: torch.tensor(values, dtype=torch.float64).sum() for name, values in shares.items()}
+    totals["num_counted"] = torch.tensor(len(shares["outside_share"]))
+    return {name: mean.item() for name, mean in share_means(totals).items()}

@@ -2,12 +2,11 @@
 
 import datasets
 import evaluate
-import torch
 
 from localist_hf.evaluation.metrics import CITATION
+from localist_hf.evaluation.share_sums import means_of_lists
+from localist_hf.modeling.locality_mixin import SHARES
 
-
-_NAMES = ("self_shares", "sink_shares", "block_shares", "outside_shares")
 
 _DESCRIPTION = """
 Where the attention of queries goes, as means of four shares that sum to 1:
@@ -43,16 +42,13 @@ class AttentionShares(evaluate.Metric):
             description=_DESCRIPTION,
             citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({name: datasets.Value("float64") for name in _NAMES}),
+            features=datasets.Features({f"{name}s": datasets.Value("float64") for name in SHARES}),
             reference_urls=["https://arxiv.org/abs/2511.18375", "https://arxiv.org/abs/2309.17453"],
         )
 
     def _compute(self, **shares: list[float]) -> dict[str, float]:
-        shares = torch.tensor([shares[name] for name in _NAMES], dtype=torch.float64)
-        wrong = (shares.sum(0) - 1).abs() > 1e-3
-        if wrong.any():
-            place = int(wrong.nonzero()[0])
-            raise ValueError(f"The shares at {place} sum to {shares[:, place].sum().item():.4f}; they must sum to 1.")
-        means = shares.mean(1).tolist()
-        names = (name.removesuffix("s") for name in _NAMES)
-        return dict(zip(names, means, strict=True)) | {"fidelity": 1 - means[-1]}
+        for place, each in enumerate(zip(*shares.values(), strict=True)):
+            if abs(sum(each) - 1) > 1e-3:
+                raise ValueError(f"The shares at {place} sum to {sum(each):.4f}; they must sum to 1.")
+        means = means_of_lists({name: shares[f"{name}s"] for name in SHARES})
+        return {name: means[name] for name in (*SHARES, "fidelity")}

@@ -2,10 +2,9 @@
 
 import datasets
 import evaluate
-import torch
 
 from localist_hf.evaluation.metrics import CITATION
-from localist_hf.modeling.fidelity import context_fidelity
+from localist_hf.evaluation.share_sums import means_of_lists
 
 
 _DESCRIPTION = """
@@ -48,8 +47,5 @@ class ContextFidelity(evaluate.Metric):
         )
 
     def _compute(self, block_shares: list[float], outside_shares: list[float]) -> dict[str, float]:
-        block, outside = (torch.tensor(each, dtype=torch.float64).mean() for each in (block_shares, outside_shares))
-        return {
-            "context_fidelity": context_fidelity(block, outside).item(),
-            "context_share": (block + outside).item(),
-        }
+        means = means_of_lists({"block_share": block_shares, "outside_share": outside_shares})
+        return {name: means[name] for name in ("context_fidelity", "context_share")}

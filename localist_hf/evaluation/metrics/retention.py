@@ -5,6 +5,8 @@ import math
 import datasets
 import evaluate
 
+from localist_hf.evaluation.locality_meter import perplexity
+
 
 _DESCRIPTION = """
 What the dial costs, as a ratio of perplexities:
@@ -39,9 +41,5 @@ class Retention(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        dialled, free = (math.fsum(losses) / len(losses) for losses in (predictions, references))
-        return {
-            "retention": math.exp(dialled - free),
-            "perplexity": math.exp(free),
-            "dialled_perplexity": math.exp(dialled),
-        }
+        dialled, free = (perplexity(math.fsum(losses), len(losses)) for losses in (predictions, references))
+        return {"retention": dialled / free, "perplexity": free, "dialled_perplexity": dialled}
