@@ -71,6 +71,6 @@ def test_means_of_numbers_and_of_none() -> None:
     means = means_of_lists(shares)
     assert means["context_fidelity"] == pytest.approx(0.5 / 1.25)
     assert (means["fidelity"], means["context_share"]) == (0.625, 0.625)
-    nothing = means_of_lists(dict.fromkeys(SHARES, []))
+    nothing = means_of_lists({name: [] for name in SHARES})
     assert nothing.pop("fidelity") == 1
     assert all(value != value for value in nothing.values())
