@@ -22,7 +22,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, s
 from localist_hf import localize
 from localist_hf.cli.data import tokenize_and_pack
 from localist_hf.cli.python_text import python_text, split_text
-from localist_hf.evaluation import LocalityReport, layer_table, measure, plot_heads, plot_shares_over_depth, report_table
+from localist_hf.evaluation import (
+    LocalityReport,
+    layer_table,
+    measure,
+    plot_heads,
+    plot_shares_over_depth,
+    report_table,
+)
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 

@@ -7,8 +7,7 @@ from records_of_runs import BASELINE, KINDS, Run, Study, dials_of, figures, gene
 from statistics_of_runs import Comparison, cost, retention
 
 from localist_hf.evaluation.statistics import holm
-from localist_hf.evaluation.tables import markdown_table, with_interval
-from localist_hf.evaluation.tables import p_value_cell, table_of
+from localist_hf.evaluation.tables import markdown_table, p_value_cell, table_of, with_interval
 
 
 class Line(NamedTuple):

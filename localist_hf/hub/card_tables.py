@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.tables import differences_table, with_interval
 from ..evaluation.differences import perplexity_ratio
-from ..evaluation.tables import runs_table, table_of
+from ..evaluation.tables import differences_table, runs_table, table_of, with_interval
 from .run_record import RunRecord
 
 
