@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
-from ..page.saved_page import TITLE
+from ..page_title import TITLE
 from .own_text import keep_own_text, with_own_text
 from .own_wheel import Wheel, own_wheel
 

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model, num_positions
+from ..page_title import TITLE
 from ..version import __version__
 from ..whole_file import write_whole
 from .page_data import page_data
@@ -23,7 +24,6 @@ from .reading import Passage, Reading, num_tokens, read, read_beside
 MAX_BYTES = 50e6
 #: What packing leaves of the weights' bytes, roughly.
 _BYTES_LEFT = 0.75
-TITLE = "Where a language model looks"
 
 
 @dataclass(frozen=True, repr=False)
