@@ -10,10 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..hub import (
     CARD_FILE,
-    RECORD_FILE,
     Publication,
     PublishError,
-    RunRecord,
     find_bases,
     find_model,
     find_space,
@@ -124,7 +122,7 @@ def ask(publication: Publication, api: HfApi) -> dict[str, str]:
             print(f"The Hub shows no model {base_model!r}, which `--base-model` names.\n")
         for repo_id, files in publication.repositories.items():
             info = find_model(api, repo_id)
-            found[repo_id] = describe(info, files)
+            found[repo_id] = describe(info, publication.records[repo_id].weights)
             publication.repositories[repo_id] = with_own_text_of(api, repo_id, files, info)
     except PublishError as error:
         print(f"What exists already is not known, since the Hub could not be asked: {error}\n")
@@ -138,12 +136,11 @@ def ask(publication: Publication, api: HfApi) -> dict[str, str]:
     return defaultdict(lambda: "not known whether it exists", found)
 
 
-def describe(info: ModelInfo | None, files: Mapping[str, Path | bytes]) -> str:
+def describe(info: ModelInfo | None, weights: Mapping[str, str]) -> str:
     """A repository as it is found, and what its weights are to those that would be published."""
     if info is None:
         return _NEW
     stored = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
-    weights = RunRecord.load(files[RECORD_FILE].parent).weights
     same = all(stored.get(name) == digest for name, digest in weights.items())
     other = "with these weights" if same else "with other weights, which would be replaced"
     if not any(name.endswith(".safetensors") for name in stored):

@@ -62,7 +62,11 @@ _METRICS = {
 
 
 def card_files(
-    folder: str | Path, repo_id: str | None = None, base_model: str | None = None, space: str | None = None
+    folder: str | Path,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    space: str | None = None,
+    records: Sequence[RunRecord] | None = None,
 ) -> dict[str, bytes]:
     """
     The card of a run with its picture, and its evaluation results where the data set has a Hub id. What people wrote
@@ -77,6 +81,8 @@ def card_files(
             Hub id of the model that the run started from, where the record does not know it.
         space (`str`, *optional*):
             Hub id of the Space on which the model can be read.
+        records (`Sequence[RunRecord]`, *optional*):
+            What [`load_siblings`] gives for the folder, where that has been read already.
 
     Returns:
         `dict[str, bytes]`: path in the repository to content.
@@ -85,7 +91,7 @@ def card_files(
         ValueError: where a number is missing, the run started from the very repository that the card is for, or the
             card in the folder is not as [`write_card`] left it.
     """
-    own, records = own_text_in(folder), load_siblings(folder)
+    own, records = own_text_in(folder), records or load_siblings(folder)
     record = records[0]
     repo_id = repo_id or record.repository_id()
     files = {

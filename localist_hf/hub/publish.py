@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from .model_card import CARD_FILE, EVAL_RESULTS_FILE, card_files
 from .model_code import code_files, renewed_code
 from .own_text import keep_own_text, own_text, with_own_text
 from .run_history import LOCALITY_FIELDS, RECORD_FILE, WEIGHT_FILES, weight_hashes
-from .run_record import RunRecord
+from .run_record import RunRecord, load_siblings, siblings
 from .space import SPACE_TAG, Space, make_space
 
 
@@ -88,6 +88,8 @@ class Publication:
     Args:
         repositories (`dict[str, dict[str, Path | bytes]]`):
             Id of each repository to what it will hold; see [`repository_files`].
+        records (`dict[str, RunRecord]`):
+            Id of each repository to the record of its run.
         left_out (`dict[Path, str]`):
             The folders that are not published, and why.
         base_model (`str`, *optional*):
@@ -97,13 +99,18 @@ class Publication:
     """
 
     repositories: dict[str, dict[str, Path | bytes]]
+    records: dict[str, RunRecord]
     left_out: dict[Path, str]
     base_model: str | None
     space: Space | None
 
 
 def repository_files(
-    folder: str | Path, repo_id: str | None = None, base_model: str | None = None, space: str | None = None
+    folder: str | Path,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    space: str | None = None,
+    records: Sequence[RunRecord] | None = None,
 ) -> dict[str, Path | bytes]:
     """
     Everything that a run's repository holds, and nothing else of its folder: weights, configuration, code, tokenizer,
@@ -119,6 +126,8 @@ def repository_files(
             which loads its base from there.
         space (`str`, *optional*):
             Hub id of the Space on which the model can be read, which the card links to.
+        records (`Sequence[RunRecord]`, *optional*):
+            What [`load_siblings`] gives for the folder, where that has been read already.
 
     Returns:
         `dict[str, Path | bytes]`: path in the repository to a file, or to its content where it differs from the file.
@@ -129,7 +138,8 @@ def repository_files(
             content that would give away this machine.
     """
     folder = Path(folder)
-    record = RunRecord.load(folder)
+    records = records or load_siblings(folder)
+    record = records[0]
     record.check_weights(folder)
     repo_id = repo_id or record.repository_id()
     if base_model is not None:
@@ -162,7 +172,7 @@ def repository_files(
     files |= {name: content for name, content in code.items() if content is not None}
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
-    files |= card_files(folder, repo_id, base_model, space)
+    files |= card_files(folder, repo_id, base_model, space, records)
     _check_private(files, folder)
     return files
 
@@ -315,11 +325,11 @@ def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
                     raise ValueError(f"{name} of {str(folder)!r} names {what}, which must not be published.")
 
 
-def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str]]:
+def find_runs(folder: str | Path) -> tuple[dict[Path, list[RunRecord]], dict[Path, str]]:
     """
-    The folders to publish and their records, and the folders that are left out and why. To publish is the folder itself
-    where it is a run, else the runs in it, the base first. Of several runs of one name it is the one in the folder of
-    this name, or else of the lowest seed.
+    The folders to publish, each with its record and those of its [`siblings`], and the folders that are left out and
+    why. To publish is the folder itself where it is a run, else the runs in it, the base first. Of several runs of one
+    name it is the one in the folder of this name, or else of the lowest seed. Every record is read once.
 
     Raises:
         ValueError: where there is no finished run.
@@ -327,9 +337,10 @@ def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`run` is {str(folder)!r}; there is no such folder.")
-    if (own := RunRecord.find(folder)) is not None:
-        return {folder: own}, {}
-    runs, left_out = [], {}
+    if (folder / RECORD_FILE).is_file():
+        return {folder: load_siblings(folder)}, {}
+    runs: list[tuple[RunRecord, Path]] = []
+    left_out = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             try:
@@ -341,9 +352,11 @@ def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str
             if (path / RECORD_FILE).is_file():
                 raise ValueError(reason)
         RunRecord.load(folder)  # says what is missing
-    runs.sort(key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed))
+    in_order = sorted(
+        runs, key=lambda run: (not run[0].from_scratch, run[0].name, run[1].name != run[0].name, run[0].seed)
+    )
     first: dict[str, tuple[Path, RunRecord]] = {}
-    for record, path in runs:
+    for record, path in in_order:
         other, published = first.setdefault(record.repository_id().lower(), (path, record))
         if other == path:
             continue
@@ -354,7 +367,11 @@ def find_runs(folder: str | Path) -> tuple[dict[Path, RunRecord], dict[Path, str
                 f"another run than {other.name!r}, and called {record.name!r} as well: publish it by itself with "
                 "another name (`--name`)"
             )
-    return dict(first.values()), left_out
+    found = {
+        path: [record, *siblings(record, (other for other, where in runs if where != path))]
+        for path, record in first.values()
+    }
+    return found, left_out
 
 
 def publish(
@@ -477,7 +494,8 @@ def prepare(
         check_repository_id("base_model", base_model)
     if space is not None:
         check_repository_id("space", space, "Space")
-    runs, left_out = find_runs(folder)
+    found, left_out = find_runs(folder)
+    runs = {path: records[0] for path, records in found.items()}
     if name is not None and len(runs) > 1:
         raise ValueError(f"`name` is {name!r}, for one run; {str(folder)!r} holds {len(runs)}.")
     names = {path: record.repository_id(namespace, name) for path, record in runs.items()}
@@ -492,14 +510,16 @@ def prepare(
     bases = {path: _base_of(record, runs, names, base_model) for path, record in runs.items()}
     if base_model is not None and base_model not in bases.values():
         raise ValueError(f"`base_model` is {base_model!r}; no run in {str(folder)!r} started from a local folder.")
-    repositories = {names[path]: repository_files(path, names[path], bases[path], space) for path in runs}
+    repositories = {
+        names[path]: repository_files(path, names[path], bases[path], space, records) for path, records in found.items()
+    }
     shown = None
     if space is not None:
         # What the page is about comes first: the models that were trained for locality.
         models = sorted(runs, key=lambda path: not any(runs[path].lambdas))
         stood_on = {bases[path] or record.base_model for path, record in runs.items() if record.adapter}
         shown = make_space(space, [names[path] for path in models], sorted(stood_on - set(names.values())))
-    return Publication(repositories, left_out, base_model, shown)
+    return Publication(repositories, {names[path]: runs[path] for path in runs}, left_out, base_model, shown)
 
 
 def _base_of(

@@ -525,24 +525,30 @@ def check_record(folder: str | Path) -> None:
 
 def load_siblings(folder: str | Path) -> list[RunRecord]:
     """
-    The records of the finished runs beside a run, its own first: those that differ from it in their locality and seed
-    only, the run that they all started from, or, of such a base, the runs that started from it. What is no record is
+    The record of a run, then those of the finished runs beside it that are its [`siblings`]. What is no record is
     passed over with a warning.
     """
-    folder = Path(folder).resolve()
     record = RunRecord.load(folder)
-    records = [record]
+    folder = Path(folder).resolve()
+    others = []
     for path in sorted(folder.parent.glob(f"*/{RECORD_FILE}")):
         if path.parent == folder:
             continue
         try:
-            other = RunRecord.load(path.parent)
+            others.append(RunRecord.load(path.parent))
         except (ValueError, OSError) as error:
             logger.warning(f"A folder beside {folder.name!r} is passed over: {error}")
-            continue
-        if other.is_comparable(record) or other.is_base_of(record) or record.is_base_of(other):
-            records.append(other)
-    return records
+    return [record, *siblings(record, others)]
+
+
+def siblings(record: RunRecord, others: Iterable[RunRecord]) -> list[RunRecord]:
+    """
+    The runs that the card of another one speaks of: those that differ from it in their locality and seed only, the run
+    that they all started from, or, of such a base, the runs that started from it.
+    """
+    return [
+        other for other in others if other.is_comparable(record) or other.is_base_of(record) or record.is_base_of(other)
+    ]
 
 
 def _repository_id(model_type: str, name: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:

@@ -23,7 +23,7 @@ from transformers import (
 
 from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.cli.publish import show
-from localist_hf.hub import PublishError, prepare, publish, repository_files, upload
+from localist_hf.hub import PublishError, RunRecord, prepare, publish, repository_files, upload
 from localist_hf.hub.publish import _tokenizer_files
 from localist_hf.hub.run_history import weight_hashes
 
@@ -92,6 +92,23 @@ def test_every_run_becomes_a_complete_repository_in_one_commit(hub: HubServer, a
     # Of two seeds the first is published; the other is in the card's statistics.
     assert files_of(hub, "quintic")["model.safetensors"] == (family / "quintic" / "model.safetensors").read_bytes()
     assert b"2 runs with the seeds" in files_of(hub, "quintic")["README.md"]
+
+
+def test_each_record_is_read_once(api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(runs / "quintic", runs / "quintic-seed1")
+    change_record(runs / "quintic-seed1", seed=1)
+    (runs / "notes").mkdir()
+    read, load = [], RunRecord.load
+    monkeypatch.setattr(RunRecord, "load", lambda folder: read.append(Path(folder).name) or load(folder))
+    folders = sorted(path.name for path in runs.iterdir())
+    publish(runs, "org", api=api, report=str)
+    assert sorted(read) == folders
+    read.clear()
+    show(prepare(runs, "org"), api)
+    assert sorted(read) == folders
+    read.clear()
+    publish(runs / "quintic", "org", name="alone", base_model="org/localist-gpt2-base", api=api, report=str)
+    assert sorted(read) == sorted(set(folders) - {"notes"})
 
 
 def test_nothing_of_this_machine_and_no_training_state_is_published(hub: HubServer, api: HfApi, runs: Path) -> None:
