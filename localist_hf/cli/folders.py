@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from .. import modeling
 from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
 from ..hub.model_code import is_own_code
-from ..hub.publish import TOKENIZER_FILES, read_json
+from ..hub.repositories import TOKENIZER_FILES
+from ..hub.repository_files import read_json
 from ..trainers.checkpoints import remove_leftovers
 from ..whole_file import write_whole
 from .errors import INPUT_ERRORS, CommandError, ending_with

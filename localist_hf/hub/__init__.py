@@ -10,23 +10,15 @@ from .model_card import (
     own_text_in,
     write_card,
 )
-from .publish import (
-    Publication,
-    PublishError,
-    card_on_hub,
-    find_bases,
-    find_model,
-    find_space,
-    full_repository_id,
-    prepare,
-    publish,
-    push_to_hub,
-    repository_files,
-    upload,
-    with_own_text_of,
-)
+from .publish import Publication, prepare, publish
+from .push_to_hub import push_to_hub
+from .record_file import check_record
+from .record_of_trainer import last_evaluation, record_of_trainer
+from .repositories import PublishError, card_on_hub, find_model, full_repository_id, upload, with_own_text_of
+from .repository_files import repository_files
 from .run_history import RECORD_FILE, RunHistory
-from .run_record import RunRecord, check_record, last_evaluation
+from .run_record import RunRecord
+from .space import find_bases, find_space
 from .update import update
 
 
@@ -53,6 +45,7 @@ __all__ = [
     "prepare",
     "publish",
     "push_to_hub",
+    "record_of_trainer",
     "repository_files",
     "update",
     "upload",

@@ -46,7 +46,9 @@ from .card_sentences import (
 from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
 from .own_text import own_text, with_own_text
-from .run_record import PLACEHOLDER_NAMESPACE, RunRecord, check_record, load_siblings
+from .record_file import check_record
+from .run_record import PLACEHOLDER_NAMESPACE, RunRecord
+from .siblings import load_siblings
 
 
 CARD_FILE = "README.md"

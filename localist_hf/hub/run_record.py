@@ -1,9 +1,6 @@
 """What a run trained on what, and what it measured: the one source of the numbers on a model card."""
 
-import json
 import math
-import os
-import platform
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,39 +9,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-import peft
-import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import validate_repo_id
-from peft import PeftModel
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
-from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_name
-from ..evaluation import text_prefix
-from ..evaluation.control_results import ControlResults
-from ..evaluation.generation import GenerationFigures
-from ..evaluation.text_prefix import have_prefix
+from ..configuration import LOCALITY_ARGUMENTS, VARIANTS
+from ..evaluation import ControlResults, GenerationFigures, LocalityFigures
+from ..evaluation.locality_meter import QUANTITIES
 from ..modeling.locality_dial import DIAL_FIELDS
-from ..modeling.locality_mixin import SHARES
 from ..modeling.locality_schedule import schedule_lambdas
-from ..version import __version__
-from ..whole_file import write_whole
-from .adapters import brings_embeddings
-from .example import attention_example, stored_config
-from .run_history import (
-    LOCALITY_FIELDS,
-    RECORD_FILE,
-    find_base,
-    find_history,
-    has_best_weights,
-    training_parts,
-    weight_hashes,
-)
+from .record_file import METRICS_FIELDS, read_values, write_values
+from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
 
-
-logger = logging.get_logger(__name__)
 
 #: Stands for the namespace where it is not known yet.
 PLACEHOLDER_NAMESPACE = "org"
@@ -69,12 +44,8 @@ _KEYS = {
         "all_local_self_only_perplexity", "divergence",
     ),
 }  # fmt: skip
-# The fields that hold an evaluation.
-_METRICS = ("metrics", "metrics_on_base_blocks")
-# What is measured overall and of every layer, always a number, and what is none where no position counts.
+# What is always a number, of all that is measured.
 _ALWAYS = ("fidelity", "entropy")
-_WHERE_COUNTED = (*SHARES, "context_share", "visible_keys")
-_MEASURED = ("loss", "perplexity", *_ALWAYS, *_WHERE_COUNTED, "context_fidelity")
 
 
 @dataclass(frozen=True)
@@ -181,7 +152,7 @@ class RunRecord:
         if missing := [name for name in LOCALITY_FIELDS if name not in self.locality]:
             raise ValueError(f"`config` has no {missing[0]!r}.")
         schedule_lambdas(self.locality["locality_schedule"], self.num_layers)
-        for name in _METRICS:
+        for name in METRICS_FIELDS:
             if (metrics := getattr(self, name)) is not None:
                 _check_metrics(name, metrics, self.num_layers)
         if self.controls is not None:
@@ -227,7 +198,7 @@ class RunRecord:
 
     def repository_id(self, namespace: str = PLACEHOLDER_NAMESPACE, name: str | None = None) -> str:
         """The repository of the run, or of this `name`: `namespace/localist-<model type>-<name>`."""
-        return _repository_id(self.config["model_type"], name or self.name, namespace)
+        return repository_id(self.config["model_type"], name or self.name, namespace)
 
     @property
     def from_scratch(self) -> bool:
@@ -250,11 +221,11 @@ class RunRecord:
                 self.base_run == other.base_run,
                 self.base_weights == other.base_weights,
                 self.adapter == other.adapter,
-                _without(self.config, ("locality", *_VARIANT_FIELDS))
-                == _without(other.config, ("locality", *_VARIANT_FIELDS)),
-                _without(self.locality, _VARIANT_FIELDS) == _without(other.locality, _VARIANT_FIELDS),
+                without(self.config, ("locality", *_VARIANT_FIELDS))
+                == without(other.config, ("locality", *_VARIANT_FIELDS)),
+                without(self.locality, _VARIANT_FIELDS) == without(other.locality, _VARIANT_FIELDS),
                 self.data == other.data,
-                _without(self.training, LOCALITY_ARGUMENTS) == _without(other.training, LOCALITY_ARGUMENTS),
+                without(self.training, LOCALITY_ARGUMENTS) == without(other.training, LOCALITY_ARGUMENTS),
                 self.earlier_parts == other.earlier_parts,
             )
         )
@@ -279,16 +250,7 @@ class RunRecord:
         Raises:
             ValueError: where a file of this name is there that is no record.
         """
-        path = Path(folder) / RECORD_FILE
-        check_record(folder)
-        values = asdict(self)
-        for name in _METRICS:
-            if (metrics := values[name]) is not None:
-                values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
-        text = json.dumps(values, indent=2, allow_nan=False)
-        # Lists of numbers in one line each; strings have their line ends escaped.
-        text = re.sub(r'\[\n([^\[\]{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
-        write_whole(path, f"{text}\n")
+        write_values(folder, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "RunRecord":
@@ -305,17 +267,10 @@ class RunRecord:
                 "`localist-hf family` and `LocalistTrainer.create_model_card` write."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError("it holds no JSON object.")
-            if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
-                raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
+            values = read_values(path)
             missing = sorted({field.name for field in fields(cls)} ^ values.keys())
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
-            for name in _METRICS:
-                if isinstance(metrics := values[name], dict):
-                    values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
@@ -373,214 +328,10 @@ class RunRecord:
                 "Train or evaluate the run again."
             )
 
-    @classmethod
-    def from_trainer(
-        cls,
-        trainer: transformers.Trainer,
-        name: str | None = None,
-        dataset: str | None = None,
-        dataset_details: str = "",
-        dataset_id: str | None = None,
-        dataset_config: str | None = None,
-        evaluation_split: str = "evaluation",
-        base_model: str | None = None,
-        language: str | None = None,
-        license: str | None = None,
-    ) -> "RunRecord":
-        """
-        The record of a trainer that has trained, evaluated and saved its model.
 
-        Args:
-            trainer ([`~transformers.Trainer`]):
-                The trainer, with a [`RunHistory`] among its callbacks.
-            name (`str`, *optional*):
-                Name of the run. Defaults to that of the variant, with `-lora` for an adapter, or else of the folder;
-                never to that of the run that it started from.
-            dataset (`str`, *optional*), dataset_details (`str`, *optional*):
-                Name of the text, and a sentence on how it was used.
-            dataset_id (`str`, *optional*), dataset_config (`str`, *optional*):
-                Hub id and configuration of the data set, where it has one.
-            evaluation_split (`str`, *optional*, defaults to `"evaluation"`):
-                Name of the part that was measured on.
-            base_model (`str`, *optional*):
-                Hub id of the base. Defaults to where the model was loaded from.
-            language (`str`, *optional*), license (`str`, *optional*):
-                As on the Hub.
-
-        Raises:
-            ValueError: for a language or a licence of another form; without an evaluation of the trainer's present
-                weights, or without saved weights; for a `name` that no repository can have or that is the base's.
-        """
-        check_tags(language, license)
-        model, args = trainer.model, trainer.args
-        folder = Path(args.output_dir)
-        config = stored_config(model.get_base_model()) if isinstance(model, PeftModel) else model.config
-        adapter, num_parameters = None, model.num_parameters()
-        if isinstance(model, PeftModel):
-            trained, total = model.get_nb_trainable_parameters()
-            num_parameters = total - trained
-            lora = model.active_peft_config
-            targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules)
-            adapter = {
-                "rank": lora.r,
-                "alpha": lora.lora_alpha,
-                "target_modules": targets,
-                "parameters": trained,
-            }
-        history = find_history(trainer)
-        base = history.base or find_base(history.started_from)
-        if base_model is not None:
-            try:
-                validate_repo_id(base_model)
-            except ValueError as error:
-                raise ValueError(f"`base_model` is {base_model!r}, which is no Hub id: {error}") from error
-            base = {"base_model": base_model, "base_run": None, "base_weights": None}
-        variant = variant_name(config.locality)
-        metrics = last_evaluation(trainer)
-        if metrics is None:
-            raise ValueError(
-                f"The weights of step {trainer.state.global_step} have not been evaluated, so there is no number for "
-                "the card; call `trainer.evaluate()` on them first."
-            )
-        weights = weight_hashes(folder)
-        if not weights:
-            raise ValueError(f"`output_dir` {args.output_dir!r} holds no weights; call `save_model()` first.")
-        if adapter is not None and brings_embeddings(folder, config.get_text_config().vocab_size):
-            adapter["embeddings"] = True
-        # Of what was loaded from the Hub, transformers notes it.
-        if adapter is not None and base["base_model"] == history.started_from:
-            revision = getattr(model.get_base_model().config, "_commit_hash", None) or lora.revision
-            adapter |= {} if revision is None else {"base_revision": revision}
-        wanted = f"{variant}-lora" if variant and adapter else variant
-        *earlier_parts, last_part = training_parts(trainer)
-        return cls(
-            name=_free_name(wanted, folder, base, config) if name is None else _checked_name(name, base, config),
-            variant=variant,
-            seed=last_part["seed"],
-            **base,
-            adapter=adapter,
-            # Where it was loaded from is a path of this machine, and the rest depends on who saves it.
-            config=_without(config.to_dict(), ("_name_or_path", "auto_map", "architectures", "transformers_version")),
-            num_parameters=num_parameters,
-            data={
-                "name": dataset,
-                "details": dataset_details,
-                "dataset_id": dataset_id,
-                "dataset_config": dataset_config,
-                "evaluation_split": evaluation_split,
-                "training_sequences": _length(trainer.train_dataset),
-                "evaluation_sequences": _length(trainer.eval_dataset),
-                "evaluation_lengths": _lengths(trainer.eval_dataset),
-            }
-            | _text_prefix(trainer),
-            training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)}
-            | last_part["training"],
-            earlier_parts=earlier_parts,
-            metrics=metrics,
-            metrics_on_base_blocks=None,
-            versions={
-                "Python": platform.python_version(),
-                "localist-hf": __version__,
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-            }
-            | ({"peft": peft.__version__} if adapter else {}),
-            hardware=_hardware(args.device, args.world_size),
-            weights=weights,
-            license=license,
-            language=language,
-            example=attention_example(model, trainer.processing_class, folder),
-            controls=None,
-        )
-
-
-def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
-    """What the evaluation of the trainer's present weights measured; `None` where there was none."""
-    for entry in reversed(trainer.state.log_history):
-        if "train_runtime" in entry and has_best_weights(trainer.args, trainer.state):
-            return None  # what was measured before the best weights were loaded was measured on others
-        if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
-            metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
-            return {name: value for name, value in metrics.items() if name.partition("_layer_")[0] in _MEASURED}
-    return None
-
-
-def check_record(folder: str | Path) -> None:
-    """
-    Checks that a record can be written to a folder.
-
-    Raises:
-        ValueError: where a file of its name is there that is no record of a run, of whatever version.
-    """
-    path = Path(folder) / RECORD_FILE
-    if not os.path.lexists(path):
-        return
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        values = None
-    if not isinstance(values, dict) or not {"name", "metrics", "weights"} <= values.keys():
-        raise ValueError(f"{str(path)!r} is no record of a run, and would be overwritten; move it away.")
-
-
-def load_siblings(folder: str | Path) -> list[RunRecord]:
-    """
-    The record of a run, then those of the finished runs beside it that are its [`siblings`]. What is no record is
-    passed over with a warning.
-    """
-    record = RunRecord.load(folder)
-    folder = Path(folder).resolve()
-    others = []
-    for path in sorted(folder.parent.glob(f"*/{RECORD_FILE}")):
-        if path.parent == folder:
-            continue
-        try:
-            others.append(RunRecord.load(path.parent))
-        except (ValueError, OSError) as error:
-            logger.warning(f"A folder beside {folder.name!r} is passed over: {error}")
-    return [record, *siblings(record, others)]
-
-
-def siblings(record: RunRecord, others: Iterable[RunRecord]) -> list[RunRecord]:
-    """
-    The runs that the card of another one speaks of: those that differ from it in their locality and seed only, the run
-    that they all started from, or, of such a base, the runs that started from it.
-    """
-    return [
-        other for other in others if other.is_comparable(record) or other.is_base_of(record) or record.is_base_of(other)
-    ]
-
-
-def _repository_id(model_type: str, name: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
+def repository_id(model_type: str, name: str, namespace: str = PLACEHOLDER_NAMESPACE) -> str:
+    """The repository of a run of this name: `namespace/localist-<model type>-<name>`."""
     return f"{namespace}/localist-{model_type.removeprefix('localist-')}-{name}"
-
-
-def _parents(base: Mapping[str, Any], config: PreTrainedConfig) -> list[str]:
-    """Names of runs that a base may have."""
-    prefix = _repository_id(config.model_type, "").rpartition("/")[2]
-    hub_name = (base["base_model"] or "").rpartition("/")[2].removeprefix(prefix)
-    return [name for name in (base["base_run"], hub_name) if name]
-
-
-def _checked_name(name: str, base: Mapping[str, Any], config: PreTrainedConfig) -> str:
-    if name in _parents(base, config):
-        raise ValueError(f"`name` is {name!r}, the name of the model that the run started from; it must be another.")
-    try:
-        validate_repo_id(_repository_id(config.model_type, name))
-    except ValueError as error:
-        raise ValueError(f"`name` is {name!r}, which no repository can be called: {error}") from error
-    return name
-
-
-def _free_name(variant: str | None, folder: Path, base: Mapping[str, Any], config: PreTrainedConfig) -> str:
-    """The variant's name, or else the folder's; another where the base (or what that started from) is called so."""
-    parents = _parents(base, config)
-    # As a repository may be called, whatever the folder's name.
-    folder_name = re.sub(r"[-.]{2,}", "-", re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)).strip("-.")[:80]
-    names = [name for name in (variant, folder_name) if name] + [f"{parent}-2" for parent in parents] + ["run"]
-    return next(
-        name for name in names if not any(parent == name or parent.startswith(f"{name}-") for parent in parents)
-    )
 
 
 def check_tags(language: str | None, license: str | None) -> None:
@@ -599,7 +350,7 @@ def check_tags(language: str | None, license: str | None) -> None:
 def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
     for part in ("", *(f"_layer_{layer}" for layer in range(num_layers))):
         needed = [f"{name}{part}" for name in _ALWAYS] + ([] if part else ["loss", "perplexity"])
-        counted, psi = [f"{name}{part}" for name in _WHERE_COUNTED], f"context_fidelity{part}"
+        psi, *counted = [f"{name}{part}" for name in QUANTITIES if name not in _ALWAYS]
         values = {name: metrics.get(name) for name in (*needed, *counted, psi)}
         undefined = {name for name, value in values.items() if value != value}  # NaN
         if not undefined.issuperset(counted):
@@ -620,41 +371,11 @@ def _check_controls(controls: Mapping[str, Any], num_layers: int, number: int) -
     figures = [dial["locality"] for dial in controls["dials"]]
     for blocks in controls["blocks"]:
         figures += [blocks["own"], blocks["wrong"], *filter(None, (blocks["windows"], blocks["recency"]))]
-    for name in ("visible_keys", "context_fidelity", "context_share", "fidelity"):
-        if any(len(figure[name]) != len(layers) for figure in figures):
-            raise ValueError(f"`controls` must hold {name!r} of each of the layers {layers}.")
+    for field in fields(LocalityFigures):
+        if any(len(figure[field.name]) != len(layers) for figure in figures):
+            raise ValueError(f"`controls` must hold {field.name!r} of each of the layers {layers}.")
 
 
-def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """All values but those of some names."""
     return {name: value for name, value in values.items() if name not in set(names)}
-
-
-def _length(dataset: Any) -> int | None:
-    """Number of sequences; `None` for a stream."""
-    return len(dataset) if hasattr(dataset, "__len__") else None
-
-
-def _lengths(dataset: Any) -> list[int]:
-    """Tokens of the shortest and of the longest sequence."""
-    try:
-        lengths = [len(row["input_ids"]) for row in dataset]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            "`eval_dataset` must be a data set with a column `input_ids`, for the card to say what was measured on."
-        ) from error
-    return [min(lengths), max(lengths)]
-
-
-def _text_prefix(trainer: transformers.Trainer) -> dict[str, Any]:
-    """What [`RunRecord`]'s `data` says of how texts begin; nothing where the tokenizer puts nothing before them."""
-    tokenizer = trainer.processing_class
-    if not (isinstance(tokenizer, PreTrainedTokenizerBase) and (prefix := text_prefix(tokenizer))):
-        return {}
-    return {"text_prefix": tokenizer.decode(prefix), "has_text_prefix": have_prefix(trainer.eval_dataset, prefix)}
-
-
-def _hardware(device: torch.device, world_size: int) -> str:
-    if device.type == "cuda":
-        return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    processes = f"{world_size} processes, " if world_size > 1 else ""
-    return f"{processes}{device.type.upper()}, {torch.get_num_threads()} of {os.cpu_count()} cores"

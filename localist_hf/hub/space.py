@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub import HfApi, ModelInfo, SpaceCard, SpaceCardData, SpaceInfo
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..page_title import TITLE
+from .model_card import CARD_FILE
 from .own_text import keep_own_text, with_own_text
 from .own_wheel import Wheel, own_wheel
+from .repositories import PublishError, explained, find_model
 
 
 #: What the page is tried with; of the extra `view`.
@@ -138,6 +141,65 @@ def make_space(repo_id: str, models: Sequence[str], bases: Sequence[str]) -> Spa
     """
     wheel = own_wheel()
     return Space(repo_id, list(models), list(bases), _requirements(wheel), wheel)
+
+
+def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | None:
+    """
+    What the Hub has of a Space that is to be written; `None` where it has none.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The client.
+        repo_id (`str`):
+            The Space.
+        hides (`bool`, *optional*, defaults to `False`):
+            Whether it shows models that are private.
+
+    Raises:
+        PublishError: where it holds another app, or is public and shows what is private, or cannot be asked for.
+    """
+    with explained(repo_id, again=""):
+        try:
+            info = api.space_info(repo_id)
+        except RepositoryNotFoundError:
+            return None
+    # A new Space has a card, and nothing to replace.
+    names = {sibling.rfilename for sibling in info.siblings or ()}
+    if not is_space_of_ours(info) and names - {".gitattributes", CARD_FILE}:
+        raise PublishError(
+            f"`space` is {repo_id!r}, which exists and is no Space that this command has made; give another name."
+        )
+    if info.sdk != "gradio":
+        raise PublishError(f"`space` is {repo_id!r}, which exists with the SDK {info.sdk!r}; the page needs 'gradio'.")
+    if hides and not info.private:
+        raise PublishError(
+            f"`space` is {repo_id!r}, which exists and is public, and would show models that are private; nothing has "
+            "been uploaded."
+        )
+    return info
+
+
+def is_space_of_ours(info: SpaceInfo) -> bool:
+    """Whether a Space says that this library has made it."""
+    return info.card_data is not None and SPACE_TAG in (info.card_data.tags or ())
+
+
+def find_bases(api: HfApi, space: Space) -> dict[str, ModelInfo]:
+    """
+    What the Hub says of each base that a Space's adapters stand on and that is not published with them.
+
+    Raises:
+        PublishError: for one that the Hub does not show.
+    """
+    found = {}
+    for repo_id in space.bases:
+        if (info := find_model(api, repo_id)) is None:
+            raise PublishError(
+                f"`space` is {space.repo_id!r}; an adapter stands on {repo_id!r}, and the Hub shows this account no "
+                "such model."
+            )
+        found[repo_id] = info
+    return found
 
 
 def _requirements(wheel: Wheel) -> bytes:

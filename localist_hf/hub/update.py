@@ -9,7 +9,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from ..version import __version__
 from .model_code import renewed_code
-from .publish import PublishError, check_repository_id, explained, find_model, read_json
+from .repositories import PublishError, check_repository_id, explained, find_model
+from .repository_files import read_json
 
 
 def update(

@@ -17,12 +17,12 @@ from ..evaluation.check_model import check_model
 from ..evaluation.text_prefix import have_prefix
 from ..hub import (
     CARD_FILE,
-    RunRecord,
     card_on_hub,
     check_card,
     find_model,
     full_repository_id,
     last_evaluation,
+    record_of_trainer,
     repository_files,
     upload,
     write_card,
@@ -170,7 +170,7 @@ class LocalistTrainer(LocalityLossMixin, Trainer):
         if not self.is_world_process_zero():
             return
         check_card(self.args.output_dir)  # refused before the record is another
-        record = RunRecord.from_trainer(
+        record = record_of_trainer(
             self,
             name=model_name,
             dataset=dataset,

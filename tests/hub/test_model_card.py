@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from localist_hf.hub import RunRecord, card_files, write_card
-from localist_hf.hub.run_record import load_siblings
+from localist_hf.hub.siblings import load_siblings
 
 
 SECTIONS = [

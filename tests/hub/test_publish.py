@@ -24,7 +24,7 @@ from transformers import (
 from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.cli.publish import show
 from localist_hf.hub import PublishError, RunRecord, prepare, publish, repository_files, upload
-from localist_hf.hub.publish import _tokenizer_files
+from localist_hf.hub.repository_files import _tokenizer_files
 from localist_hf.hub.run_history import weight_hashes
 
 

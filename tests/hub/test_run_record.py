@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
-from localist_hf.hub import RunHistory, RunRecord, write_card
+from localist_hf.hub import RunHistory, RunRecord, last_evaluation, record_of_trainer, write_card
 from localist_hf.hub.adapters import brings_embeddings
 from localist_hf.hub.example import attention_example, blocks_and_shares
 from localist_hf.hub.run_history import find_history, weight_hashes
-from localist_hf.hub.run_record import last_evaluation, load_siblings
+from localist_hf.hub.siblings import load_siblings
 
 
 def test_a_record_says_what_was_trained_on_what(family: Path) -> None:
@@ -78,9 +78,9 @@ def test_a_variant_is_told_from_the_configuration(make_trainer: Callable, tmp_pa
         trainer.train()
         trainer.save_model()
         trainer.evaluate()
-        assert RunRecord.from_trainer(trainer).variant == variant
+        assert record_of_trainer(trainer).variant == variant
     trainer.model.config.locality_schedule = [0.0, 0.5, 0.5, 1.0]
-    record = RunRecord.from_trainer(trainer)
+    record = record_of_trainer(trainer)
     assert (record.variant, record.name) == (None, "distributed")  # the name is the folder's
 
 
@@ -260,7 +260,7 @@ def finish(trainer, **train: str) -> RunRecord:
     trainer.train(**train)
     trainer.save_model()
     trainer.evaluate()
-    return RunRecord.from_trainer(trainer)
+    return record_of_trainer(trainer)
 
 
 def steps_and_settings(record: RunRecord) -> list[tuple[int, str | None, int | None]]:
@@ -347,7 +347,7 @@ def test_a_retry_with_smaller_batches_is_the_run_that_there_was(make_trainer: Ca
     trainer.compute_loss = compute_loss
     trainer.save_model()
     trainer.evaluate()
-    record = RunRecord.from_trainer(trainer)
+    record = record_of_trainer(trainer)
     assert steps_and_settings(record) == [(1, "linear", 42)]
     assert record.training["batch_size"] == 1
 
@@ -371,7 +371,7 @@ def test_the_best_weights_are_those_of_their_step(make_trainer: Callable, tmp_pa
     assert last_evaluation(trainer) is None  # what was measured at step 4 was measured on other weights
     trainer.save_model()
     trainer.evaluate()
-    record = RunRecord.from_trainer(trainer)
+    record = record_of_trainer(trainer)
     assert record.training["steps"] == trainer.state.best_global_step
     assert record.metrics["loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
 
@@ -394,9 +394,9 @@ def test_a_variant_trained_from_itself_gets_a_name_of_its_own(
     assert record.base_weights == weight_hashes(family / "quintic")
     for name, message in (("quintic", "the name of the model that the run started from"), ("a b", "no repository")):
         with pytest.raises(ValueError, match=f"`name` is '{name}'.*{message}"):
-            RunRecord.from_trainer(trainer, name=name)
+            record_of_trainer(trainer, name=name)
     with pytest.raises(ValueError, match="`base_model` is 'no id!', which is no Hub id"):
-        RunRecord.from_trainer(trainer, base_model="no id!")
+        record_of_trainer(trainer, base_model="no id!")
 
 
 def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
@@ -451,7 +451,7 @@ def test_a_model_that_is_evaluated_only_has_no_steps(make_trainer: Callable, fam
     trainer = make_trainer(tmp_path / "run", "linear", family / "base")
     trainer.save_model()
     trainer.evaluate()
-    record = RunRecord.from_trainer(trainer)
+    record = record_of_trainer(trainer)
     assert steps_and_settings(record) == [(0, "linear", 42)]
     assert record.base_run == "base"
 
@@ -469,7 +469,7 @@ def test_it_says_whether_what_was_measured_on_begins_as_texts_do(
     for dataset, is_begun in ((trainer.eval_dataset, False), (begun, True)):
         trainer.eval_dataset = dataset
         trainer.evaluate()
-        records.append(RunRecord.from_trainer(trainer))
+        records.append(record_of_trainer(trainer))
         assert (records[-1].data["text_prefix"], records[-1].data["has_text_prefix"]) == (end, is_begun)
         records[-1].save(tmp_path / "run")
         card = write_card(tmp_path / "run").read_text()
@@ -517,7 +517,7 @@ def test_an_adapter_knows_the_commit_of_a_base_on_the_hub(
     trainer.model.get_base_model().config._commit_hash = "c" * 40  # as transformers notes it
     trainer.save_model()
     trainer.evaluate()
-    assert RunRecord.from_trainer(trainer).adapter.get("base_revision") == revision
+    assert record_of_trainer(trainer).adapter.get("base_revision") == revision
 
 
 def test_a_card_says_how_an_adapter_that_brings_embeddings_is_loaded(family: Path, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""The file in which a run's record lies, `run.json`, and what of earlier versions is read."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..whole_file import write_whole
+from .run_history import RECORD_FILE
+
+
+#: The fields of a record that hold an evaluation, in which `null` stands for NaN.
+METRICS_FIELDS = ("metrics", "metrics_on_base_blocks")
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """
+    The fields of the record in a file, by the names that they have in this version.
+
+    Raises:
+        ValueError: for a file that holds none.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object.")
+    # Records of 0.2 have the names of this version.
+    if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
+        raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
+    for name in METRICS_FIELDS:
+        if isinstance(metrics := values.get(name), dict):
+            values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
+    return values
+
+
+def write_values(folder: str | Path, values: Mapping[str, Any]) -> None:
+    """
+    Writes the fields of a record to a run's folder.
+
+    Raises:
+        ValueError: as [`check_record`].
+    """
+    check_record(folder)
+    values = dict(values)
+    for name in METRICS_FIELDS:
+        if (metrics := values[name]) is not None:
+            values[name] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
+    text = json.dumps(values, indent=2, allow_nan=False)
+    # Lists of numbers in one line each; strings have their line ends escaped.
+    text = re.sub(r'\[\n([^\[\]{}"]*)\]', lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+    write_whole(Path(folder) / RECORD_FILE, f"{text}\n")
+
+
+def check_record(folder: str | Path) -> None:
+    """
+    Checks that a record can be written to a folder.
+
+    Raises:
+        ValueError: where a file of its name is there that is no record of a run, of whatever version.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not os.path.lexists(path):
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        values = None
+    if not isinstance(values, dict) or not {"name", "metrics", "weights"} <= values.keys():
+        raise ValueError(f"{str(path)!r} is no record of a run, and would be overwritten; move it away.")
