@@ -89,7 +89,7 @@ def show(publication: Publication, api: HfApi) -> None:
     if (space := publication.space) is not None:
         # The commits are not there yet.
         files = space.files(dict.fromkeys([*space.models, *space.bases], "0" * 40))
-        texts = [name for name in files if name != space.wheel.name]
+        texts = [name for name in files if name not in space.package]
         show_repository(f"{api.endpoint}/spaces/{space.repo_id}", found[space.repo_id], files, texts)
     for path, reason in publication.left_out.items():
         print(f"left out: {path}: {reason}")

@@ -41,8 +41,9 @@ _STALE = (
     # A tokenizer's, which have their effect where they lie.
     *map(re.escape, TOKENIZER_FILES),
     rf"vocab\.txt|[\w.-]+\.model|{CHAT_TEMPLATE_DIR}/[^/]+\.jinja",
-    r"localist_hf-.*\.whl",
 )
+# And in a Space: modules that are no more, and the wheel that earlier ones had.
+_STALE_IN_SPACES = (r"localist_hf/.+\.py", r"localist_hf-.*\.whl")
 #: The base of all errors of the HTTP library that huggingface_hub uses (`httpx` or `httpx2`, by its version).
 _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 
@@ -201,10 +202,11 @@ def upload(
                 sdk = "gradio" if repo_type == "space" else None
                 api.create_repo(repo_id, private=private, repo_type=repo_type, space_sdk=sdk)
                 info = api.repo_info(repo_id, revision=revision, repo_type=repo_type)
+        patterns = "|".join(_STALE_IN_SPACES if repo_type == "space" else _STALE)
         stale = [
             sibling.rfilename
             for sibling in info.siblings or ()
-            if sibling.rfilename not in files and re.fullmatch("|".join(_STALE), sibling.rfilename)
+            if sibling.rfilename not in files and re.fullmatch(patterns, sibling.rfilename)
         ]
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in stale]

@@ -95,7 +95,7 @@ def repository_files(
     files |= _tokenizer_files(folder)
     files[RECORD_FILE] = folder / RECORD_FILE
     files |= card_files(folder, repo_id, base_model, space, records)
-    _check_private(files, folder)
+    check_private(files, folder)
     return files
 
 
@@ -215,9 +215,20 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Refuses files that hold a path of this machine or the token."""
-    secrets = {str(folder.resolve()): "the run's folder"}
+def check_private(files: Mapping[str, Path | bytes], folder: Path, what: str = "the run's folder") -> None:
+    """
+    Refuses files that hold a path of this machine or the token.
+
+    Args:
+        files (`Mapping[str, Path | bytes]`):
+            Path in the repository to a file, or to its content.
+        folder (`Path`), what (`str`, *optional*):
+            The folder that they are from, and what it is called.
+
+    Raises:
+        ValueError: where one does.
+    """
+    secrets = {str(folder.resolve()): what}
     home = Path("~").expanduser()
     if len(home.parts) > 1:  # the home of some containers is the root
         secrets[f"{home}/"] = "the home directory"
@@ -226,6 +237,6 @@ def _check_private(files: Mapping[str, Path | bytes], folder: Path) -> None:
     for name, content in files.items():
         if Path(name).suffix in _TEXT_SUFFIXES:
             text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8", "replace")
-            for secret, what in secrets.items():
+            for secret, kind in secrets.items():
                 if secret in text:
-                    raise ValueError(f"{name} of {str(folder)!r} names {what}, which must not be published.")
+                    raise ValueError(f"{name} of {str(folder)!r} names {kind}, which must not be published.")

@@ -5,7 +5,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo, SpaceCard, SpaceCardData, SpaceInfo
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -13,31 +14,24 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from ..page_title import TITLE
 from .model_card import CARD_FILE
 from .own_text import keep_own_text, with_own_text
-from .own_wheel import Wheel, own_wheel
 from .repositories import PublishError, explained, find_model
+from .repository_files import check_private
 
 
 #: What the page is tried with; of the extra `view`.
 GRADIO_VERSION = "6.31.0"
 #: What tells a Space of ours from everybody else's, which is never replaced.
 SPACE_TAG = "localist-hf"
+#: What a Space gets of the package, of which no package index knows: all that its wheel has but the base.
+PACKAGE_FILES = (
+    "*.py", "*/*.py", "evaluation/metrics/*.py", "py.typed", "configuration/grids/*.yaml", "hub/model_card_template.md",
+    "page/page.css", "page/page.js", "page/saved_page.html",
+)  # fmt: skip
 
 _APP = '''\
 """Where these language models look, read in a browser: the page of localist-hf. `localist-hf publish` writes this."""
 
-import shutil
-import sys
-import tempfile
-from pathlib import Path
-
-
-# Spaces install requirements.txt before the other files are there, so the library's wheel cannot stand in it. A wheel
-# of Python alone is installed by unpacking it.
-packages = tempfile.mkdtemp()
-shutil.unpack_archive(Path(__file__).with_name("{wheel}"), packages, "zip")
-sys.path.insert(0, packages)
-
-from localist_hf.cli.space_page import serve_page  # noqa: E402
+from localist_hf.cli.space_page import serve_page
 
 
 MODELS = {models}
@@ -63,7 +57,7 @@ two, and click a token.
 
 {models}
 
-Each is read at the commit that was published with this page, by the library whose wheel lies beside it, localist-hf.
+Each is read at the commit that was published with this page, by the library that lies beside it, localist-hf.
 The method is that of [arXiv:2511.18375](https://arxiv.org/abs/2511.18375). `localist-hf publish --space` makes the
 page, and replaces it.
 """
@@ -83,17 +77,17 @@ class Space:
             Hub ids of what adapters among them stand on, as far as it is not among them.
         requirements (`bytes`):
             The content of requirements.txt.
-        wheel ([`Wheel`]):
-            This library's.
+        package (`dict[str, Path]`):
+            The files of this library, by their paths in the repository.
     """
 
     repo_id: str
     models: list[str]
     bases: list[str]
     requirements: bytes
-    wheel: Wheel
+    package: dict[str, Path]
 
-    def files(self, revisions: Mapping[str, str], found: str | None = None) -> dict[str, bytes]:
+    def files(self, revisions: Mapping[str, str], found: str | None = None) -> dict[str, Path | bytes]:
         """
         What the repository holds.
 
@@ -123,12 +117,12 @@ class Space:
         text = with_own_text(str(card))
         if found is not None:
             text = keep_own_text(text, found, f"README.md of the Space {self.repo_id}")
-        app = _APP.format(wheel=self.wheel.name, models=_literal(self.models), revisions=_literal(pinned))
+        app = _APP.format(models=_literal(self.models), revisions=_literal(pinned))
         return {
             "README.md": text.encode(),
             "app.py": app.encode(),
             "requirements.txt": self.requirements,
-            self.wheel.name: self.wheel.content,
+            **self.package,
         }
 
 
@@ -137,10 +131,26 @@ def make_space(repo_id: str, models: Sequence[str], bases: Sequence[str]) -> Spa
     Makes a Space for models that are about to be published; nobody is asked.
 
     Raises:
-        ValueError: where this library's wheel cannot be made, or a version cannot be had elsewhere.
+        ValueError: where this library is not installed or names this machine, or a version cannot be had elsewhere.
     """
-    wheel = own_wheel()
-    return Space(repo_id, list(models), list(bases), _requirements(wheel), wheel)
+    return Space(repo_id, list(models), list(bases), _requirements(), package_files())
+
+
+def package_files(package: Path = Path(__file__).parents[1]) -> dict[str, Path]:
+    """
+    The files of this library as it runs, by their paths in a repository.
+
+    Args:
+        package (`Path`, *optional*):
+            The package's folder; by default the one that is running.
+
+    Raises:
+        ValueError: where one of them names this machine.
+    """
+    paths = sorted(path for pattern in PACKAGE_FILES for path in package.glob(pattern) if path.name[0] != ".")
+    files = {f"localist_hf/{path.relative_to(package).as_posix()}": path for path in paths}
+    check_private(files, package, "the package's folder")
+    return files
 
 
 def find_space(api: HfApi, repo_id: str, hides: bool = False) -> SpaceInfo | None:
@@ -202,10 +212,17 @@ def find_bases(api: HfApi, space: Space) -> dict[str, ModelInfo]:
     return found
 
 
-def _requirements(wheel: Wheel) -> bytes:
+def _requirements() -> bytes:
     """The versions of this machine, which go together, of all that the library needs."""
+    try:
+        needed = [line for line in requires("localist-hf") or () if "extra ==" not in line]
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "A Space needs the versions of what this library stands on, and it is not installed here: install it with "
+            "pip, from its repository too (`pip install -e .`)."
+        ) from error
     lines = []
-    for name in wheel.requires:
+    for name in (re.match(r"[\w.-]+", line)[0] for line in needed):
         public = version(name).partition("+")[0]  # what follows is the build for this machine
         if re.search(r"\.dev", public):
             raise ValueError(

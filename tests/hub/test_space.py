@@ -1,6 +1,5 @@
 """The Space beside published models: its files, the commits that it reads, and what is refused before any upload."""
 
-import io
 import json
 import re
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,27 +23,21 @@ from localist_hf.cli.publish import show
 from localist_hf.evaluation.check_model import core_model
 from localist_hf.hub import PublishError, RunRecord, prepare, publish
 from localist_hf.hub import space as module
-from localist_hf.hub.own_wheel import Wheel, own_wheel
-from localist_hf.hub.space import GRADIO_VERSION, SPACE_TAG
+from localist_hf.hub.space import GRADIO_VERSION, SPACE_TAG, package_files
 
 
 TOKEN = "hf_test_token"
 ROOT = Path(__file__).parents[2]
+PACKAGE = {path: file.read_bytes() for path, file in package_files().items()}
 SPACE = "org/localist-gpt2"
 MODELS = [f"org/localist-gpt2-{name}" for name in ("quintic", "quintic-lora", "base")]
 
 
-@pytest.fixture(scope="module")
-def wheel() -> Wheel:
-    return own_wheel()
-
-
 @pytest.fixture
-def runs(family: Path, tmp_path: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A few runs of the family, to be changed at will, and a wheel that is made once."""
+def runs(family: Path, tmp_path: Path) -> Path:
+    """A few runs of the family, to be changed at will."""
     for name in ("base", "quintic", "quintic-lora"):
         shutil.copytree(family / name, tmp_path / "runs" / name)
-    monkeypatch.setattr(module, "own_wheel", lambda: wheel)
     return tmp_path / "runs"
 
 
@@ -85,15 +77,15 @@ def spoil(api: HfApi, models: list[str]) -> None:
 # What is made
 
 
-def test_the_page_is_one_commit_beside_the_models(hub: HubServer, api: HfApi, runs: Path, wheel: Wheel) -> None:
+def test_the_page_is_one_commit_beside_the_models(hub: HubServer, api: HfApi, runs: Path) -> None:
     said: list[str] = []
     commits = publish(runs, "org", collection="Localist", space=SPACE, api=api, report=said.append)
     repository = hub.repo(SPACE, "space")
     assert [commit.title for commit in repository.commits][1:] == ["Publish with localist-hf"]
     assert (repository.sdk, repository.private, commits[-1].oid) == ("gradio", False, repository.head)
     files = files_of(hub)
-    assert set(files) == {"README.md", "app.py", "requirements.txt", wheel.name}
-    assert files[wheel.name] == wheel.content
+    assert set(files) == {"README.md", "app.py", "requirements.txt", *PACKAGE}
+    assert files | PACKAGE == files
     # The models at the commits that they were given just now, those trained for locality first.
     heads = {repo_id: hub.repo(repo_id).head for repo_id in MODELS}
     assert constants(files["app.py"]) == {"MODELS": MODELS, "REVISIONS": heads}
@@ -127,13 +119,29 @@ def test_its_card_says_what_the_hub_must_know(hub: HubServer, api: HfApi, runs: 
     assert tuple(map(int, lowest.split("."))) <= tuple(map(int, GRADIO_VERSION.split("."))) < (int(above),)
 
 
-def test_every_requirement_of_the_wheel_is_pinned(
-    hub: HubServer, api: HfApi, runs: Path, wheel: Wheel, monkeypatch: pytest.MonkeyPatch
+def test_it_has_the_package_as_it_runs_but_for_the_base_and_what_lies_about(tmp_path: Path) -> None:
+    package = tmp_path / "localist_hf"
+    shutil.copytree(ROOT / "localist_hf", package, ignore=shutil.ignore_patterns("__pycache__"))
+    copied = {path.relative_to(tmp_path).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert set(PACKAGE) == {path for path in copied if not path.startswith("localist_hf/base/")}
+    for name in (".env", "notes.txt", "hub/.#space.py", "hub/__pycache__/space.cpython-311.pyc", "runs/quintic/x.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("secret")
+    assert set(package_files(package)) == set(PACKAGE)
+    (package / "version.py").write_text(f"# {package.resolve()}")
+    with pytest.raises(ValueError, match=r"localist_hf/version\.py of .* names the package's folder"):
+        package_files(package)
+
+
+def test_every_requirement_of_the_library_is_pinned(
+    hub: HubServer, api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(runs, "org", space=SPACE, api=api, report=str)
     lines = [line for line in files_of(hub)["requirements.txt"].decode().splitlines() if not line.startswith("#")]
     assert lines[0] == "--extra-index-url https://download.pytorch.org/whl/cpu"
-    assert [line.partition("==")[0] for line in lines[1:]] == wheel.requires
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]
+    assert [line.partition("==")[0] for line in lines[1:]] == needed
     assert f"torch=={torch.__version__.partition('+')[0]}+cpu" in lines
 
     versions = {"torch": "2.13.0+cu130", "transformers": "5.24.0.dev0"}
@@ -145,6 +153,13 @@ def test_every_requirement_of_the_wheel_is_pinned(
     assert "transformers==5.24.0\n" in requirements
     assert "torch==2.13.0+cpu\n" in requirements
 
+    def requires(name: str) -> list[str]:
+        raise module.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "requires", requires)
+    with pytest.raises(ValueError, match="is not installed here: install it with pip"):
+        prepare(runs, "org", space=SPACE)
+
 
 def test_the_cards_link_to_it(hub: HubServer, api: HfApi, runs: Path) -> None:
     publish(runs, "org", space=SPACE, api=api, report=str)
@@ -155,9 +170,7 @@ def test_the_cards_link_to_it(hub: HubServer, api: HfApi, runs: Path) -> None:
     assert b"/spaces/" not in hub.repo("org/localist-gpt2-alone").files()["README.md"]
 
 
-def test_publishing_again_changes_nothing_or_follows_the_models(
-    hub: HubServer, api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch, wheel: Wheel
-) -> None:
+def test_publishing_again_changes_nothing_or_follows_the_models(hub: HubServer, api: HfApi, runs: Path) -> None:
     publish(runs, "org", space=SPACE, api=api, report=str)
     first = hub.repo(SPACE, "space").head
     said: list[str] = []
@@ -165,17 +178,21 @@ def test_publishing_again_changes_nothing_or_follows_the_models(
     assert said[-1] == f"{hub.endpoint}/spaces/{SPACE}: unchanged"
     assert hub.repo(SPACE, "space").head == first
 
-    api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id=SPACE, repo_type="space")
+    theirs, earlier = (
+        ["notes.txt", "localist_hf/notes.txt"],
+        ["localist_hf/hub/own_wheel.py", "localist_hf-0.2-any.whl"],
+    )
+    for name in theirs + earlier:
+        api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id=SPACE, repo_type="space")
     record = json.loads((runs / "quintic/run.json").read_text())
     record["metrics"]["perplexity"] = 123.45
     (runs / "quintic/run.json").write_text(json.dumps(record))
-    newer = wheel._replace(name="localist_hf-9.0-py3-none-any.whl")
-    monkeypatch.setattr(module, "own_wheel", lambda: newer)
     before = constants(files_of(hub)["app.py"])["REVISIONS"]
     publish(runs, "org", space=SPACE, api=api, report=str)
     repository = hub.repo(SPACE, "space")
-    assert len(repository.commits) == 4  # the Hub's own, the first, the note, and one more
-    assert set(files_of(hub)) == {"README.md", "app.py", "requirements.txt", newer.name, "notes.txt"}
+    assert len(repository.commits) == 7  # the Hub's own, the first, the four files, and one more
+    # What an earlier version had is gone, and what people put there is not.
+    assert set(files_of(hub)) == {"README.md", "app.py", "requirements.txt", *PACKAGE, *theirs}
     after = constants(files_of(hub)["app.py"])["REVISIONS"]
     assert after == {repo_id: hub.repo(repo_id).head for repo_id in MODELS}
     assert after[MODELS[0]] != before[MODELS[0]]
@@ -203,13 +220,11 @@ def test_what_people_wrote_into_its_card_is_kept_and_what_they_changed_is_not_ov
     assert hub.repo(SPACE, "space").head == head
 
 
-def test_nothing_of_this_machine_is_uploaded(hub: HubServer, api: HfApi, runs: Path, wheel: Wheel) -> None:
+def test_nothing_of_this_machine_is_uploaded(hub: HubServer, api: HfApi, runs: Path) -> None:
     (runs / "quintic/.env").write_text("secret")
     publish(runs, "org", space=SPACE, api=api, report=str)
     files = files_of(hub)
-    with zipfile.ZipFile(io.BytesIO(files.pop(wheel.name))) as archive:
-        files |= {name: archive.read(name) for name in archive.namelist()}
-    assert not [name for name in files if name.endswith((".bin", ".env", "direct_url.json", ".pyc"))]
+    assert not [name for name in files if name.endswith((".bin", ".env", ".pyc"))]
     for name, content in files.items():
         for secret in (str(runs.parent), str(ROOT), f"{Path.home()}/", TOKEN):
             assert secret.encode() not in content, name
@@ -321,13 +336,13 @@ def test_a_failure_leaves_the_former_page_and_a_rerun_completes(hub: HubServer, 
 
 
 def test_a_dry_run_shows_it_and_writes_nothing(
-    hub: HubServer, api: HfApi, runs: Path, capsys: pytest.CaptureFixture[str], wheel: Wheel
+    hub: HubServer, api: HfApi, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show(prepare(runs, "org", space=SPACE), api)
     said = capsys.readouterr().out
     assert not [request for request in hub.requests if request.method not in ("GET", "HEAD")]
     assert f"{hub.endpoint}/spaces/{SPACE}\n  new (the Hub shows no such repository)\n" in said
-    assert f"  {len(wheel.content):>12,}  {wheel.name}\n" in said
+    assert f"  {len(PACKAGE['localist_hf/hub/space.py']):>12,}  localist_hf/hub/space.py\n" in said
     assert "  | sdk: gradio\n" in said
     assert "  | serve_page(MODELS, REVISIONS)\n" in said
     assert f'  |     "{MODELS[0]}": "{"0" * 40}",\n' in said
@@ -355,6 +370,7 @@ def address(hub: HubServer, api: HfApi, runs: Path, llama_runs: Path, tmp_path: 
     folder = tmp_path / "space"
     folder.mkdir()
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     environment = hub.env(tmp_path / "home") | {"OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     environment.pop("PYTHONPATH", None)
