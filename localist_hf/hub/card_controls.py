@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.statistics import mean_interval
-from ..evaluation.tables import markdown_table, with_interval
-from .card_sentences import sinks_phrase
+from ..evaluation import markdown_table, mean_interval, with_interval
 from .run_record import RunRecord
 
 
@@ -65,52 +63,29 @@ def dial_sweep(record: RunRecord, layer: int) -> str:
     return markdown_table(rows)
 
 
-def wrong_blocks(runs: Sequence[RunRecord], layer: int) -> str:
-    """What psi on the blocks of another text says, of one run or over several seeds."""
-    record = runs[0]
-    if record.locality["block_partition"] == "window":
-        return (
-            "The blocks do not depend on the text, so psi says how near a token looks and nothing about what the text "
-            "says."
-        )
-    number = record.locality["num_previous_blocks"]
-    of_runs = [
-        next(blocks for blocks in run.controls["blocks"] if blocks["num_previous_blocks"] == number) for run in runs
-    ]
-    owns, wrongs = (
-        [_at_layer(run, blocks[kind], "context_fidelity", layer) for run, blocks in zip(runs, of_runs, strict=True)]
-        for kind in ("own", "wrong")
-    )
-    own, wrong = (f"{fmean(values):.2f}" for values in (owns, wrongs))
-    if "nan" in (own, wrong):
-        return "On the blocks of another text psi is not defined here, so it is not known what the own ones are worth."
-    both = f"Laid over this text, the blocks of another one get psi {wrong} where its own get {own}"
-    if len(runs) > 1:
-        apart = [one - other for one, other in zip(owns, wrongs, strict=True)]
-        both += f" (means over {len(runs)} seeds, {with_interval(apart)} apart)"
-        if mean_interval(apart).low > 0:
-            return f"{both}: at most that is about where this text's blocks begin."
-        return f"{both}: not more than seeds differ, so psi is shown here to say how near a token looks, and no more."
-    if float(own) > float(wrong):
-        return (
-            f"{both}: at most the {float(own) - float(wrong):.2f} between them is about where this text's blocks begin."
-        )
-    return f"{both}: psi says here how near a token looks, and nothing about where this text's blocks begin."
+def wrong_blocks(runs: Sequence[RunRecord], layer: int) -> dict[str, Any]:
+    """psi on the own blocks and on those of another text, as the card shows it, and how far apart runs have them."""
+    number = runs[0].locality["num_previous_blocks"]
+    psi = {}
+    for kind in ("own", "wrong"):
+        of_runs = [
+            next(each for each in run.controls["blocks"] if each["num_previous_blocks"] == number) for run in runs
+        ]
+        psi[kind] = [
+            _at_layer(run, blocks[kind], "context_fidelity", layer) for run, blocks in zip(runs, of_runs, strict=True)
+        ]
+    apart = [own - wrong for own, wrong in zip(psi["own"], psi["wrong"], strict=True)]
+    return {kind: float(f"{fmean(values):.2f}") for kind, values in psi.items()} | {
+        "num_runs": len(runs),
+        "apart": with_interval(apart),
+        "are_apart": mean_interval(apart).low > 0,
+    }
 
 
-def attention_is_used(runs: Sequence[RunRecord]) -> str:
-    """How much the model loses without the attention that leaves its blocks; of several runs the means."""
-    record = runs[0]
-    local, alone = (fmean(_ratio(run.controls, name) for run in runs) for name in ("all local", "all self only"))
-    if math.isnan(local + alone):
-        return ""
-    layers = "all layers" if record.num_layers > 1 else "its layer"
-    itself = "itself" + (f" and {sinks_phrase(record)}" if sinks_phrase(record) else "")
-    return (
-        f"With {layers} held wholly inside the blocks, none before them, the perplexity is {local:.3f} times that at "
-        f"dial 0, and with nothing to see for a token but {itself} {alone:.3f} times: where that is little, attention "
-        "is little used, and it costs nothing to constrain it."
-    )
+def all_local(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """What the perplexity at dial 0 is multiplied by with every layer fully local: its means over runs."""
+    ratios = {"blocks": "all local", "self_only": "all self only"}
+    return {name: fmean(_ratio(run.controls, ratio) for run in runs) for name, ratio in ratios.items()}
 
 
 def _ratio(controls: Mapping[str, Any], name: str) -> float:

@@ -32,6 +32,13 @@ def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
     return fmean(run[name] for run in metrics)
 
 
+def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, Any]:
+    """Perplexity with its interval, and means of what the summary says of one layer, from the metrics of runs."""
+    shares = ("context_fidelity", "context_share", "self_share", "sink_share")
+    means = {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in shares}
+    return {"perplexity": with_interval([metrics["perplexity"] for metrics in runs]), **means}
+
+
 def _columns(record: RunRecord) -> dict[str, str]:
     """The shares that tables show, by their metric."""
     columns = {"context_fidelity": "psi", "context_share": "other words", "self_share": "self"}

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -10,40 +11,29 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
 from ..evaluation.check_model import num_positions
 from ..evaluation.differences import are_of_documents
 from ..whole_file import write_whole
-from .card_controls import attention_is_used, block_controls, dial_controls, dial_sweep, wrong_blocks
-from .card_sentences import (
-    block_phrase,
-    blocks_note,
-    configuration,
-    differences_note,
-    earlier_part,
+from .card_controls import all_local, block_controls, dial_controls, dial_sweep, wrong_blocks
+from .card_phrases import (
+    counted,
     evaluation_sequences,
-    hyperparameters,
     kind,
-    last_steps,
     layer_phrase,
     link,
     local_set_phrase,
-    locality_loss,
-    no_other_words,
     numbers,
     prompt_literal,
     seed_phrase,
-    seeds_note,
     sinks_phrase,
-    started_from,
-    summary,
     text_name,
-    training_data,
+    variants_phrase,
 )
-from .card_tables import comparison, differences, layer_table, metrics_by_seed, metrics_of_runs
+from .card_tables import comparison, differences, figures, layer_table, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, shown_layer
 from .own_text import own_text, with_own_text
 from .record_file import check_record
@@ -179,10 +169,25 @@ def model_card(
 @cache
 def _template() -> Template:
     """Compiled once, which takes longer than filling it in."""
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    return environment().get_template("model_card_template.md")
+
+
+def environment() -> Environment:
+    """What cards are made in: its templates are the files beside this one."""
+    made = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        loader=FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
     )
-    return environment.from_string(resources.files(__package__).joinpath("model_card_template.md").read_text("utf-8"))
+    made.filters |= {"counted": counted, "form": format, "link": link, "numbers": numbers, "one_line": _one_line}
+    made.tests["nan"] = math.isnan
+    return made
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _metadata(record: RunRecord, repo_id: str, base_model: str | None) -> ModelCardData:
@@ -282,7 +287,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     record, data, locality = records[0], records[0].data, records[0].locality
     groups = _groups(records)
     baseline = _baseline(groups)
-    own = groups[record.name]
+    own, drawn = groups[record.name], _drawn(records)
+    metrics = metrics_of_runs(groups)
     layer = shown_layer(record.lambdas)
     positions = num_positions(record.model_config)
     on_base = {name: {run.seed: run.metrics_on_base_blocks for run in runs} for name, runs in groups.items()}
@@ -290,13 +296,29 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     controlled = _controlled(records)
     by_seed = metrics_by_seed(groups)
     table = differences(record, by_seed, baseline)
+    of_wrong_blocks = controlled and wrong_blocks(controlled[record.name], layer)
+    without_attention = controlled and all_local(controlled[record.name])
     return {
+        "record": record,
+        "config": record.model_config,
+        "locality": locality,
+        "training": record.training,
+        "data": data,
         "repo_id": repo_id,
         "repo_name": repo_id.rpartition("/")[2],
         "is_native": record.is_native,
         "kind": kind(record),
         "trust": "" if record.is_native else ", trust_remote_code=True",
-        "summary": summary(records, groups, baseline, base_model),
+        "text": text_name(data),
+        "sequences": evaluation_sequences(data),
+        "variants": variants_phrase(record),
+        "lambdas": numbers(record.lambdas),
+        "is_base": any(record.is_base_of(other) for other in records[1:]),
+        "base": link(base_model) if base_model else str(record.base_run),
+        "own": figures(metrics[record.name], layer),
+        "others": baseline not in (None, record.name) and figures(metrics[baseline], layer),
+        "baseline": baseline,
+        "baseline_variant": BASELINE_VARIANT,
         "has_baseline": baseline is not None,
         "is_baseline": record.variant == BASELINE_VARIANT,
         "from_scratch": record.from_scratch,
@@ -306,10 +328,8 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "base_run": record.base_run,
         "localised": any(record.lambdas),
         "fully_local": 1 in record.lambdas,
-        "block": block_phrase(record, "the token's own block"),
         "local_set": local_set_phrase(record),
         "sinks": sinks_phrase(record),
-        "parked": no_other_words(record),
         "layer": -1 if layer == record.num_layers - 1 else layer,
         "layer_name": layer_phrase(record),
         "prompt": prompt_literal(record.example["prompt"] if record.example else PROMPT),
@@ -317,11 +337,12 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
-        "means_note": _means_note(records),
-        "has_seeds": len(own) > 1,
-        "seeds_note": seeds_note(groups, own),
+        "drawn_seeds": {name: ", ".join(map(seed_phrase, runs)) for name, runs in drawn.items() if len(runs) > 1},
+        "num_drawn": len(drawn),
+        "num_seeds": len(own),
+        "seeds": ", ".join(map(seed_phrase, own)),
         "seed": seed_phrase(record),
-        "evaluation": f"{evaluation_sequences(data)} of {text_name(data)} ({data['evaluation_split']})",
+        "numbers_of_runs": {len(runs) for runs in groups.values()},
         "num_rows": len(groups),
         "has_gaps": any(
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
@@ -329,39 +350,28 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "num_previous_blocks": locality["num_previous_blocks"],
         "comparison": comparison(record, by_seed, baseline, layer),
         "differences": table,
-        "differences_note": differences_note(baseline, len(table.splitlines()) - 2, are_of_documents(by_seed)),
+        "num_differences": len(table.splitlines()) - 2,
+        "are_of_documents": are_of_documents(by_seed),
         "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
-        "blocks_note": blocks_note(groups),
-        "layer_table": layer_table(record, _drawn(records)),
-        "layers_are_means": any(len(runs) > 1 for runs in _drawn(records).values()),
+        "partitions": list({runs[0].locality["block_partition"] for runs in groups.values()}),
+        "layer_table": layer_table(record, drawn),
+        "layers_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_layers": record.num_layers,
         "block_controls": controlled and block_controls(controlled, layer, record.name),
         "dial_controls": controlled and dial_controls(controlled, record.name),
         "dial_sweep": controlled and any(record.lambdas) and dial_sweep(record, layer),
         "controls_are_means": any(len(runs) > 1 for runs in controlled.values()),
-        "wrong_blocks": controlled and wrong_blocks(controlled[record.name], layer),
-        "attention_is_used": controlled and attention_is_used(controlled[record.name]),
-        "started_from": started_from(record, base_model),
-        "configuration": configuration(record),
-        "training_data": training_data(data),
-        "earlier_parts": [earlier_part(record, part) for part in record.earlier_parts],
-        "hyperparameters": hyperparameters(record.training | {"steps": last_steps(record)}),
-        "locality_loss": locality_loss(record.training),
+        "wrong_blocks": of_wrong_blocks,
+        "all_local": without_attention
+        if without_attention and not math.isnan(sum(without_attention.values()))
+        else None,
+        "last_steps": record.training["steps"] - sum(part["steps"] for part in record.earlier_parts),
         "hardware": record.hardware,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "localist_version": record.versions["localist-hf"],
-        "family": _family(records, namespace),
+        "namespace": namespace,
+        "family": _family(records),
     }
-
-
-def _means_note(records: Sequence[RunRecord]) -> str:
-    """What the picture shows means of."""
-    seeds = {name: ", ".join(map(seed_phrase, runs)) for name, runs in _drawn(records).items() if len(runs) > 1}
-    if not seeds:
-        return ""
-    if len(seeds) == len(_drawn(records)) and len(set(seeds.values())) == 1:
-        return f" Means over the seeds {next(iter(seeds.values()))}."
-    return " Means over seeds: " + " and ".join(f"{name} ({text})" for name, text in seeds.items()) + "."
 
 
 def _controlled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -373,13 +383,7 @@ def _controlled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return {name: runs for name, runs in kept.items() if runs}
 
 
-def _family(records: Sequence[RunRecord], namespace: str) -> list[str]:
-    """A line with a link for each other model of the family, the base first."""
-    record = records[0]
-    others = {other.name: other for other in records[1:] if other.name != record.name}
-    lines = []
-    for other in sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run))):
-        role = "the common base" if other.is_base_of(record) else ""
-        role = role or ("free attention, the baseline" if other.variant == BASELINE_VARIANT else "")
-        lines.append(f"{link(other.repository_id(namespace))}: {role or f'lambda = {numbers(other.lambdas)}'}")
-    return lines
+def _family(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The other models of the family, the base first; of one name the last."""
+    others = {other.name: other for other in records[1:] if other.name != records[0].name}
+    return sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run)))

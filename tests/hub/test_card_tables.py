@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from localist_hf.hub.card_sentences import differences_note
 from localist_hf.hub.card_tables import differences, metrics_by_seed
+from localist_hf.hub.model_card import environment
 
 
 DOCUMENTS = {"labels": [10, 30], "losses": {"dial 0": [30.0, 90.0], "dial 1": [40.0, 120.0]}}
@@ -42,9 +42,10 @@ def test_the_losses_of_documents_are_those_of_the_perplexity(of_run: SimpleNames
 
 
 def test_a_card_says_what_its_p_values_are_for() -> None:
-    of_text, of_seeds = (differences_note("distributed", 2, are_of_documents) for are_of_documents in (True, False))
-    assert "Interval and p-value are for other seeds and other sequences of such text." in of_text
-    assert "are for other seeds on this text, and say nothing of other text." in of_seeds
+    note = environment().get_template("card_sentences.jinja").module.differences_note
+    of_text, of_seeds = (note("distributed", 2, are_of_documents).split() for are_of_documents in (True, False))
+    assert "p-value are for other seeds and other sequences of such text." in " ".join(of_text)
+    assert "are for other seeds on this text, and say nothing of other text." in " ".join(of_seeds)
     # Two seeds 0.1 above on the one document and 0.3 on the other, which has three times the labels.
     higher = DOCUMENTS | {"losses": {"dial 0": [31.0, 99.0]}}
     groups = {"distributed": [run(0), run(1)], "quintic": [run(0, higher), run(1, higher)]}
