@@ -1,5 +1,6 @@
 """A family of finished tiny runs, and a Hub to publish them to."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,14 @@ def llama_runs(train_run: Callable[..., LocalistTrainer], tmp_path_factory: pyte
     for path in folder.iterdir():
         write_card(path)
     return folder
+
+
+@pytest.fixture
+def runs(family: Path, tmp_path: Path) -> Path:
+    """A few runs of the family, to be changed at will."""
+    for name in ("base", "distributed", "quintic", "quintic-lora"):
+        shutil.copytree(family / name, tmp_path / "runs" / name)
+    return tmp_path / "runs"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What is published, what never is, and what a Hub that refuses or breaks leaves behind."""
 
-import ast
 import json
 import re
 import shutil
@@ -11,70 +10,11 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
-from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    ByT5Tokenizer,
-    CTRLTokenizer,
-    EsmTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from published import ADAPTER, MODEL, TOKEN, change_record, change_weights, files_of, repositories, titles
 
-from localist_hf import LocalistGPT2LMHeadModel, modeling
 from localist_hf.cli.publish import show
 from localist_hf.hub import PublishError, RunRecord, prepare, publish, repository_files, upload
-from localist_hf.hub.repository_files import _tokenizer_files
 from localist_hf.hub.run_history import weight_hashes
-
-
-TOKEN = "hf_test_token"
-SHARED_CODE = {path.name for path in Path(modeling.__file__).parent.glob("*.py")} - {
-    "__init__.py", "modeling_localist.py", "configuration_localist_gpt2.py", "modeling_localist_gpt2.py"
-}  # fmt: skip
-CODE = SHARED_CODE | {"configuration_localist_gpt2.py", "modeling_localist_gpt2.py"}
-TEXTS = {
-    "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
-}  # fmt: skip
-MODEL = CODE | TEXTS | {"generation_config.json", "model.safetensors"}
-ADAPTER = CODE | TEXTS | {"adapter_config.json", "adapter_model.safetensors"}
-
-
-@pytest.fixture
-def runs(family: Path, tmp_path: Path) -> Path:
-    """A few runs of the family, to be changed at will."""
-    for name in ("base", "distributed", "quintic", "quintic-lora"):
-        shutil.copytree(family / name, tmp_path / "runs" / name)
-    return tmp_path / "runs"
-
-
-def files_of(hub: HubServer, name: str, revision: str = "main") -> dict[str, bytes]:
-    files = hub.repo(f"org/localist-gpt2-{name}").files(revision)
-    return {path: content for path, content in files.items() if path != ".gitattributes"}
-
-
-def titles(hub: HubServer, name: str) -> list[str]:
-    return [commit.title for commit in hub.repo(f"org/localist-gpt2-{name}").commits]
-
-
-def repositories(hub: HubServer) -> set[str]:
-    return {model.id for model in HfApi(endpoint=hub.endpoint, token=TOKEN).list_models(author="org")}
-
-
-def change_weights(folder: Path) -> None:
-    """Other weights, and a record that was measured on them."""
-    weights = load_file(folder / "model.safetensors")
-    weights["transformer.ln_f.bias"] += 0.5
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    record = json.loads((folder / "run.json").read_text())
-    record["weights"] = weight_hashes(folder)
-    record["metrics"]["perplexity"] = 123.45
-    (folder / "run.json").write_text(json.dumps(record))
-
-
-def change_record(folder: Path, **changes: object) -> None:
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | changes))
 
 
 # What is published
@@ -127,25 +67,6 @@ def test_nothing_of_this_machine_and_no_training_state_is_published(hub: HubServ
     assert "is_local" not in json.loads(files_of(hub, "quintic")["tokenizer_config.json"])
 
 
-def test_content_that_names_this_machine_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = json.loads((runs / "quintic" / "config.json").read_text())
-    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": str(runs.resolve() / "quintic")}))
-    with pytest.raises(ValueError, match=r"config\.json of .* names the run's folder"):
-        repository_files(runs / "quintic")
-    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": str(Path.home() / "x")}))
-    with pytest.raises(ValueError, match="names the home directory"):
-        repository_files(runs / "quintic")
-    monkeypatch.setenv("HF_TOKEN", "hf_planted")
-    (runs / "quintic" / "config.json").write_text(json.dumps(config | {"task": "hf_planted"}))
-    with pytest.raises(ValueError, match="names the access token"):
-        repository_files(runs / "quintic")
-
-
-def test_a_home_that_is_the_root_is_no_secret(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/")  # as in many containers; every address would hold it
-    assert set(repository_files(runs / "quintic")) == MODEL
-
-
 def test_an_adapter_on_a_variant_loads_that_variant(runs: Path) -> None:
     record = json.loads((runs / "quintic-lora" / "run.json").read_text())
     record |= {"base_run": "quintic", "base_weights": weight_hashes(runs / "quintic"), "name": "again"}
@@ -168,24 +89,6 @@ def test_an_adapter_names_a_base_that_others_can_load(hub: HubServer, api: HfApi
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
     assert b'base_id = "org/localist-gpt2-quintic-lora", "me/base"' in files["README.md"]
     assert b"base_revision" not in files["README.md"]  # which is not known
-
-
-@pytest.mark.parametrize("others", [{}, {"embeddings": True}])
-def test_an_adapter_and_its_card_pin_the_base_where_its_commit_is_known(runs: Path, others: dict) -> None:
-    record = json.loads((runs / "quintic-lora" / "run.json").read_text())
-    record |= {"base_model": "me/base", "base_run": None, "base_weights": None}
-    record["adapter"] |= {"base_revision": "c" * 40} | others
-    (runs / "quintic-lora" / "run.json").write_text(json.dumps(record))
-    files = repository_files(runs / "quintic-lora")
-    assert json.loads(files["adapter_config.json"])["revision"] == "c" * 40
-    (code, *_) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
-    (loading,) = (
-        node
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and ast.unparse(node).startswith("AutoModelForCausalLM.from_pretrained(base_id")
-    )
-    assert {each.arg: ast.unparse(each.value) for each in loading.keywords}["revision"] == "base_revision"
-    assert f'base_revision = "{"c" * 40}"' in code
 
 
 def test_publishing_again_changes_nothing_or_adds_one_clean_commit(hub: HubServer, api: HfApi, runs: Path) -> None:
@@ -235,49 +138,6 @@ def test_a_collection_gets_every_sibling_once(hub: HubServer, api: HfApi, runs: 
     ]
 
 
-def esm(folder: Path) -> PreTrainedTokenizerBase:
-    (folder / "words.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\nC\nG\n")
-    return EsmTokenizer(vocab_file=str(folder / "words.txt"))
-
-
-def ctrl(folder: Path) -> PreTrainedTokenizerBase:
-    (folder / "words.json").write_text(json.dumps({"<unk>": 0, "a": 1, "b@@": 2}))
-    (folder / "pairs.txt").write_text("#version: 0.2\n")
-    return CTRLTokenizer(vocab_file=str(folder / "words.json"), merges_file=str(folder / "pairs.txt"))
-
-
-@pytest.mark.parametrize(
-    ("make", "vocabulary"),
-    [
-        (lambda folder: ByT5Tokenizer(extra_ids=3), {"added_tokens.json"}),
-        (esm, {"vocab.txt"}),
-        (ctrl, {"vocab.json", "merges.txt"}),
-    ],
-    ids=["bytes", "words", "pairs"],
-)
-def test_a_tokenizer_of_any_kind_is_published_with_all_that_it_is_loaded_from(make, vocabulary, tmp_path) -> None:
-    tokenizer = make(tmp_path)
-    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
-    tokenizer.save_pretrained(tmp_path / "run")
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    names = {"tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"}
-    files = _tokenizer_files(tmp_path / "run")
-    assert files.keys() | {"added_tokens.json"} == names | vocabulary | {"added_tokens.json"}
-    for name, content in files.items():
-        path = tmp_path / "published" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    found = AutoTokenizer.from_pretrained(tmp_path / "published")
-    assert (type(found), found.get_vocab()) == (type(tokenizer), tokenizer.get_vocab())
-    assert found.chat_template == tokenizer.chat_template
-    for name in vocabulary - {"added_tokens.json"}:
-        content = (tmp_path / "run" / name).read_bytes()
-        (tmp_path / "run" / name).unlink()
-        with pytest.raises(ValueError, match=r"The tokenizer in '.*run' cannot be loaded"):
-            _tokenizer_files(tmp_path / "run")
-        (tmp_path / "run" / name).write_bytes(content)
-
-
 # What cannot be published is refused before anything is uploaded
 
 
@@ -312,41 +172,6 @@ def test_a_namespace_that_cannot_be_one_is_refused(hub: HubServer, api: HfApi, r
     with pytest.raises(ValueError, match="Repo id"):
         publish(runs, namespace, api=api, report=str)
     assert hub.requests == []
-
-
-def test_files_that_would_not_load_are_refused(runs: Path) -> None:
-    folder = runs / "quintic"
-    for name, text, message in (
-        ("tokenizer.json", "{}", "The tokenizer in '.*quintic' cannot be loaded"),
-        ("tokenizer_config.json", "[]", r"tokenizer_config.json' is damaged: it holds no JSON object"),
-        ("generation_config.json", "{", r"generation_config.json' is damaged"),
-        ("config.json", "{", r"config.json' is damaged"),
-        ("config.json", '{"n_layer": "4"}', r"config.json of '.*quintic' is damaged: .*n_layer"),
-    ):
-        content = (folder / name).read_bytes()
-        (folder / name).write_text(text)
-        with pytest.raises(ValueError, match=message):
-            repository_files(folder)
-        (folder / name).write_bytes(content)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_sink_tokens": 2}))
-    with pytest.raises(ValueError, match=r"`num_sink_tokens` in config\.json of .* is 2; the run was measured with 0"):
-        repository_files(folder)
-    (runs / "quintic-lora" / "adapter_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"adapter_config\.json' is damaged"):
-        repository_files(runs / "quintic-lora", base_model="org/base")
-
-
-def test_weights_in_several_files_need_their_index(runs: Path) -> None:
-    folder = runs / "quintic"
-    LocalistGPT2LMHeadModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="30kB")
-    (folder / "model.safetensors").unlink(missing_ok=True)
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"weights": weight_hashes(folder)}))
-    assert "model.safetensors.index.json" in repository_files(folder)
-    (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is missing"):
-        repository_files(folder)
 
 
 @pytest.mark.parametrize("base_model", ["gpt2", "a/b/c", "no space/x", "", "https://huggingface.co/a/b", "./base"])
@@ -516,122 +341,3 @@ def test_a_dry_run_says_what_the_hub_has(
     assert {name: hub.repo(f"org/localist-gpt2-{name}").head for name in heads} == heads
     show(prepare(runs, "org", base_model="org/none"), api)
     assert "The Hub shows no model 'org/none', which `--base-model` names." in capsys.readouterr().out
-
-
-# A Hub that refuses or breaks
-
-
-def test_no_token_a_wrong_token_and_a_namespace_of_others(
-    hub: HubServer, api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
-    with pytest.raises(PublishError, match=r"no access token; log in with `hf auth login`, or set `HF_TOKEN`"):
-        publish(runs, "org", api=HfApi(endpoint=hub.endpoint), report=str)
-    with pytest.raises(PublishError, match=r"the access token is not accepted"):
-        publish(runs, "org", api=HfApi(endpoint=hub.endpoint, token="hf_wrong"), report=str)
-    with pytest.raises(PublishError, match=r"`namespace` is 'nobody'; .* may publish under 'alice', 'org'"):
-        publish(runs, "nobody", api=api, report=str)
-    assert repositories(hub) == set()
-
-
-def test_a_name_that_another_type_of_repository_has(hub: HubServer, api: HfApi, runs: Path) -> None:
-    hub.fail(method="POST", path="/api/repos/create", status=409)
-    with pytest.raises(PublishError, match="the name is taken by a repository of another type"):
-        publish(runs / "quintic", "org", api=api, report=str)
-    publish(runs / "quintic", "org", api=api, report=str)
-    assert set(files_of(hub, "quintic")) == MODEL
-
-
-FAULTS = {
-    "the commit fails": {"method": "POST", "path": r"quintic/commit/main$"},
-    "the connection is cut in the commit": {"method": "POST", "path": r"quintic/commit/main$", "drop": True},
-    # These the client tries again five times before it gives up.
-    "the preupload fails": {"method": "POST", "path": "quintic/preupload/main$", "times": 6},
-    "the storage fails": {"method": "PUT", "path": "lfs", "times": 6},
-    "the storage is cut": {"method": "PUT", "path": "lfs", "drop": True, "times": 6},
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-@pytest.mark.usefixtures("no_backoff")
-def test_a_failure_leaves_the_former_commit_and_a_rerun_completes(
-    hub: HubServer, api: HfApi, runs: Path, fault: dict[str, str | int]
-) -> None:
-    publish(runs, "org", api=api, report=str)
-    former = files_of(hub, "quintic")
-    change_weights(runs / "quintic")
-    hub.fail(**fault)
-    with pytest.raises(PublishError, match="the same call made again does what is left to do"):
-        publish(runs / "quintic", "org", api=api, report=str)
-    assert files_of(hub, "quintic") == former
-    publish(runs / "quintic", "org", api=api, report=str)
-    assert set(files_of(hub, "quintic")) == MODEL
-    assert b"123.45" in files_of(hub, "quintic")["README.md"]
-    assert len(titles(hub, "quintic")) == 3
-
-
-def test_a_first_publication_that_fails_leaves_an_empty_repository(hub: HubServer, api: HfApi, runs: Path) -> None:
-    hub.fail(method="POST", path=r"/commit/main$", status=500)
-    with pytest.raises(PublishError, match="failed with status 500"):
-        publish(runs / "quintic", "org", api=api, report=str)
-    assert files_of(hub, "quintic") == {}
-    publish(runs / "quintic", "org", api=api, report=str)
-    assert set(files_of(hub, "quintic")) == MODEL
-
-
-def test_a_lost_answer_is_no_second_commit(hub: HubServer, api: HfApi, runs: Path) -> None:
-    hub.fail(method="POST", path=r"/commit/main$", lose_reply=True)
-    with pytest.raises(PublishError, match="cannot be reached"):
-        publish(runs / "quintic", "org", api=api, report=str)
-    said: list[str] = []
-    publish(runs / "quintic", "org", api=api, report=said.append)
-    assert said == [f"{hub.endpoint}/org/localist-gpt2-quintic: unchanged"]
-    assert len(titles(hub, "quintic")) == 2
-
-
-# A model's own method
-
-
-@pytest.mark.usefixtures("environment")
-def test_a_model_pushes_what_publish_publishes(hub: HubServer, api: HfApi, runs: Path) -> None:
-    publish(runs / "quintic", "org", api=api, report=str)
-    head = hub.repo("org/localist-gpt2-quintic").head
-    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
-    assert model.push_to_hub("org/localist-gpt2-quintic").oid == head  # nothing to add
-    model.push_to_hub("mine", private=True, tags=["extra"], commit_message="Mine")
-    repository = hub.repo("alice/mine")
-    assert repository.private
-    assert [commit.title for commit in repository.commits].count("Mine") == 1
-    files = {path: content for path, content in repository.files().items() if path != ".gitattributes"}
-    card = ModelCard(files.pop("README.md").decode())
-    assert "extra" in card.data.tags
-    assert 'repo_id = "alice/mine"' in card.text
-    assert files == {path: content for path, content in files_of(hub, "quintic").items() if path != "README.md"}
-
-
-@pytest.mark.usefixtures("environment")
-def test_a_record_of_another_program_is_no_obstacle(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, transformers_warnings: pytest.LogCaptureFixture
-) -> None:
-    pushed = []
-    monkeypatch.setattr(PreTrainedModel, "push_to_hub", lambda *args, **kwargs: pushed.append(args))
-    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
-    (runs / "quintic" / "run.json").write_text("[]")
-    model.push_to_hub("org/mine")
-    assert "is no record of a run" in transformers_warnings.text
-    assert pushed == [(model, "org/mine")]
-
-
-@pytest.mark.usefixtures("environment")
-def test_other_weights_get_none_of_the_numbers(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, transformers_warnings: pytest.LogCaptureFixture
-) -> None:
-    pushed = []
-    monkeypatch.setattr(PreTrainedModel, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
-    model = LocalistGPT2LMHeadModel.from_pretrained(runs / "quintic")
-    model.transformer.ln_f.bias.data += 1e-3
-    model.push_to_hub("org/changed", private=True)
-    assert "are not those that" in transformers_warnings.text
-    ((args, kwargs),) = pushed
-    assert args == (model, "org/changed")
-    assert kwargs["private"] is True

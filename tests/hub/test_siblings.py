@@ -1,0 +1,38 @@
+"""The runs beside a run that its card speaks of."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localist_hf.hub import RunRecord
+from localist_hf.hub.siblings import load_siblings
+
+
+def test_siblings_differ_in_locality_and_seed_only(family: Path, tmp_path: Path, train_run: Callable) -> None:
+    folder = shutil.copytree(family, tmp_path / "family")
+    train_run(folder / "longer", "linear", folder / "base", max_steps=2)
+    train_run(folder / "weight", "linear", folder / "base", locality_weight=1.0, name="weight")
+    names = [record.name for record in load_siblings(folder / "quintic")]
+    assert names[0] == "quintic"
+    # The other seed is a sibling too; the locality loss may differ; another number of steps or an adapter may not.
+    assert sorted(names) == sorted(
+        ["base", "cubic", "distributed", "linear", "localist", "quadratic", "quartic", "quintic", "quintic", "weight"]
+    )
+    assert {record.name for record in load_siblings(folder / "base")} >= {"base", "quintic", "quintic-lora", "linear"}
+    assert [record.name for record in load_siblings(folder / "quintic-lora")] == ["quintic-lora", "base"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_sink_tokens": 2}, {"max_block_length": 20}, {"semantic_threshold": 2.0}, {"min_fidelity": 0.5}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_runs_with_other_blocks_or_sinks_are_not_compared(family: Path, tmp_path: Path, fields: dict) -> None:
+    folder = shutil.copytree(family, tmp_path / "family")
+    record = RunRecord.load(folder / "quintic-seed1")
+    replace(record, config=record.config | fields).save(folder / "quintic-seed1")
+    assert 1 not in [record.seed for record in load_siblings(folder / "quintic")]
+    assert [record.name for record in load_siblings(folder / "quintic-seed1")] == ["quintic", "base"]
