@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation import markdown_table, mean_interval, with_interval
+from ..evaluation.statistics import mean_interval
+from ..evaluation.tables import markdown_table, with_interval
 from .run_record import RunRecord
 
 

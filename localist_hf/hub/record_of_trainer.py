@@ -15,7 +15,8 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration import variant_name
-from ..evaluation import metric_names, text_prefix
+from ..evaluation import text_prefix
+from ..evaluation.locality_meter import metric_names
 from ..evaluation.text_prefix import have_prefix
 from ..version import __version__
 from .adapters import brings_embeddings

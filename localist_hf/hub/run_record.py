@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS
-from ..evaluation import ControlResults, GenerationFigures, LocalityFigures
+from ..evaluation.control_results import ControlResults, LocalityFigures
+from ..evaluation.generation import GenerationFigures
 from ..evaluation.locality_meter import QUANTITIES
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas

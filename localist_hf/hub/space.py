@@ -25,7 +25,7 @@ SPACE_TAG = "localist-hf"
 #: What a Space gets of the package, of which no package index knows: all that its wheel has but the base.
 PACKAGE_FILES = (
     "*.py", "*/*.py", "evaluation/metrics/*.py", "py.typed", "configuration/grids/*.yaml",
-    "hub/card_sentences.jinja", "hub/model_card_template.md", "page/page.css", "page/page.js", "page/saved_page.html",
+    "hub/card_sentences.jinja", "hub/model_card_template.md", "page/*.css", "page/*.html", "page/*.js",
 )  # fmt: skip
 
 _APP = '''\
