@@ -75,7 +75,7 @@ QUESTIONS = (
         "6. Dial 1, and the way there",
         lambda study: [name for name in study.runs if name != BASELINE],
         [
-            "Retention is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at dial 1; "
+            "Cost at dial 1 is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at dial 1; "
             "*self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the base "
             "under the same settings.",
             tables.dial_1,

@@ -92,7 +92,7 @@ def figures(run: Run) -> dict[str, float]:
     blocks = next(each for each in controls["blocks"] if each["num_previous_blocks"] == number)
     found = {
         "perplexity": controls["perplexity"],
-        "retention": controls["retention"],
+        "cost at dial 1": controls["cost_at_dial_1"],
         "psi": blocks["own"]["context_fidelity"],
         "another text's": blocks["wrong"]["context_fidelity"],
         "visible keys": blocks["own"]["visible_keys"],

@@ -5,7 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from records_of_runs import BASELINE, KINDS, Study, dials_of, generated, mean_figure
-from statistics_of_runs import cost, own_minus, retention
+from statistics_of_runs import cost, cost_at_dial_1, own_minus
 from tables_of_runs import dial_sweep
 
 from localist_hf.evaluation.statistics import holm, mean_interval
@@ -112,11 +112,11 @@ def over_the_dial(study: Study, names: Sequence[str]) -> str:
 
 def reverse(study: Study, names: Sequence[str]) -> str:
     """The quintic schedule upside down against it."""
-    price, kept = (compare(study, "reverse_quintic", "quintic") for compare in (cost, retention))
+    price, kept = (compare(study, "reverse_quintic", "quintic") for compare in (cost, cost_at_dial_1))
     return (
         f"Early layers local and late ones free: perplexity {cost(study, 'reverse_quintic')} times that of "
         f"distributed, {price.says('less', 'more')} than quintic ({price} times); at dial 1 it loses "
-        f"{kept.says('less', 'more', 'no demonstrably other share')} than quintic ({kept} times its retention). Psi of "
+        f"{kept.says('less', 'more', 'no demonstrably other share')} than quintic ({kept} times its cost at dial 1). Psi of "
         "its last layer says nothing, since that layer is free."
     )
 

@@ -43,7 +43,7 @@ def cost(
     return _quotient(_of_documents(runs, "losses", setting), of_baseline, runs, expected)
 
 
-def retention(study: Study, name: str, other: str | None = None) -> Comparison:
+def cost_at_dial_1(study: Study, name: str, other: str | None = None) -> Comparison:
     """Perplexity at dial 1 / at dial 0; as a multiple of another run's."""
     if other is None:
         return cost(study, name, name, "dial 1")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from records_of_runs import BASELINE, KINDS, Run, Study, dials_of, figures, generated, is_semantic
-from statistics_of_runs import Comparison, cost, retention
+from statistics_of_runs import Comparison, cost, cost_at_dial_1
 
 from localist_hf.evaluation.statistics import holm
 from localist_hf.evaluation.tables import markdown_table, p_value_cell, table_of, with_interval
@@ -56,13 +56,13 @@ COLUMNS: dict[str, Cell] = {
     "trained on": lambda line: line.name if line.is_trained else "- untrained",
     "/ distributed": compared(cost, "1"),
     **{title: compared(cost, "-", setting=setting) for title, setting in _COSTS.items()},
-    "retention": compared(retention, "-"),
+    "cost at dial 1": compared(cost_at_dial_1, "-"),
     "visible keys": mean("visible keys", 1),
     **{title: mean(title, 2) for title in ("perplexity", *_SHARES)},
     "psi at dial 0": mean("psi", 2),
     "psi, the base's semantic blocks": _psi_on_base_blocks,
     **{title: mean(title, 3) for title in (*_ON_KINDS, "self only", "KL (bits)")},
-    **{f"untrained: {title}": of_untrained(title) for title in ("retention", "KL (bits)")},
+    **{f"untrained: {title}": of_untrained(title) for title in ("cost at dial 1", "KL (bits)")},
 }
 
 
@@ -72,9 +72,9 @@ def table(*titles: str) -> Callable[[Study, Sequence[str]], str]:
     return lambda study, names: table_of([Line(study, name, study.runs[name]) for name in names], columns)
 
 
-where_attention_goes = table("configuration", "/ distributed", *_SHARES, "retention")
+where_attention_goes = table("configuration", "/ distributed", *_SHARES, "cost at dial 1")
 held = table("configuration", *_COSTS, "visible keys", "psi at dial 0")
-dial_1 = table("configuration", "retention", "self only", "KL (bits)", "untrained: retention", "untrained: KL (bits)")
+dial_1 = table("configuration", "cost at dial 1", "self only", "KL (bits)", "untrained: cost at dial 1", "untrained: KL (bits)")
 
 
 def partitions(study: Study, names: Sequence[str]) -> str:
@@ -94,7 +94,7 @@ def schedules(study: Study, names: Sequence[str]) -> str:
     columns = {title: COLUMNS[title] for title in ("configuration", "perplexity", "/ distributed")}
     columns["Hedges' g"] = lambda line: sizes.get(line.name, "-")
     columns["p (Holm)"] = lambda line: p_values.get(line.name, "-")
-    columns |= {title: COLUMNS[title] for title in ("psi", "other words", "retention")}
+    columns |= {title: COLUMNS[title] for title in ("psi", "other words", "cost at dial 1")}
     return table_of([Line(study, name, study.runs[name]) for name in names], columns)
 
 

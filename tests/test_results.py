@@ -83,7 +83,7 @@ def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(statistics: Mo
     distributed = [(20 + seed + 60) / 40 for seed in range(3)]
     assert found.estimate.mean == pytest.approx(math.exp(np.mean(quintic) - np.mean(distributed)))
     assert found.estimate.low <= found.estimate.mean <= found.estimate.high
-    kept = statistics.retention(study, "quintic")
+    kept = statistics.cost_at_dial_1(study, "quintic")
     at_1 = [(24 + seed + 70) / 40 for seed in range(3)]
     assert kept.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(quintic)))
     # Of documents too.
@@ -93,7 +93,7 @@ def test_comparisons_are_of_the_seeds_that_all_have_and_pair_them(statistics: Mo
     assert statistics.cost(study, "quintic", expected=found.estimate.high).p_value == pytest.approx(0.05)
     held = statistics.cost(study, "quintic", setting="dial 1")
     assert held.estimate.mean == pytest.approx(math.exp(np.mean(at_1) - np.mean(distributed)))
-    against = statistics.retention(study, "quintic", "distributed")
+    against = statistics.cost_at_dial_1(study, "quintic", "distributed")
     assert against.estimate.mean == pytest.approx(kept.estimate.mean)
 
 

@@ -286,7 +286,7 @@ def _summary(work: GridWork, task: Task) -> str:
         *([] if psi is None else [f"psi of the last layer {psi:.2f}"]),
     ]
     if len(controls["dials"]) > 1:
-        numbers.append(f"retention {controls['retention']:.3f}")
+        numbers.append(f"cost at dial 1 {controls['cost_at_dial_1']:.3f}")
     return ", ".join(numbers)
 
 

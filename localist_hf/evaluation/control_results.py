@@ -155,19 +155,19 @@ class ControlResults:
         return self.dials[0].perplexity
 
     @property
-    def retention(self) -> float:
+    def cost_at_dial_1(self) -> float:
         """`float`: perplexity at dial 1 / perplexity at dial 0."""
         return self.dials[-1].perplexity / self.perplexity
 
     @property
-    def all_local_retention(self) -> float:
+    def all_local_cost_at_dial_1(self) -> float:
         """`float`: perplexity at dial 1 with every layer fully local / perplexity at dial 0."""
         return self.all_local_perplexity / self.perplexity
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, the ratios too, as JSON has it: `None` for what is undefined."""
-        ratios = {"perplexity": self.perplexity, "retention": self.retention}
-        return as_json(asdict(self) | ratios | {"all_local_retention": self.all_local_retention})
+        ratios = {"perplexity": self.perplexity, "cost_at_dial_1": self.cost_at_dial_1}
+        return as_json(asdict(self) | ratios | {"all_local_cost_at_dial_1": self.all_local_cost_at_dial_1})
 
 
 def as_json(value: Any) -> Any:

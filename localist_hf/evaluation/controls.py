@@ -12,7 +12,7 @@ from .block_controls import Losses, figures_of, on_blocks, setting
 from .block_lift import block_lift
 from .check_model import check_model
 from .control_results import ControlResults, DialFigures, DocumentSums
-from .faithfulness import divergence_bits
+from .divergence import divergence_bits
 from .measure import evaluation_batches
 from .progress import progress_of_passes
 from .share_sums import add_rows, share_sums
@@ -70,7 +70,7 @@ def measure_controls(
     ```python
     >>> results = measure_controls(model, dataset)
     >>> own, wrong = results.blocks[0].own, results.blocks[0].wrong
-    >>> own.context_fidelity[-1], wrong.context_fidelity[-1], results.retention
+    >>> own.context_fidelity[-1], wrong.context_fidelity[-1], results.cost_at_dial_1
     (0.86, 0.7, 1.02)
     ```
     """

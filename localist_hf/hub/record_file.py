@@ -16,6 +16,15 @@ from .run_history import RECORD_FILE
 METRICS_FIELDS = ("metrics", "metrics_on_base_blocks")
 
 
+# Those of 0.2 and what they are called now.
+_FORMER_NAMES = {"retention": "cost_at_dial_1", "all_local_retention": "all_local_cost_at_dial_1"}
+
+
+def with_present_names(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls of a record of whatever version, by the names that they have in this one."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in controls.items()}
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """
     The fields of the record in a file, by the names that they have in this version.
@@ -26,9 +35,10 @@ def read_values(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object.")
-    # Records of 0.2 have the names of this version.
     if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
         raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
+    if isinstance(controls := values.get("controls"), dict):
+        values["controls"] = with_present_names(controls)
     for name in METRICS_FIELDS:
         if isinstance(metrics := values.get(name), dict):
             values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}

@@ -41,7 +41,7 @@ _KEYS = {
     "versions": ("localist-hf",),
     "example": ("prompt", "printed"),
     "controls": (
-        "layers", "blocks", "dials", "perplexity", "retention", "self_only_perplexity", "all_local_perplexity",
+        "layers", "blocks", "dials", "perplexity", "cost_at_dial_1", "self_only_perplexity", "all_local_perplexity",
         "all_local_self_only_perplexity", "divergence",
     ),
 }  # fmt: skip

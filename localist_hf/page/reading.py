@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import check_model, core_model, num_positions
-from ..evaluation.faithfulness import divergence_bits
+from ..evaluation.divergence import divergence_bits
 from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_report import LocalityProfile
 from ..evaluation.share_sums import add_rows, share_sums

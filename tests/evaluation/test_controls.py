@@ -217,14 +217,14 @@ def test_the_dial_and_the_perplexities_are_those_of_each_text_alone(make_model, 
     for point in results.dials:
         assert point.perplexity == pytest.approx(perplexity(model, rows, locality_dial=point.dial, **free), rel=1e-4)
     assert results.perplexity == results.dials[0].perplexity
-    assert results.retention == pytest.approx(results.dials[10].perplexity / results.perplexity)
+    assert results.cost_at_dial_1 == pytest.approx(results.dials[10].perplexity / results.perplexity)
     one_each = {"starts": torch.arange, "locality_dial": 1.0, **free}
     with settings(model, num_previous_blocks=0):
         assert results.self_only_perplexity == pytest.approx(perplexity(model, rows, **one_each), rel=1e-4)
         with settings(model, locality_schedule="localist"):
             expected = perplexity(model, rows, locality_dial=1.0, **free)
             assert results.all_local_perplexity == pytest.approx(expected, rel=1e-4)
-            assert results.all_local_retention == pytest.approx(expected / results.perplexity, rel=1e-4)
+            assert results.all_local_cost_at_dial_1 == pytest.approx(expected / results.perplexity, rel=1e-4)
             expected = perplexity(model, rows, **one_each)
             assert results.all_local_self_only_perplexity == pytest.approx(expected, rel=1e-4)
     assert len({results.perplexity, results.self_only_perplexity, results.all_local_perplexity, expected}) == 4
@@ -381,7 +381,7 @@ def test_a_model_without_local_layers_has_one_place_on_the_dial(make_model, rows
     results = measure_controls(model, Dataset.from_dict({"input_ids": rows}))
     assert results.layers == [3]
     assert [point.dial for point in results.dials] == [0.0]
-    assert (results.retention, results.divergence) == (1.0, 0.0)
+    assert (results.cost_at_dial_1, results.divergence) == (1.0, 0.0)
     assert results.self_only_perplexity == pytest.approx(results.perplexity)
     assert results.all_local_perplexity != pytest.approx(results.perplexity, rel=1e-3)
     assert "change nothing" not in transformers_warnings.text
@@ -394,7 +394,7 @@ def test_texts_too_short_to_compare_have_no_figures_and_json_says_so(make_model,
     assert math.isnan(blocks.own.context_fidelity[0])
     text = json.dumps(results.to_dict(), allow_nan=False)
     assert json.loads(text)["blocks"][1]["own"]["context_fidelity"][0] is None
-    assert json.loads(text)["retention"] == results.retention
+    assert json.loads(text)["cost_at_dial_1"] == results.cost_at_dial_1
 
 
 def test_block_lift_is_that_of_the_own_blocks_in_each_text(make_model, rows) -> None:

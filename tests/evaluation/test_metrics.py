@@ -81,21 +81,21 @@ def test_shares_that_are_none_are_refused(load) -> None:
         )
 
 
-def test_faithfulness_is_the_divergence_in_bits(load) -> None:
+def test_the_divergence_is_in_bits(load) -> None:
     free, dialled = torch.randn(2, 9, 17, generator=torch.manual_seed(0))
     p, q = free.double().softmax(-1), dialled.double().softmax(-1)
     expected = (p * (p / q).log2()).sum(-1).mean().item()
-    metric = load("faithfulness")
+    metric = load("divergence")
     assert metric.compute(predictions=dialled, references=free)["divergence"] == pytest.approx(expected, rel=1e-5)
     assert metric.compute(predictions=free, references=free)["divergence"] == pytest.approx(0, abs=1e-6)
 
 
-def test_retention_is_the_ratio_of_perplexities(load) -> None:
+def test_the_cost_at_dial_1_is_the_ratio_of_perplexities(load) -> None:
     free, dialled = torch.rand(2, 50, generator=torch.manual_seed(0)) * 5
-    found = load("retention").compute(predictions=dialled, references=free)
+    found = load("cost_at_dial_1").compute(predictions=dialled, references=free)
     assert found["perplexity"] == pytest.approx(free.mean().exp().item(), rel=1e-5)
     assert found["dialled_perplexity"] == pytest.approx(dialled.mean().exp().item(), rel=1e-5)
-    assert found["retention"] == pytest.approx(found["dialled_perplexity"] / found["perplexity"])
+    assert found["cost_at_dial_1"] == pytest.approx(found["dialled_perplexity"] / found["perplexity"])
 
 
 def test_block_lift_takes_texts_of_different_lengths(load) -> None:
@@ -115,3 +115,10 @@ def test_block_lift_takes_texts_of_different_lengths(load) -> None:
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="`name` is 'psi'; allowed are 'attention_shares', 'block_lift', 'context_fid"):
         load_metric("psi")
+
+
+@pytest.mark.parametrize(("former", "name"), [("retention", "cost_at_dial_1"), ("faithfulness", "divergence")])
+def test_former_names_load_with_a_warning(load, former: str, name: str) -> None:
+    with pytest.warns(FutureWarning, match=f"The metric '{former}' is called '{name}' now"):
+        metric = load(former)
+    assert metric.inputs_description == load(name).inputs_description

@@ -135,12 +135,18 @@ def test_controls_are_kept_as_they_were_measured(family: Path, tmp_path: Path) -
     measured.save(tmp_path)
     assert RunRecord.load(tmp_path) == measured
     assert RunRecord.load(tmp_path).controls == json.loads(json.dumps(controls.to_dict()))
+    # By the names of 0.2 too.
+    text = (tmp_path / "run.json").read_text(encoding="utf-8")
+    former = text.replace("all_local_cost_at_dial_1", "all_local_retention").replace("cost_at_dial_1", "retention")
+    assert former != text
+    (tmp_path / "run.json").write_text(former, encoding="utf-8")
+    assert RunRecord.load(tmp_path) == measured
     assert replace(measured, controls=None) == record
     # What is measured later leaves them alone.
     assert measured.with_measurements(record.metrics).controls == measured.controls
     assert measured.is_repetition(replace(record, seed=7))
     for change, message in (
-        ({"retention": ...}, "`controls` has no 'retention'."),
+        ({"cost_at_dial_1": ...}, "`controls` has no 'cost_at_dial_1'."),
         ({"layers": [1, 2]}, "`controls` are of the layers [1, 2]; the last, 3, must be among them."),
         ({"layers": [3]}, "`controls` must hold 'visible_keys' of each of the layers [3]."),
         ({"blocks": []}, "`controls` must hold the blocks with 0 before them, as the configuration has it."),

@@ -1,4 +1,4 @@
-"""Retention: what the dial costs in perplexity."""
+"""Cost at dial 1: what the dial costs in perplexity."""
 
 import math
 
@@ -11,7 +11,7 @@ from localist_hf.evaluation.locality_meter import perplexity
 _DESCRIPTION = """
 What the dial costs, as a ratio of perplexities:
 
-retention = perplexity at dial 1 / perplexity at dial 0 = exp(mean(losses at dial 1) - mean(losses at dial 0))
+cost = perplexity at dial 1 / perplexity at dial 0 = exp(mean(losses at dial 1) - mean(losses at dial 0))
 
 1 where it costs nothing; above 1 what the model loses when its local layers attend to their local sets only.
 """
@@ -21,17 +21,17 @@ Args:
     predictions (list of float): the loss (negative log-likelihood) of each label at dial 1, in nats.
     references (list of float): the loss of the same labels at dial 0, in nats.
 Returns:
-    retention (float): greater than 0.
+    cost_at_dial_1 (float): greater than 0.
     perplexity (float), dialled_perplexity (float): at dial 0 and at dial 1, at least 1.
 Examples:
-    >>> metric = load_metric("retention")
+    >>> metric = load_metric("cost_at_dial_1")
     >>> metric.compute(predictions=[0.0, 0.0], references=[0.0, 0.0])
-    {'retention': 1.0, 'perplexity': 1.0, 'dialled_perplexity': 1.0}
+    {'cost_at_dial_1': 1.0, 'perplexity': 1.0, 'dialled_perplexity': 1.0}
 """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Retention(evaluate.Metric):
+class CostAtDial1(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -42,4 +42,4 @@ class Retention(evaluate.Metric):
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         dialled, free = (perplexity(math.fsum(losses), len(losses)) for losses in (predictions, references))
-        return {"retention": dialled / free, "perplexity": free, "dialled_perplexity": dialled}
+        return {"cost_at_dial_1": dialled / free, "perplexity": free, "dialled_perplexity": dialled}

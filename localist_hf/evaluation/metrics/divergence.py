@@ -1,10 +1,10 @@
-"""Faithfulness: how much the dial changes what a model predicts."""
+"""Divergence: how much the dial changes what a model predicts."""
 
 import datasets
 import evaluate
 import torch
 
-from localist_hf.evaluation.faithfulness import divergence_bits
+from localist_hf.evaluation.divergence import divergence_bits
 
 
 _DESCRIPTION = """
@@ -23,14 +23,14 @@ Args:
 Returns:
     divergence (float): in bits for each prediction, at least 0.
 Examples:
-    >>> metric = load_metric("faithfulness")
+    >>> metric = load_metric("divergence")
     >>> metric.compute(predictions=[[0.0, 0.0]], references=[[0.0, -100.0]])
     {'divergence': 1.0}
 """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Faithfulness(evaluate.Metric):
+class Divergence(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         logits = datasets.Sequence(datasets.Value("float32"))
         return evaluate.MetricInfo(
