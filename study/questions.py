@@ -75,8 +75,8 @@ QUESTIONS = (
         "6. Dial 1, and the way there",
         lambda study: [name for name in study.runs if name != BASELINE],
         [
-            "Cost at dial 1 is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at dial 1; "
-            "*self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the base "
+            "Cost at dial 1 is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at "
+            "dial 1; *self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the base "
             "under the same settings.",
             tables.dial_1,
             on(named(*PAPER_VARIANTS[1:], "quintic-previous1", "reverse_quintic"), sentences.over_the_dial),

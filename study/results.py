@@ -86,8 +86,8 @@ What progressive localisation costs and gives, on models whose attention matters
 expose a cheap number. Every number stands in `study/records`, and is written here by `make results`; `make study`
 trains and measures everything anew (hours on two cores).
 
-**How to read it.** *Perplexity ratios*, costs at dial 1 and differences of psi come with 95 % intervals in brackets, for
-other seeds and other documents (sequences of the held-out text, taken as independent) together: Student's t of a
+**How to read it.** *Perplexity ratios*, costs at dial 1 and differences of psi come with 95 % intervals in brackets,
+for other seeds and other documents (sequences of the held-out text, taken as independent) together: Student's t of a
 two-way layout in which both are random, with Satterthwaite's degrees of freedom. Differences are paired: the same
 seeds, batches and documents.
 p-values are of the same layout, corrected by Holm for the number of comparisons of their table; where the claim is
@@ -98,8 +98,8 @@ context fidelity, *phi* fidelity, *other words* the share of the attention that 
 
 **Primary comparisons** were named before anything was measured: quintic against distributed (perplexity), own against
 another text's blocks (psi, no previous blocks), semantic blocks against windows and the last tokens at as many
-visible keys (perplexity at dial 1), and quintic against its reverse (perplexity, cost at dial 1). All else is exploration:
-its p-values are corrected within a table only, and the next study should test what it suggests.
+visible keys (perplexity at dial 1), and quintic against its reverse (perplexity, cost at dial 1). All else is
+exploration: its p-values are corrected within a table only, and the next study should test what it suggests.
 """
 
 

@@ -116,8 +116,8 @@ def reverse(study: Study, names: Sequence[str]) -> str:
     return (
         f"Early layers local and late ones free: perplexity {cost(study, 'reverse_quintic')} times that of "
         f"distributed, {price.says('less', 'more')} than quintic ({price} times); at dial 1 it loses "
-        f"{kept.says('less', 'more', 'no demonstrably other share')} than quintic ({kept} times its cost at dial 1). Psi of "
-        "its last layer says nothing, since that layer is free."
+        f"{kept.says('less', 'more', 'no demonstrably other share')} than quintic ({kept} times its cost at dial 1). "
+        "Psi of its last layer says nothing, since that layer is free."
     )
 
 

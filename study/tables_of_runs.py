@@ -74,7 +74,9 @@ def table(*titles: str) -> Callable[[Study, Sequence[str]], str]:
 
 where_attention_goes = table("configuration", "/ distributed", *_SHARES, "cost at dial 1")
 held = table("configuration", *_COSTS, "visible keys", "psi at dial 0")
-dial_1 = table("configuration", "cost at dial 1", "self only", "KL (bits)", "untrained: cost at dial 1", "untrained: KL (bits)")
+dial_1 = table(
+    "configuration", "cost at dial 1", "self only", "KL (bits)", "untrained: cost at dial 1", "untrained: KL (bits)"
+)
 
 
 def partitions(study: Study, names: Sequence[str]) -> str:
