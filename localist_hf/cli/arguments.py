@@ -18,7 +18,7 @@ from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
 from ..whole_file import write_whole
-from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
+from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error
 from .training_checks import JSON_FLAGS, check_reporting, check_training
 
 
@@ -175,7 +175,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
             f"`resume_from_checkpoint` is {wanted!r} and `overwrite_output_dir` true; a run can go on or start anew."
         )
     folder = Path(namespace.output_dir or f"runs/{namespace.variant or DEFAULT_VARIANT}")
-    with ending_with(2, ValueError):
+    with as_command_error(2, ValueError):
         checkpoint, damaged = find_checkpoint(True if wanted.lower() == "true" else wanted, folder)
     for other, what in damaged.items():
         print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
@@ -209,9 +209,9 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     values = vars(namespace)
     values.pop("config")
     check_training(values)
-    with ending_with(2, ValueError):
+    with as_command_error(2, ValueError):
         check_tags(values["language"], values["license"])
-    with ending_with(2, ValueError):
+    with as_command_error(2, ValueError):
         values["variant"], values["locality"] = _variant_and_locality(values["variant"], values["locality"])
     if values["lora_rank"] == 0:
         for name in ("lora_alpha", "lora_dropout", "lora_targets"):
@@ -224,7 +224,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     kept = _kept(values)
     run_names = {entry.name for entry in fields(RunArguments)}
     run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
-    with ending_with(2, Exception):  # nothing is done in it but to look at them
+    with as_command_error(2, Exception):  # nothing is done in it but to look at them
         args = LocalistTrainingArguments(**{name: value for name, value in values.items() if name not in run_names})
     check_reporting(args)
     return run, args, kept
@@ -292,7 +292,7 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
             f"`resume_from_checkpoint` leads to {str(folder)!r}, where there is no {SETTINGS_FILE}, in which "
             "`localist-hf train` keeps the flags that a run began with."
         )
-    with ending_with(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
+    with as_command_error(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
         saved = json.loads(path.read_text(encoding="utf-8"))
     known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
     if isinstance(saved, dict):
@@ -305,7 +305,7 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
 def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """The flags in a YAML file as they would stand on the command line, so that both are read in one way."""
     what = f"`config` is {path!r}, "
-    with ending_with(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
+    with as_command_error(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         text = Path(path).read_text(encoding="utf-8")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)

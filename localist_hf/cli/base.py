@@ -21,8 +21,8 @@ from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
 from ..whole_file import write_whole
 from .data import some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
-from .folders import CARD_FILES, RUN_FILES, check_own, claim, held, replacing
+from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error
+from .folders import CARD_FILES, RUN_FILES, check_own, claim, lock_folder, replacing
 from .grid_runs import training_arguments
 from .models import load_config, load_model, load_tokenizer
 from .python_text import python_card, python_text, split_text
@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> None:
             raise CommandError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if not 0 <= args.seed < 2**32:
         raise CommandError(f"`seed` is {args.seed}; it must be between 0 and 2**32 - 1.")
-    with held(args.output_dir), tempfile.TemporaryDirectory() as training:
-        with ending_with(2, *INPUT_ERRORS):
+    with lock_folder(args.output_dir), tempfile.TemporaryDirectory() as training:
+        with as_command_error(2, *INPUT_ERRORS):
             if (args.output_dir / "config.json").exists() and not args.overwrite_output_dir:
                 raise ValueError(
                     f"`output_dir` is {str(args.output_dir)!r}, which already holds a model. Choose another folder, or "
@@ -165,7 +165,7 @@ def copy_base(folder: Path) -> None:
         ValueError: where another base stands there, another model's weights, or what is not ours.
     """
     record = RunRecord.load(BASE)
-    with held(folder, timeout=60):  # where another process copies it too
+    with lock_folder(folder, timeout=60):  # where another process copies it too
         if (found := RunRecord.find(folder)) is not None:
             found.check_weights(folder)
             check_card(folder)

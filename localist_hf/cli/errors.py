@@ -75,7 +75,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def ending_with(status: int, *kinds: type[Exception], what: str = "") -> Iterator[None]:
+def as_command_error(status: int, *kinds: type[Exception], what: str = "") -> Iterator[None]:
     """
     Makes a [`CommandError`] of the exceptions that are expected inside.
 

@@ -16,8 +16,8 @@ from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandParser, ending_with
-from .folders import MEASURED_FILES, check_own, claim, held
+from .errors import INPUT_ERRORS, CommandParser, as_command_error
+from .folders import MEASURED_FILES, check_own, claim, lock_folder
 from .models import check_name, checked_sequence_length, load
 from .python_text import python_text, split_text
 
@@ -123,8 +123,8 @@ def main(arguments: list[str]) -> None:
     args = build_parser().parse_args(arguments)
     name = Path(args.model).name or Path(args.model).resolve().name
     folder = args.output_dir or Path("runs/evaluate") / name
-    with held(folder):
-        with ending_with(2, *INPUT_ERRORS):
+    with lock_folder(folder):
+        with as_command_error(2, *INPUT_ERRORS):
             check_own(folder, "measurement", MEASURED_FILES)
             for file in args.text_file:
                 check_source(None, None, file, "text")
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
         print(describe(report, locality))
         others: dict[str, Any] = {"sequence_length": length, "num_sequences": len(sequences)}
         if args.controls:
-            with ending_with(2, ValueError):
+            with as_command_error(2, ValueError):
                 controls = measure_controls(model, sequences, batch_size, block_model)
             print(describe_controls(controls))
             others["dial_and_blocks"] = controls.to_dict()

@@ -1,7 +1,7 @@
 """`localist-hf export`: write a model for engines that know only GPT-2."""
 
 from ..hub.export import export_gpt2
-from .errors import INPUT_ERRORS, CommandParser, ending_with
+from .errors import INPUT_ERRORS, CommandParser, as_command_error
 from .models import check_name
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True, choices=["gpt2"], help="what to write")
     parser.add_argument("folder", metavar="FOLDER", help="new or empty folder to write to")
     args = parser.parse_args(arguments)
-    with ending_with(2, *INPUT_ERRORS), ending_with(1, RuntimeError):
+    with as_command_error(2, *INPUT_ERRORS), as_command_error(1, RuntimeError):
         check_name(args.source, "source")
         export_gpt2(args.source, args.folder)
     print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")

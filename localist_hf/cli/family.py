@@ -31,9 +31,9 @@ from ..hub.card_tables import metrics_by_seed, metrics_of_runs
 from ..whole_file import write_whole
 from .base import BASE, copy_base
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with
-from .folders import CARD_FILES, GRID_FILES, check_own, claim, held
-from .grid_runs import GridWork, Task, do_all, training_arguments
+from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error
+from .folders import CARD_FILES, GRID_FILES, check_own, claim, lock_folder
+from .grid_runs import GridWork, Task, do_tasks, training_arguments
 from .models import checked_sequence_length, load_config, load_tokenizer, without_weights
 from .python_text import python_card, python_text, split_text
 from .training_checks import (
@@ -70,8 +70,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--held-out-text", metavar="FILE", help="text to measure on")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument(
-        "--shard", type=shard, metavar="I/N", help="do the I-th of N parts only, such as 1/4: put the parts' folders "
-        "together afterwards and start once more without this"
+        "--shard", type=shard_of, metavar="I/N",
+        help="do the I-th of N parts only, such as 1/4: put the parts' folders together afterwards and start once more "
+        "without this",
     )  # fmt: skip
     parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
     args = parser.parse_args(arguments)
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
         )
     if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
         raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
-    with ending_with(2, *INPUT_ERRORS):
+    with as_command_error(2, *INPUT_ERRORS):
         grid = load_grid(args.grid)
         check_own(args.output_dir, "grid", GRID_FILES)
         work = prepare(grid, args)
@@ -97,19 +98,19 @@ def main(arguments: list[str]) -> None:
     if args.shard is not None:
         index, number = args.shard
         tasks = tasks[index - 1 :: number]
-    do_all(work, tasks, args.jobs)
+    do_tasks(work, tasks, args.jobs)
     if missing := [task for task in work.tasks if not work.is_done(task)]:
         print(f"{len(missing)} of {len(work.tasks)} are not in {args.output_dir} yet: no comparison.")
         return
     # One process compares; another one's work is not in its way.
-    with held(args.output_dir):
+    with lock_folder(args.output_dir):
         claim(args.output_dir, "grid", GRID_FILES)
         report(args, work)
     print(f"\nAll of it: {args.output_dir}")
 
 
-def shard(text: str) -> tuple[int, int]:
-    """`"2/3"` as its numbers."""
+def shard_of(text: str) -> tuple[int, int]:
+    """Reads `"2/3"` as its numbers."""
     index, _, number = text.partition("/")
     if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
         raise argparse.ArgumentTypeError(f"{text!r}; it must be I/N with I from 1 to N, such as 1/4")
@@ -129,7 +130,7 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
         # The ids are not known yet; any will do here.
         ids = {"delimiter_token_ids": [0]} if settings.get("block_partition") == "delimiter" else {}
         config = load_config(base, ids | settings)
-    with ending_with(2, TypeError, ValueError, what="`controls` cannot be used: "):
+    with as_command_error(2, TypeError, ValueError, what="`controls` cannot be used: "):
         check_dials(grid.controls.get("dials", (0, 1)))
         for number in grid.controls.get("num_previous_blocks", ()):
             if type(number) is not int or not 0 <= number <= grid.sequence_length:
@@ -145,7 +146,7 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
     if grid.lora is not None:
         check_types("lora", grid.lora, LoraConfig)
         # Whatever PEFT says; some initial values need weights, and all are of no account here.
-        with ending_with(2, Exception, what="`lora` cannot be used: "), torch.device("meta"):
+        with as_command_error(2, Exception, what="`lora` cannot be used: "), torch.device("meta"):
             lora = LoraConfig(**grid.lora)
             lora.init_lora_weights = True
             check_rank("r", get_peft_model(skeleton, lora), lora.r)
@@ -179,7 +180,7 @@ def prepare(grid: Grid, args: argparse.Namespace) -> GridWork:
             raise ValueError(
                 f"The text to train on has {len(train)} sequences of {length} tokens; one step needs {size}."
             )
-    with held(args.output_dir, timeout=60):  # where another process begins, too
+    with lock_folder(args.output_dir, timeout=60):  # where another process begins, too
         claim(args.output_dir, "grid", GRID_FILES)
     if args.model is None:
         copy_base(Path(base))

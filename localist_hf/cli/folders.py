@@ -1,4 +1,4 @@
-"""An output folder: held by one process at a time, told from other people's, and given its files as a whole."""
+"""Output folders: locked by one process at a time, told from other people's, and given their files as a whole."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from ..hub.repositories import TOKENIZER_FILES
 from ..hub.repository_files import read_json
 from ..trainers.checkpoints import remove_leftovers
 from ..whole_file import write_whole
-from .errors import INPUT_ERRORS, CommandError, ending_with
+from .errors import INPUT_ERRORS, CommandError, as_command_error
 
 
 _LOCK_FILE = ".localist-hf.lock"
@@ -65,14 +65,14 @@ _WRITTEN = {
 _SIGNS = {"run_settings.json": "locality", RECORD_FILE: "metrics", "plan.json": "controls", "locality.json": "lambdas"}
 
 
-class FolderHeld(CommandError):
+class FolderLocked(CommandError):
     """Another process is at work in a folder."""
 
 
 @contextmanager
-def held(folder: Path, timeout: float = 0) -> Iterator[None]:
+def lock_folder(folder: Path, timeout: float = 0) -> Iterator[None]:
     """
-    Holds an output folder, which is made where it is missing, for this process alone; the operating system lets it go
+    Locks an output folder, which is made where it is missing, for this process alone; the operating system unlocks it
     when the process ends, however that happens. A folder that was made and is still empty at the end is removed. Where
     another process ended while a model was put in its place, that is done now.
 
@@ -83,12 +83,12 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
             Seconds to wait for another process.
 
     Raises:
-        FolderHeld: where another process holds it.
+        FolderLocked: where another process has locked it.
         CommandError: where it cannot be made or written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     lock, had_own = FileLock(folder / _LOCK_FILE), (folder / _OWN_FILES).exists()
-    with ending_with(2, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
+    with as_command_error(2, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f"{_INTERNAL}*"):
             if path.is_symlink():
@@ -96,7 +96,7 @@ def held(folder: Path, timeout: float = 0) -> Iterator[None]:
         try:
             lock.acquire(timeout=timeout)
         except Timeout:
-            raise FolderHeld(
+            raise FolderLocked(
                 f"`output_dir` is {str(folder)!r}, where another `localist-hf` is at work; choose another folder, or "
                 "wait for its end."
             ) from None

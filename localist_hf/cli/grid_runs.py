@@ -35,7 +35,7 @@ from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole
 from .errors import CommandError, one_line
-from .folders import RUN_FILES, TRAINING_FILES, FolderHeld, check_own, claim, held
+from .folders import RUN_FILES, TRAINING_FILES, FolderLocked, check_own, claim, lock_folder
 from .models import load_adapter, load_config, load_model
 from .train import run_training
 from .training_checks import check_training, check_types
@@ -204,13 +204,13 @@ class GridWork:
         return load_model(str(folder), load_config(str(folder), {}), dtype=torch.float32)
 
 
-def do(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
+def do_task(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
     """Does what is left of a task, unless another process is at it."""
     start = time.perf_counter()
     path = work.path(task)
     try:
         # Of the base nothing but a file is left, beside which the lock would stay.
-        with held(path if task.is_trained else path.parent / f".{path.stem}"):
+        with lock_folder(path if task.is_trained else path.parent / f".{path.stem}"):
             if work.is_done(task):  # by another process, since this one looked
                 return Done(_summary(work, task))
             if task.is_trained:
@@ -224,7 +224,7 @@ def do(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
                 found = {"plan": work.plan(task), "controls": _controls(work, task.run, model).to_dict()}
                 path.parent.mkdir(exist_ok=True)
                 write_whole(path, f"{json.dumps(found)}\n")
-    except FolderHeld:
+    except FolderLocked:
         return Done("another process is at it")
     return Done(_summary(work, task), time.perf_counter() - start)
 
@@ -290,7 +290,7 @@ def _summary(work: GridWork, task: Task) -> str:
     return ", ".join(numbers)
 
 
-def do_all(work: GridWork, tasks: Sequence[Task], jobs: int) -> None:
+def do_tasks(work: GridWork, tasks: Sequence[Task], jobs: int) -> None:
     """
     Does those tasks that are not done, as many side by side as there are jobs, and says how far it is after each.
 
@@ -323,7 +323,7 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
     if jobs == 1:
         for task in tasks:
             try:
-                yield task, do(work, task)
+                yield task, do_task(work, task)
             except CommandError as error:
                 yield task, error
         return
@@ -333,10 +333,10 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
         # Through a file, which a process reads once: through a pipe, the start of each would wait for its imports.
         path = Path(folder) / "work.pickle"
         path.write_bytes(pickle.dumps(work))
-        with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(path, threads)) as executor:
+        with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(path, threads)) as executor:
             try:
-                with _interrupts_held():
-                    futures = {executor.submit(_do, task): task for task in tasks}
+                with _interrupts_blocked():
+                    futures = {executor.submit(_do_in_worker, task): task for task in tasks}
                 for future in as_completed(futures):
                     error = future.exception()
                     if error is not None and not isinstance(error, CommandError):
@@ -351,10 +351,10 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """
-    Ctrl-C has to wait meanwhile, and in processes that are started until [`_begin`]: while they import, each would end
-    in a traceback of its own.
+    Blocks Ctrl-C meanwhile, and in processes that are started until [`_start_worker`]: while they import, each would
+    end in a traceback of its own.
     """
     if not _CAN_MASK:
         yield
@@ -367,28 +367,28 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _begin(work: Path, threads: int) -> None:
-    """Prepares a process of several."""
+def _start_worker(work: Path, threads: int) -> None:
+    """Prepares a worker process."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
     if _CAN_MASK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _work = pickle.loads(work.read_bytes())
-    # None outlives the first process, however that ends.
-    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # lines of several processes, none of which says which run it is about
 
 
-def _end_with(parent: Any) -> None:
+def _exit_with(parent: Any) -> None:
+    """Exits together with the parent process, however that ends."""
     parent.join()
     os._exit(1)
 
 
-def _do(task: Task) -> Done:
-    return do(_work, task, is_quiet=True)
+def _do_in_worker(task: Task) -> Done:
+    return do_task(_work, task, is_quiet=True)
 
 
 def _left(seconds: dict[bool, list[float]], left: dict[bool, int], jobs: int) -> str:

@@ -33,7 +33,7 @@ from ..hub.reachability import check_answers
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from ..trainers.checkpoints import list_checkpoints
 from .arguments import SETTINGS_FILE
-from .errors import ending_with
+from .errors import as_command_error
 
 
 #: What the commands rely on, whatever a checkpoint says: that calls return what is asked for, by name, and localist
@@ -120,7 +120,7 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
             f"`{flag}` is {name!r}; there is no config.json in this folder. It holds an adapter; give its base."
         )
     # What strangers have written may be anything: no list of exceptions is complete.
-    with ending_with(
+    with as_command_error(
         2, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
     ):
         check_answers(name)
@@ -146,7 +146,7 @@ def load_tokenizer(name: str, revision: str = "main", flag: str = "model") -> Pr
     A model's tokenizer; `revision` and `flag` as for [`load_config`]. It may know more tokens than the model, such as
     one for pictures in those of Gemma 3: it is texts that [`check_token_ids`] refuses.
     """
-    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
+    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
     return tokenizer
@@ -177,7 +177,7 @@ def load_model(
     """
     is_gpt2 = isinstance(config, LocalistGPT2Config)
     what = f"`{flag}` is {name!r}, which cannot be loaded: "
-    with ending_with(2, Exception, what=what):
+    with as_command_error(2, Exception, what=what):
         model, info = (LocalistGPT2LMHeadModel if is_gpt2 else AutoModelForCausalLM).from_pretrained(
             name,
             revision=revision,
@@ -202,7 +202,7 @@ def load_model(
 
 def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
-    with ending_with(2, Exception, what=f"`model` is {name!r}, which cannot be loaded: "), torch.device("meta"):
+    with as_command_error(2, Exception, what=f"`model` is {name!r}, which cannot be loaded: "), torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
@@ -210,7 +210,7 @@ def find_adapter(name: str, revision: str = "main", flag: str = "model") -> Peft
     """The adapter's configuration in a folder or Hub repository, which names its base; `None` where that holds none."""
     if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
         return None
-    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         check_answers(name)
         if find_adapter_config_file(name, revision=revision) is None:
             return None
@@ -222,7 +222,7 @@ def find_adapter(name: str, revision: str = "main", flag: str = "model") -> Peft
 
 def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> dict[str, Any]:
     """The settings of locality that an adapter was trained for, of which its base's configuration does not know."""
-    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         if (record := RunRecord.find(name)) is not None:
             config = record.config
         # Beside an adapter that was published lies the configuration of the model that it makes of its base.
@@ -236,7 +236,7 @@ def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> 
 
 def load_adapter(model: PreTrainedModel, name: str, revision: str = "main", flag: str = "model") -> PeftModel:
     """The base with an adapter on it, and with the embeddings of tokens that were added for it."""
-    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
+    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
         fit_embeddings(model, name, revision)
         return PeftModel.from_pretrained(model, name, revision=revision)
 
@@ -266,7 +266,7 @@ def load(
     config = load_config(base, adapter_settings(name, revision, flag) | settings, base_revision, base_flag)
     model = load_adapter(load_model(base, config, revision=base_revision, flag=base_flag), name, revision, flag)
     model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
-    with ending_with(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         is_own = has_tokenizer(name, revision)
     return model, load_tokenizer(name, revision, flag) if is_own else load_tokenizer(base, base_revision, base_flag)
 

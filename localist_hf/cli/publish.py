@@ -20,7 +20,7 @@ from ..hub import (
     with_own_text_of,
 )
 from ..hub.reachability import check_answers
-from .errors import INPUT_ERRORS, CommandParser, ending_with
+from .errors import INPUT_ERRORS, CommandParser, as_command_error
 
 
 _NEW = "new (the Hub shows no such repository)"
@@ -72,11 +72,11 @@ def part_of_id(text: str) -> str:
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf publish` with these arguments."""
     args = build_parser().parse_args(arguments)
-    with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError):
+    with as_command_error(2, *INPUT_ERRORS), as_command_error(1, PublishError):
         if args.dry_run:
             show(prepare(args.run, args.namespace, args.base_model, args.name, args.space), HfApi())
         else:
-            with ending_with(1, TimeoutError):
+            with as_command_error(1, TimeoutError):
                 check_answers()
             publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name, args.space)
 

@@ -29,8 +29,8 @@ from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
 from .data import check_source, check_token_ids, load_text, train_and_validation
-from .errors import INPUT_ERRORS, CommandError, ending_with, is_disk_full, one_line
-from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, held, replacing
+from .errors import INPUT_ERRORS, CommandError, as_command_error, is_disk_full, one_line
+from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, lock_folder, replacing
 from .models import check_name, checked_sequence_length, load_config, load_model, load_tokenizer, without_weights
 from .training_checks import check_metric, check_optimizer, check_rank, check_schedule
 
@@ -244,7 +244,7 @@ def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = Non
     if settings is not None and args.should_save:
         save_settings(settings, folder)
     if args.push_to_hub:
-        with ending_with(1, ValueError, PublishError):
+        with as_command_error(1, ValueError, PublishError):
             trainer.check_push()
     before = list_checkpoints(folder)
     try:
@@ -252,7 +252,7 @@ def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = Non
         with replacing(folder, args.should_save) as saving:
             trainer.save_model(str(saving), _internal_call=True)  # without the push: its card needs the evaluation
         if args.should_save:
-            with ending_with(1, ValueError):
+            with as_command_error(1, ValueError):
                 check_own(folder, "run", RESULT_FILES)
             claim(folder, "run", RESULT_FILES)
         trainer.save_state()
@@ -267,7 +267,7 @@ def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = Non
                 f"{args.learning_rate}. There is no model card and no record for such a model.",
                 status=1,
             )
-        with ending_with(1, ValueError, PublishError):
+        with as_command_error(1, ValueError, PublishError):
             if args.push_to_hub:
                 trainer.push_to_hub(**card)  # which makes the card too
             else:
@@ -307,8 +307,8 @@ def main(arguments: list[str]) -> None:
     run, args, kept = parse(arguments)
     folder = Path(args.output_dir)
     # Of several processes of one training, the first holds the folder for all.
-    with held(folder) if args.process_index == 0 else nullcontext():
-        with ending_with(2, *INPUT_ERRORS):
+    with lock_folder(folder) if args.process_index == 0 else nullcontext():
+        with as_command_error(2, *INPUT_ERRORS):
             trainer = prepare_trainer(run, args)
             keep_prefix(text_prefix(trainer.processing_class), args, kept)
         if args.should_save:

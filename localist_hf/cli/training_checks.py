@@ -24,7 +24,7 @@ from transformers.utils import is_torch_xla_available
 
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..trainers import LocalistTrainer
-from .errors import INPUT_ERRORS, CommandError, check_numbers, ending_with
+from .errors import INPUT_ERRORS, CommandError, as_command_error, check_numbers
 
 
 #: More processes than any machine has a use for; each takes seconds and hundreds of megabytes.
@@ -103,7 +103,7 @@ def _check_hints(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
     for key in given.keys() & hints.keys():
         value, hint = given[key], hints[key]
         is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
-        with ending_with(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
+        with as_command_error(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
             type_validator(key, float(value) if is_whole else value, hint)
 
 
@@ -120,7 +120,7 @@ def check_training(values: dict[str, Any]) -> None:
     mode = values.get("torch_compile_mode")
     if mode is not None or (backend is not None and backend.lower() != "no"):
         what = f"`torch_compile_backend` is {backend!r} and `torch_compile_mode` {mode!r}, which cannot be used: "
-        with ending_with(2, Exception, what=what):
+        with as_command_error(2, Exception, what=what):
             torch.compile(
                 nn.Identity(), backend=(backend or "inductor").lower(), mode=mode
             )  # compiled at the first call
@@ -137,7 +137,9 @@ def check_training(values: dict[str, Any]) -> None:
         if pair.count("=") != 1:
             raise CommandError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
     if (repository := values.get("hub_model_id")) is not None:
-        with ending_with(2, ValueError, what=f"`hub_model_id` is {repository!r}; it must be NAMESPACE/NAME or NAME: "):
+        with as_command_error(
+            2, ValueError, what=f"`hub_model_id` is {repository!r}; it must be NAMESPACE/NAME or NAME: "
+        ):
             validate_repo_id(repository)
     if values.get("deepspeed") is not None and find_spec("deepspeed") is None:
         raise CommandError(f"`deepspeed` is {values['deepspeed']!r}, for which the package `deepspeed` is missing.")
@@ -153,7 +155,7 @@ def _read_settings(name: str, value: Any) -> dict[str, Any]:
     settings = value
     if isinstance(value, str):
         is_file = name in _FILE_FLAGS and not value.startswith("{")
-        with ending_with(2, *INPUT_ERRORS, what=f"{what}: "):
+        with as_command_error(2, *INPUT_ERRORS, what=f"{what}: "):
             settings = json.loads(Path(value).read_text(encoding="utf-8") if is_file else value)
     if not isinstance(settings, dict):
         raise CommandError(f"{what}.")
@@ -221,7 +223,7 @@ def check_schedule(args: TrainingArguments) -> None:
     name, kwargs = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
     steps = args.max_steps if args.max_steps > 0 else _TRIED_STEPS
     what = f"`lr_scheduler_type` is {name!r}, `learning_rate` {args.learning_rate} and `lr_scheduler_kwargs` {kwargs}: "
-    with ending_with(2, Exception, what=what):
+    with as_command_error(2, Exception, what=what):
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
         scheduler = get_scheduler(
             name, optimizer, args.get_warmup_steps(steps), steps, scheduler_specific_kwargs=kwargs
@@ -259,7 +261,7 @@ def check_optimizer(args: TrainingArguments, model: PreTrainedModel) -> None:
         others.optim_args = optim_args
         return LocalistTrainer.get_optimizer_cls_and_kwargs(others, model)
 
-    with ending_with(2, Exception, what=f"`optim` is {args.optim.value!r}{given}, which cannot be used: "):
+    with as_command_error(2, Exception, what=f"`optim` is {args.optim.value!r}{given}, which cannot be used: "):
         kind, kwargs = found(args.optim_args)
         if kwargs.keys() <= inspect.signature(kind).parameters.keys():
             kind([nn.Parameter(torch.zeros(1))], **kwargs)

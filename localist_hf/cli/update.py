@@ -4,7 +4,7 @@ import argparse
 
 from ..hub import PublishError, update
 from ..hub.reachability import check_answers
-from .errors import INPUT_ERRORS, CommandParser, ending_with
+from .errors import INPUT_ERRORS, CommandParser, as_command_error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf update` with these arguments."""
     args = build_parser().parse_args(arguments)
-    with ending_with(2, *INPUT_ERRORS), ending_with(1, PublishError, TimeoutError):
+    with as_command_error(2, *INPUT_ERRORS), as_command_error(1, PublishError, TimeoutError):
         check_answers()
         update(args.repository, args.dry_run)

@@ -24,7 +24,7 @@ from ..whole_file import check_can_be_written
 from .arguments import locality_settings
 from .base import BASE
 from .data import ENCODING, is_unicode, text_fault
-from .errors import INPUT_ERRORS, CommandError, CommandParser, ending_with, is_disk_full
+from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error, is_disk_full
 from .models import load
 from .python_text import python_reference
 
@@ -126,13 +126,13 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
-        with ending_with(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
+        with as_command_error(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
             if (fault := text_fault(args.text_file)) is not None:
                 raise ValueError(f"{fault}.")
             text = args.text_file.read_text(encoding=ENCODING)
     if not is_unicode(text):
         raise CommandError(f"`text` is {text!r}; it must be Unicode text.")
-    with ending_with(2, *INPUT_ERRORS):
+    with as_command_error(2, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything
             settings = {"locality_schedule": "quintic"} | settings
@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> None:
             text = beginning(text, models[0][1], min(filter(None, limits), default=len(text)))
 
     if args.save is not None:
-        with ending_with(2, *INPUT_ERRORS):
+        with as_command_error(2, *INPUT_ERRORS):
             page_of(models, text).save(args.save)
         print(f"Written: {args.save}, {args.save.stat().st_size / 1e6:.1f} MB")
         return
@@ -165,9 +165,9 @@ def main(arguments: list[str]) -> None:
     # Strangers choose among these models only.
     is_open = _is_loopback(args.host) and not args.share
     page = live_page(load_by_name, names, text, args.compare, is_open, args.max_tokens)
-    with ending_with(2, ValueError):
+    with as_command_error(2, ValueError):
         port = port_to_serve_on(args.host, args.port)  # somebody may have taken it meanwhile
-    with ending_with(2, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
+    with as_command_error(2, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
         serve(page, server_port=port, **launch_settings(args.host, args.share, args.max_tokens))
 
 

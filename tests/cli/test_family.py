@@ -222,7 +222,7 @@ def test_shards_share_the_work_and_are_put_together(workspace: Path, capsys) -> 
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(workspace: Path, capsys) -> None:
-    with grid_runs.held(Path("family/quintic")):
+    with grid_runs.lock_folder(Path("family/quintic")):
         folders.claim(Path("family"), "grid", folders.GRID_FILES)
         main(["family", *flags()])
     printed = capsys.readouterr().out
@@ -384,7 +384,7 @@ def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(2)
-        with grid_runs.held(Path("family/quintic")):  # no worker is left that holds it
+        with grid_runs.lock_folder(Path("family/quintic")):  # no worker is left that holds it
             pass
         for path in Path("family").glob("*/model.safetensors"):
             assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns

@@ -89,7 +89,7 @@ def test_a_page_is_saved_over_a_page_only(small: Path, capsys) -> None:
 
 
 def save(folder: Path, files: dict[str, bytes]) -> None:
-    with folders.held(folder), folders.replacing(folder) as saving:
+    with folders.lock_folder(folder), folders.replacing(folder) as saving:
         put(saving, files)
 
 
@@ -181,7 +181,7 @@ def test_a_model_is_replaced_whole_or_not_at_all_whenever_the_process_is_killed(
             # The record is of the old one.
             assert files["config.json"] == b"old" or "run.json" not in files
         # The next one that holds the folder completes what was begun, and leaves no trace.
-        with folders.held(folder):
+        with folders.lock_folder(folder):
             pass
         found = {name: content for name, content in tree_of(folder).items() if not name.startswith(".")}
         found.pop("run.json", None)
@@ -241,7 +241,7 @@ def test_a_stopped_run_does_not_go_on_over_the_files_of_others(finished: Path, t
     shutil.copytree(finished / "checkpoint-1", stopped / "checkpoint-1")
     shutil.copy(finished / "run_settings.json", stopped)
     folders.claim(stopped, "run", folders.TRAINING_FILES)
-    with folders.held(stopped):  # which notes that nobody is at work
+    with folders.lock_folder(stopped):  # which notes that nobody is at work
         pass
     before = tree_of(stopped)
     for name in ("model.safetensors", "README.md", "all_results.json"):

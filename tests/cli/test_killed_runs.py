@@ -21,7 +21,7 @@ from transformers import modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli import folders
-from localist_hf.cli.folders import RUN_FILES, TRAINING_FILES, check_own, claim, held
+from localist_hf.cli.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
 from localist_hf.cli.train import run_training
 from localist_hf.hub import RunRecord
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
@@ -171,7 +171,7 @@ class Undisturbed:
         self.operations, self.contents = disk.done, contents(folder)
 
     def run(self, folder: Path) -> dict[str, float]:
-        with held(folder):  # as `main` does
+        with lock_folder(folder):  # as `main` does
             check_own(folder, "run", (*TRAINING_FILES, *RUN_FILES))
             claim(folder, "run", TRAINING_FILES)
             metrics = run_training(self.make(folder, **KINDS[self.kind]), dataset="a text", model_name="run")

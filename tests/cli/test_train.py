@@ -336,7 +336,7 @@ def test_a_damaged_checkpoint_is_passed_over(stopped: Path, file: str, length: i
 
 
 def test_a_folder_in_use_is_refused_until_its_process_is_gone(flags, tmp_path: Path, capsys) -> None:
-    # What `held` does in another process, without what takes seconds to import.
+    # What `lock_folder` does in another process, without what takes seconds to import.
     code = "import sys, time, filelock\n"
     code += "with filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     folder = tmp_path / "run"
