@@ -14,7 +14,7 @@ family: $(READY)
 
 # The small base that the package ships; about 45 minutes.
 base: $(READY)
-	$(BIN)/localist-hf base --output-dir localist_hf/base --overwrite-output-dir
+	$(BIN)/python -m localist_hf.experiments.base --output-dir localist_hf/base --overwrite-output-dir
 
 # Hours: every run that docs/results.md is about. WIKITEXT is the folder of WikiText-2's valid.txt and test.txt, SMOLLM2
 # that of the model, as `make smollm2` leaves it, and the book comes out of Debian's packages (study/book_text.py).

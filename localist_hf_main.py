@@ -35,7 +35,6 @@ examples:
 #: The commands, each a module in `localist_hf.cli`.
 COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
-    "base": "train a small base on the text that Python ships",
     "family": "compare locality configurations: a grid of runs from one base",
     "evaluate": "measure and draw where the attention of any causal language model goes",
     "view": "read a model's attention on a page, with the dial",

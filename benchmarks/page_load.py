@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localist_hf.cli.base import BASE
-from localist_hf.cli.python_text import python_reference
 from localist_hf.cli.view import default_text
+from localist_hf.experiments.base import BASE
+from localist_hf.experiments.python_text import python_reference
 
 
 class Client:

@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 from datasets import Dataset
+from localist_hf.cli.data import tokenize_and_pack
+from localist_hf.cli.python_text import python_text, split_text
 from peft import LoraConfig, get_peft_model
 from smollm2_model import fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from localist_hf import localize
-from localist_hf.cli.data import tokenize_and_pack
-from localist_hf.cli.python_text import python_text, split_text
 from localist_hf.evaluation import (
     LocalityReport,
     layer_table,

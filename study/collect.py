@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from localist_hf.cli.grid_runs import UNTRAINED
+from localist_hf.experiments.grid_runs import UNTRAINED
 from localist_hf.hub import RunRecord
 
 

@@ -76,8 +76,8 @@ QUESTIONS = (
         lambda study: [name for name in study.runs if name != BASELINE],
         [
             "Cost at dial 1 is perplexity at dial 1 / at dial 0, KL that of the predictions at dial 0 from those at "
-            "dial 1; *self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the base "
-            "under the same settings.",
+            "dial 1; *self only* is the perplexity at dial 1 with blocks of one token / at dial 0. *Untrained* is the "
+            "base under the same settings.",
             tables.dial_1,
             on(named(*PAPER_VARIANTS[1:], "quintic-previous1", "reverse_quintic"), sentences.over_the_dial),
         ],

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from localist_hf.configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, PAPER_VARIANTS, load_grid
+from localist_hf.configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, PAPER_VARIANTS
+from localist_hf.experiments import load_grid
 from localist_hf.modeling import LocalityFields
 
 

@@ -140,7 +140,7 @@ def make_model(make_config: Callable[..., LocalistGPT2Config]) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    from localist_hf.cli.base import train_tokenizer
+    from localist_hf.experiments.base import train_tokenizer
 
     return train_tokenizer(["Sentence number 0123456789 says something. some more of the words here\n"] * 5)
 

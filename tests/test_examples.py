@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.base import train_tokenizer
+from localist_hf.experiments.base import train_tokenizer
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

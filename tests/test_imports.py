@@ -10,7 +10,7 @@ import localist_hf
 
 
 PACKAGE = Path(localist_hf.__file__).parent
-ROOMS = ("modeling", "configuration", "evaluation", "hub", "page", "trainers", "cli")
+ROOMS = ("modeling", "configuration", "evaluation", "hub", "page", "trainers", "experiments", "cli")
 
 
 def imported_modules(path: Path) -> Iterator[str]:

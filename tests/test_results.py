@@ -9,9 +9,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from localist_hf.configuration import load_grid
 from localist_hf.evaluation.statistics import holm, mean_interval, paired_difference, ratio_values
 from localist_hf.evaluation.tables import with_ends
+from localist_hf.experiments import load_grid
 
 
 ROOT = Path(__file__).parents[1]

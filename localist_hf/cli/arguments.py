@@ -13,19 +13,19 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
+from ..errors import INPUT_ERRORS
+from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
+from ..hub.loading import SETTINGS_FILE
 from ..hub.run_record import check_tags
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
-from ..whole_file import write_whole
-from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error
-from .training_checks import JSON_FLAGS, check_reporting, check_training
+from .errors import CommandError, CommandParser, as_command_error
 
 
 DEFAULT_VARIANT = "quintic"
-#: The flags of a run, in its folder, for those who go on with it.
-SETTINGS_FILE = "run_settings.json"
-#: What stands in it beside flags, where the tokenizer has one: what every sequence that is trained on begins with.
+#: What stands in a run's settings beside flags, where the tokenizer has one: what every sequence that is trained on
+#: begins with.
 TEXT_PREFIX = "text_prefix"
 
 
@@ -159,7 +159,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
     Returns:
         `tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]`: the first with the name of the variant, or
         `None` for a schedule without one, and `locality` as a mapping; the second with `resume_from_checkpoint` as a
-        folder or `None`; the third for [`save_settings`].
+        folder or `None`; the third for [`~localist_hf.experiments.training_run.save_settings`].
 
     Raises:
         CommandError: for a flag or a value that cannot be used.
@@ -278,11 +278,6 @@ def _kept(values: dict[str, Any]) -> dict[str, Any]:
         if kept[name] is not None and os.path.exists(kept[name]):
             kept[name] = str(Path(kept[name]).resolve())  # the run may go on from another folder
     return kept
-
-
-def save_settings(kept: dict[str, Any], folder: str | Path) -> None:
-    """Writes the third of what [`parse`] returns to a run's folder, where `--resume_from_checkpoint` finds it."""
-    write_whole(Path(folder) / SETTINGS_FILE, json.dumps(kept, indent=2) + "\n")
 
 
 def _saved_settings(folder: Path) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import INPUT_ERRORS
 from ..evaluation import LocalityReport, measure, measure_controls, plot_heads, plot_shares_over_depth, report_table
 from ..evaluation.control_results import ControlResults
 from ..evaluation.tables import heads_table, markdown_table, with_interval
+from ..experiments.data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
+from ..experiments.folders import MEASURED_FILES, check_own, claim, lock_folder
+from ..experiments.python_text import python_text, split_text
+from ..hub.loading import check_name, checked_sequence_length, load
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
-from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandParser, as_command_error
-from .folders import MEASURED_FILES, check_own, claim, lock_folder
-from .models import check_name, checked_sequence_length, load
-from .python_text import python_text, split_text
+from .errors import CommandParser, as_command_error
 
 
 #: Sequences of the text that is measured where none is given.

@@ -1,8 +1,9 @@
 """`localist-hf export`: write a model for engines that know only GPT-2."""
 
+from ..errors import INPUT_ERRORS
 from ..hub.export import export_gpt2
-from .errors import INPUT_ERRORS, CommandParser, as_command_error
-from .models import check_name
+from ..hub.loading import check_name
+from .errors import CommandParser, as_command_error
 
 
 def main(arguments: list[str]) -> None:

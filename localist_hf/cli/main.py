@@ -7,14 +7,14 @@ from typing import NoReturn
 
 from localist_hf_main import main
 
-from .errors import CommandError, is_bad_path, is_disk_full, is_out_of_memory, one_line
+from ..errors import InputError, RunError, is_bad_path, is_disk_full, is_out_of_memory, one_line
+from .errors import CommandError
 
 
 #: What may help where memory does not suffice.
 _SMALLER = {
     "train": "a smaller `--per-device-train-batch-size` with more `--gradient-accumulation-steps`, a smaller "
     "`--per_device_eval_batch_size` or `--sequence-length`, `--gradient_checkpointing`, `--bf16` or `--lora-rank`",
-    "base": "a smaller `--batch-size`",
     "family": "fewer `--jobs`, or in the grid a smaller `sequence_length`, `per_device_train_batch_size` or "
     "`per_device_eval_batch_size`",
     "evaluate": "a smaller `--sequence-length`, or shorter text",
@@ -36,6 +36,8 @@ def run(command: str, arguments: list[str]) -> None:
             sys.stdout.flush()
     except CommandError as error:
         _end(command, f"error: {error}", error.status)
+    except (InputError, RunError) as error:
+        _end(command, f"error: {error}", 2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         _end(command, "interrupted", 130)
     except RecursionError:  # of JSON and YAML; nothing of ours goes deep

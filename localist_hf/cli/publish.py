@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
+from ..errors import INPUT_ERRORS
 from ..hub import (
     CARD_FILE,
     Publication,
@@ -20,7 +21,7 @@ from ..hub import (
     with_own_text_of,
 )
 from ..hub.reachability import check_answers
-from .errors import INPUT_ERRORS, CommandParser, as_command_error
+from .errors import CommandParser, as_command_error
 
 
 _NEW = "new (the Hub shows no such repository)"

@@ -1,7 +1,6 @@
 """`localist-hf train`: fine-tune one model under one locality configuration."""
 
 import copy
-import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,29 +9,30 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProgressCallback,
-    TrainerState,
-    set_seed,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer import TRAINER_STATE_NAME
 
 from ..configuration import variant_config, variant_name
+from ..errors import INPUT_ERRORS
 from ..evaluation import layer_table, text_prefix
-from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, check_card, check_record, own_text_in, write_card
-from ..hub.run_history import weight_hashes
+from ..experiments.data import check_source, check_token_ids, load_text, train_and_validation
+from ..experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
+from ..experiments.training_checks import check_metric, check_optimizer, check_rank, check_schedule
+from ..experiments.training_run import run_training, start_anew
+from ..hub import check_card
+from ..hub.loading import (
+    check_name,
+    checked_sequence_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    without_weights,
+)
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
-from .arguments import TEXT_PREFIX, RunArguments, parse, save_settings
-from .data import check_source, check_token_ids, load_text, train_and_validation
-from .errors import INPUT_ERRORS, CommandError, as_command_error, is_disk_full, one_line
-from .folders import RESULT_FILES, RUN_FILES, TRAINING_FILES, check_own, claim, found_files, lock_folder, replacing
-from .models import check_name, checked_sequence_length, load_config, load_model, load_tokenizer, without_weights
-from .training_checks import check_metric, check_optimizer, check_rank, check_schedule
+from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
+from .arguments import TEXT_PREFIX, RunArguments, parse
+from .errors import as_command_error
 
 
 #: What PEFT calls all linear layers but the head.
@@ -45,7 +45,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     model.
 
     Raises:
-        CommandError, ValueError, OSError, ImportError, huggingface_hub.errors.StrictDataclassError: for input that
+        ValueError, OSError, ImportError, huggingface_hub.errors.StrictDataclassError: for input that
             cannot be used; the message names the argument, the value and what is allowed.
     """
     check_source(run.dataset, run.dataset_config, run.text_file, run.text_column)
@@ -150,26 +150,6 @@ def check_output_dir(run: RunArguments, args: LocalistTrainingArguments) -> None
         )
 
 
-def start_anew(folder: Path) -> None:
-    """
-    Says what a run that overwrites a folder replaces there, removes the checkpoints, and has the rest go when the new
-    model is in place.
-    """
-    replaced = [*found_files(folder, (*TRAINING_FILES, *RUN_FILES)), *(path.name for path in list_checkpoints(folder))]
-    if replaced:
-        print(f"`overwrite_output_dir` replaces in {folder}: {', '.join(sorted(replaced))}", flush=True)
-    found = check_own(folder, "run", RUN_FILES, replaces=True)
-    leaving = [name for name in found if (folder / name).is_file() or (folder / name).is_symlink()]
-    for check, name in ((own_text_in, CARD_FILE), (check_record, RECORD_FILE)):
-        try:
-            check(folder)
-        except ValueError:
-            leaving.append(name)
-    claim(folder, "run", TRAINING_FILES, leaving)
-    for checkpoint in list_checkpoints(folder):
-        remove_checkpoint(checkpoint)
-
-
 def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[str, Any]) -> None:
     """
     Adds what every sequence begins with to the settings that are kept of a run, where that is something.
@@ -186,109 +166,6 @@ def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[s
         )
     if prefix:
         kept[TEXT_PREFIX] = prefix
-
-
-def finished_record(trainer: LocalistTrainer, **card: Any) -> RunRecord | None:
-    """
-    The record in a trainer's output folder, where that holds the end of what the trainer is to go on with: its
-    checkpoint has all steps behind it, and the weights are saved and measured. `None` where anything is left to do, be
-    it to publish the model or to write another licence into its card.
-    """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
-    if args.resume_from_checkpoint is None or args.push_to_hub:
-        return None
-    checkpoint = Path(args.resume_from_checkpoint)
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
-    try:
-        record = RunRecord.find(folder)
-    except ValueError:
-        return None
-    if record is None or state.global_step < max_steps:
-        return None
-    if any(getattr(record, name) != card.get(name) for name in ("language", "license")):
-        return None
-    if args.load_best_model_at_end and state.best_global_step:
-        checkpoint = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-    return record if record.weights == weight_hashes(folder) == weight_hashes(checkpoint) else None
-
-
-def run_training(trainer: LocalistTrainer, settings: dict[str, Any] | None = None, **card: Any) -> dict[str, float]:
-    """
-    Trains, evaluates, and saves model, tokenizer, metrics, log and model card to the trainer's output folder. What is
-    there from before stays until the new model is written; nothing is left half-written where that fails. Of a run that
-    is finished nothing changes.
-
-    Args:
-        trainer ([`LocalistTrainer`]):
-            The trainer; with `resume_from_checkpoint` as a folder in its arguments, it goes on from there.
-        settings (`dict[str, Any]`, *optional*):
-            The flags of the run, for [`save_settings`].
-        card:
-            What [`LocalistTrainer.create_model_card`] takes.
-
-    Returns:
-        `dict[str, float]`: the metrics of [`LocalityMeter.compute`], without a prefix.
-
-    Raises:
-        CommandError: where the disk is full, the training diverges or the Hub does not take the model.
-    """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
-    if (record := finished_record(trainer, **card)) is not None:
-        if args.should_save:
-            card_file, record_file = folder / CARD_FILE, folder / RECORD_FILE
-            if not card_file.exists() or card_file.stat().st_mtime_ns < record_file.stat().st_mtime_ns:
-                write_card(folder)  # which is written after the record
-            print(f"The run in {args.output_dir!r} is finished: nothing is left to train or to measure.")
-        return record.metrics
-    if settings is not None and args.should_save:
-        save_settings(settings, folder)
-    if args.push_to_hub:
-        with as_command_error(1, ValueError, PublishError):
-            trainer.check_push()
-    before = list_checkpoints(folder)
-    try:
-        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        with replacing(folder, args.should_save) as saving:
-            trainer.save_model(str(saving), _internal_call=True)  # without the push: its card needs the evaluation
-        if args.should_save:
-            with as_command_error(1, ValueError):
-                check_own(folder, "run", RESULT_FILES)
-            claim(folder, "run", RESULT_FILES)
-        trainer.save_state()
-        if args.should_save:
-            (folder / "all_results.json").unlink(missing_ok=True)  # to which metrics are added, and perhaps half of it
-        trainer.save_metrics("train", result.metrics)
-        metrics = trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
-        if not math.isfinite(metrics["eval_perplexity"]) or any(map(math.isinf, metrics.values())):
-            raise CommandError(
-                f"the training diverged: loss {metrics['eval_loss']} on held-out text, with a `learning_rate` of "
-                f"{args.learning_rate}. There is no model card and no record for such a model.",
-                status=1,
-            )
-        with as_command_error(1, ValueError, PublishError):
-            if args.push_to_hub:
-                trainer.push_to_hub(**card)  # which makes the card too
-            else:
-                trainer.create_model_card(**card)
-    except BaseException as error:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                callback.training_bar.close()  # so that the last line is the message's
-        if args.should_save:
-            for checkpoint in set(list_checkpoints(folder)).difference(before):
-                if is_own_checkpoint(checkpoint) and checkpoint_damage(checkpoint) is not None:
-                    remove_checkpoint(checkpoint)
-        if is_disk_full(error):
-            left = list_checkpoints(folder)
-            hint = f" {left[0]} is complete: make room, and pass `--resume_from_checkpoint true`." if left else ""
-            raise CommandError(
-                f"`output_dir` is {args.output_dir!r}, on whose disk no space is left ({one_line(error)}).{hint}",
-                status=1,
-            ) from error
-        raise
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
 def card_of(run: RunArguments) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import argparse
 
+from ..errors import INPUT_ERRORS
 from ..hub import PublishError, update
 from ..hub.reachability import check_answers
-from .errors import INPUT_ERRORS, CommandParser, as_command_error
+from .errors import CommandParser, as_command_error
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,18 +15,19 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import INPUT_ERRORS, is_disk_full
 from ..evaluation.check_model import core_model, num_positions
+from ..experiments.base import BASE
+from ..experiments.data import ENCODING, is_unicode, text_fault
+from ..experiments.python_text import python_reference
 from ..hub import RECORD_FILE
+from ..hub.loading import load
 from ..page import page_of
 from ..page.reading import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
 from ..whole_file import check_can_be_written
 from .arguments import locality_settings
-from .base import BASE
-from .data import ENCODING, is_unicode, text_fault
-from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error, is_disk_full
-from .models import load
-from .python_text import python_reference
+from .errors import CommandError, CommandParser, as_command_error
 
 
 #: What the page needs; the extra `view` is of a distribution that no index has.
@@ -99,15 +100,10 @@ def load_for_reading(
     name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({}), flag: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    As [`load`], to where it is fastest: the GPU where there is one; few processors are at home in half precision.
-
-    Raises:
-        ValueError: for a model that cannot be loaded, in a sentence for the reader of the page.
+    Loads a model to where it is fastest: the GPU where there is one; few processors are at home in half precision. See
+    [`load`].
     """
-    try:
-        model, tokenizer = load(name, settings, revisions, flag)
-    except CommandError as error:
-        raise ValueError(str(error)) from error
+    model, tokenizer = load(name, settings, revisions, flag)
     return model.to(PartialState().device, torch.float32), tokenizer
 
 

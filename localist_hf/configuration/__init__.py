@@ -1,6 +1,5 @@
-"""The named locality configurations, the arguments of the locality loss, and grids of both."""
+"""The named locality configurations, and the arguments of the locality loss."""
 
-from .grid import Grid, GridRun, load_grid
 from .locality_arguments import LOCALITY_ARGUMENTS, LocalityArguments
 from .variants import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config, variant_name
 
@@ -10,10 +9,7 @@ __all__ = [
     "LOCALITY_ARGUMENTS",
     "PAPER_VARIANTS",
     "VARIANTS",
-    "Grid",
-    "GridRun",
     "LocalityArguments",
-    "load_grid",
     "variant_config",
     "variant_name",
 ]

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from localist_hf import localize
 from localist_hf.cli import evaluate
 from localist_hf.cli.main import main
-from localist_hf.cli.models import load
 from localist_hf.evaluation import measure
+from localist_hf.hub.loading import load
 
 
 FILES = {".localist-hf.json", "context_fidelity_of_heads.png", "locality.json", "shares_over_depth.png"}

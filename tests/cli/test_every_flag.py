@@ -18,14 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 import localist_hf_main
-from localist_hf.cli import base, evaluate, export, family, models, publish, train, training_checks, update
+from localist_hf.cli import evaluate, export, publish, train, update
 from localist_hf.cli.arguments import build_parser
-from localist_hf.cli.base import BASE
-from localist_hf.cli.errors import CommandError, CommandParser
-from localist_hf.cli.grid_runs import training_arguments
+from localist_hf.cli.errors import CommandParser
 from localist_hf.cli.main import main
-from localist_hf.cli.training_checks import JSON_FLAGS, check_types
-from localist_hf.configuration import Grid, load_grid
+from localist_hf.errors import InputError
+from localist_hf.experiments import Grid, load_grid, preparation, training_checks
+from localist_hf.experiments.base import BASE
+from localist_hf.experiments.grid_runs import training_arguments
+from localist_hf.experiments.training_checks import JSON_FLAGS, check_types
+from localist_hf.hub import loading
 from localist_hf.modeling import LOCALITY_FIELDS
 from localist_hf.trainers import LocalistTrainingArguments
 
@@ -33,7 +35,6 @@ from localist_hf.trainers import LocalistTrainingArguments
 #: What each command is called with beside the wrong value.
 COMMANDS = {
     "train": ["--model", str(BASE), "--text-file", "book.txt", "--output-dir", "run", "--use_cpu"],
-    "base": ["--output-dir", "run"],
     "family": ["grid.yaml", "--output-dir", "run"],
     "evaluate": [str(BASE), "--output-dir", "run"],
     "view": [str(BASE), "--save", "page.html"],
@@ -89,8 +90,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pool").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
     for module, name in (
-        (models, "load_model"), (train, "load_model"), (train, "load_text"), (base, "train_base"), (update, "update"),
-        (family, "load_texts"), (publish, "prepare"), (publish, "publish"), (evaluate, "load"), (export, "export_gpt2"),
+        (loading, "load_model"), (train, "load_model"), (train, "load_text"), (update, "update"),
+        (preparation, "load_texts"), (publish, "prepare"), (publish, "publish"), (evaluate, "load"),
+        (export, "export_gpt2"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, accept)
     return tmp_path
@@ -246,8 +248,8 @@ def test_every_setting_of_locality(field: str) -> None:
     refused = 0
     for value in OTHERS:
         try:
-            models.load_config(str(BASE), {field: value})
-        except (CommandError, ValueError) as error:
+            loading.load_config(str(BASE), {field: value})
+        except ValueError as error:
             refused += 1
             assert "\n" not in str(error)
     assert refused >= 5
@@ -259,7 +261,7 @@ def test_every_training_argument_of_a_grid(tmp_path: Path) -> None:
         for value in OTHERS:
             try:
                 check_types("training", {field.name: value}, LocalistTrainingArguments)
-            except CommandError as error:
+            except InputError as error:
                 refused += 1
                 assert str(error).startswith(f"`training` sets {field.name!r} to ") and "\n" not in str(error)
         assert refused >= 3 or field.name == "parallelism_config", field.name
@@ -270,7 +272,7 @@ def test_every_training_argument_of_a_grid(tmp_path: Path) -> None:
         ("max_steps", "two"), ("max_steps", 10**20), ("learning_rate", float("nan")), ("optim", "none"),
         ("save_steps", 0), ("gradient_checkpointing_kwargs", {"no_such_key": 1}), ("accelerator_config", "nowhere"),
     ):  # fmt: skip
-        with pytest.raises((CommandError, ValueError)):
+        with pytest.raises(ValueError):
             training_arguments(tmp_path, **{name: value})
 
 
@@ -278,5 +280,5 @@ def test_every_argument_of_an_adapter() -> None:
     right = {"r": 2, "lora_alpha": 4, "lora_dropout": 0, "target_modules": ["c_attn"], "bias": "none"}
     check_types("lora", right, LoraConfig)
     for value in ("two", 2.5, [2], None):
-        with pytest.raises(CommandError, match="`lora` sets 'r' to "):
+        with pytest.raises(InputError, match="`lora` sets 'r' to "):
             check_types("lora", {"r": value}, LoraConfig)

@@ -1,6 +1,5 @@
 """`localist-hf family`: a tiny base and little text, but through every stage."""
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -19,8 +18,8 @@ from generation_defaults import OWN_GENERATION, set_defaults
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from localist_hf.cli import data, family, folders, grid_runs
 from localist_hf.cli.main import main
+from localist_hf.experiments import comparison, data, folders, grid_runs, load_grid, preparation
 from localist_hf.hub import RunRecord
 from localist_hf.trainers.checkpoints import mark_as_own
 
@@ -121,17 +120,17 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
 @pytest.mark.usefixtures("without_pictures")
 def test_the_shipped_base_and_the_text_that_python_ships(workspace: Path, tokenizer, monkeypatch, capsys) -> None:
     texts = {f"module {number}": f"Sentence number {number} says something. " * 12 for number in range(60)}
-    monkeypatch.setattr(family, "python_text", lambda: texts)
+    monkeypatch.setattr(preparation, "python_text", lambda: texts)
     runs = [{"variant": "distributed"}, {"variant": "quintic", "block_partition": "delimiter"}]
     (grid := workspace / "grid.yaml").write_text(yaml.safe_dump(QUICK | {"runs": runs, "delimiters": ["."]}))
     main(["family", str(grid), "--output-dir", "family"])
-    base, record = RunRecord.load(family.BASE), RunRecord.load("family/quintic-delimiter")
+    base, record = RunRecord.load(preparation.BASE), RunRecord.load("family/quintic-delimiter")
     base.check_weights("family/base")
     assert (record.base_run, record.base_weights, record.license) == ("base", base.weights, "apache-2.0")
     assert "tokenised by the base's tokenizer" in record.data["details"]
     # Of that base's tokens, those that end with a full stop, spaces after it or not.
     ids = record.locality["delimiter_token_ids"]
-    assert all(family.load_tokenizer("family/base").decode([token]).rstrip(" ").endswith(".") for token in ids)
+    assert all(preparation.load_tokenizer("family/base").decode([token]).rstrip(" ").endswith(".") for token in ids)
     assert len(ids) > 1
     assert "localist-gpt2-base" in Path("family/quintic-delimiter/README.md").read_text()
     assert list(Path("family/base").glob("modeling_*.py"))  # it can be published as it stands
@@ -163,15 +162,12 @@ def test_what_was_begun_on_sequences_without_their_beginning_is_not_gone_on_with
 def test_a_text_ends_once(workspace: Path, make_framed_tokenizer, template: str, ends: str, monkeypatch) -> None:
     tokenizer = make_framed_tokenizer(template)
     tokenizer.eos_token = ends
-    monkeypatch.setattr(family, "load_tokenizer", lambda *given: tokenizer)
-    monkeypatch.setattr(family, "check_token_ids", lambda *given: None)  # the model has as many as the shared one
+    monkeypatch.setattr(preparation, "load_tokenizer", lambda *given: tokenizer)
+    monkeypatch.setattr(preparation, "check_token_ids", lambda *given: None)  # the model has as many as the shared one
     rows = "".join(json.dumps({"text": f"Sentence number {number} says. "}) + "\n" for number in range(100))
     Path("rows.jsonl").write_text(f'{rows}{{"text": null}}\n')
     Path("others.jsonl").write_text(rows)
-    args = argparse.Namespace(
-        model="small", train_text="rows.jsonl", held_out_text="others.jsonl", output_dir=workspace
-    )
-    work = family.prepare(family.load_grid(flags()[0]), args)
+    work = preparation.prepare_grid(load_grid(flags()[0]), workspace, "small", "rows.jsonl", "others.jsonl")
     prefix = tokenizer("a")["input_ids"].index(tokenizer("a", add_special_tokens=False)["input_ids"][0])
     stream = tokenizer.decode([token for row in work.train["input_ids"] for token in row[prefix:]])
     assert all(row[:prefix] == tokenizer("")["input_ids"][:prefix] for row in work.train["input_ids"])
@@ -402,8 +398,8 @@ def test_a_prompt_is_gone_on_with_whatever_the_checkpoint_says(make_model, make_
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     model = make_model(vocab_size=len(tokenizer))
     model.generation_config.eos_token_id = None
-    expected = family.continued(model, tokenizer, "Sentence number 1")
+    expected = comparison.continued(model, tokenizer, "Sentence number 1")
     assert re.match(r"<bos>Sentence number 1(?!<eos>).", expected, re.DOTALL)
     for names in (["suppress_tokens"], ["forced_bos_token_id", "num_beams"], OWN_GENERATION):
         set_defaults(model, **{name: OWN_GENERATION[name] for name in names})
-        assert family.continued(model, tokenizer, "Sentence number 1") == expected, names
+        assert comparison.continued(model, tokenizer, "Sentence number 1") == expected, names

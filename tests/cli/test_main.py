@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 import localist_hf_main
 from localist_hf import __version__
 from localist_hf.cli import export, publish, update
-from localist_hf.cli.base import BASE
 from localist_hf.cli.main import main
+from localist_hf.experiments.base import BASE
 from localist_hf.hub import PublishError
 
 
@@ -179,15 +179,18 @@ def test_no_progress_bar_before_the_line_that_says_what_is_wrong(tmp_path: Path)
 @pytest.mark.slow
 def test_interrupted_at_any_moment(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Sentence number {number} says something. " for number in range(50_000)))
     for number in range(20):
         folder = tmp_path / str(number)
-        command = [sys.executable, "-m", "localist_hf_main", "base", "--output-dir", str(folder), "--steps", "100000"]
+        flags = ["--text-file", str(book), "--controls", "--output-dir", str(folder)]
+        command = [sys.executable, "-m", "localist_hf_main", "evaluate", str(BASE), *flags]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
             time.sleep(0.1 + 0.05 * number**2)
             process.send_signal(signal.SIGINT)
             _, printed = process.communicate(timeout=60)
         assert process.returncode == 130, (number, printed)
-        assert re.search(rb"(^|\n)localist-hf( base)?: interrupted\n$", printed), (number, printed)
+        assert re.search(rb"(^|\n)localist-hf( evaluate)?: interrupted\n$", printed), (number, printed)
         assert b"Traceback" not in printed, (number, printed)
         assert not folder.exists(), number
 

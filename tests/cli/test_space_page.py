@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from localist_hf.cli import space_page, view
-from localist_hf.cli.errors import CommandError
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
     def load(name: str, settings: dict, revisions: Mapping[str, str], flag: str) -> tuple[torch.nn.Module, str]:
         loaded.append((name, settings, revisions))
         if name == "org/b":
-            raise CommandError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
+            raise ValueError("`model` is 'org/b', which cannot be loaded: the Hub is away.")
         return torch.nn.Linear(2, 2, dtype=torch.bfloat16), "its tokenizer"
 
     monkeypatch.setattr(view, "load", load)

@@ -22,9 +22,9 @@ import localist_hf_main
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli import view
 from localist_hf.cli.main import main
-from localist_hf.cli.models import load_config, load_model
-from localist_hf.cli.python_text import part_of
+from localist_hf.experiments.python_text import part_of
 from localist_hf.hub import RECORD_FILE
+from localist_hf.hub.loading import load_config, load_model
 from localist_hf.page import Passage, read, read_beside, saved_page
 
 

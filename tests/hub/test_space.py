@@ -18,11 +18,11 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli.models import load
 from localist_hf.cli.publish import show
 from localist_hf.evaluation.check_model import core_model
 from localist_hf.hub import PublishError, RunRecord, prepare, publish
 from localist_hf.hub import space as module
+from localist_hf.hub.loading import load
 from localist_hf.hub.space import GRADIO_VERSION, SPACE_TAG, package_files
 
 

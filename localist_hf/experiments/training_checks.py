@@ -22,9 +22,9 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_xla_available
 
+from ..errors import INPUT_ERRORS, InputError, check_numbers, reraised_as
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..trainers import LocalistTrainer
-from .errors import INPUT_ERRORS, CommandError, as_command_error, check_numbers
 
 
 #: More processes than any machine has a use for; each takes seconds and hundreds of megabytes.
@@ -82,19 +82,19 @@ _TRIED_STEPS = 1000
 def check_reporting(args: TrainingArguments) -> None:
     """
     Raises:
-        CommandError: for a place to report to that is not there.
+        InputError: for a place to report to that is not there.
     """
     installed = get_available_reporting_integrations()
     for name in args.report_to:
         if name not in installed:
             allowed = ", ".join(map(repr, [*installed, "all", "none"]))
-            raise CommandError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
+            raise InputError(f"`report_to` is {name!r}, which is not installed or not known; allowed are {allowed}.")
 
 
 def check_types(name: str, given: Mapping[str, Any], dataclass: type) -> None:
     """
     Raises:
-        CommandError: where a value is of no type that its field allows, of which dataclasses themselves take no notice.
+        InputError: where a value is of no type that its field allows, of which dataclasses themselves take no notice.
     """
     _check_hints(name, given, get_type_hints(dataclass))
 
@@ -103,46 +103,46 @@ def _check_hints(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
     for key in given.keys() & hints.keys():
         value, hint = given[key], hints[key]
         is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
-        with as_command_error(2, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
+        with reraised_as(InputError, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
             type_validator(key, float(value) if is_whole else value, hint)
 
 
 def check_training(values: dict[str, Any]) -> None:
     """
     Raises:
-        CommandError: for one of these training arguments, each of its type, that cannot be used.
+        InputError: for one of these training arguments, each of its type, that cannot be used.
     """
     if values.get("use_liger_kernel"):
-        raise CommandError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
+        raise InputError("`use_liger_kernel` is true; it would replace the `forward` by which locality is measured.")
     backends = [backend.value.lower() for backend in DynamoBackend]
     if (backend := values.get("torch_compile_backend")) is not None and backend.lower() not in backends:
-        raise CommandError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
+        raise InputError(f"`torch_compile_backend` is {backend!r}; allowed are {', '.join(backends)}.")
     mode = values.get("torch_compile_mode")
     if mode is not None or (backend is not None and backend.lower() != "no"):
         what = f"`torch_compile_backend` is {backend!r} and `torch_compile_mode` {mode!r}, which cannot be used: "
-        with as_command_error(2, Exception, what=what):
+        with reraised_as(InputError, Exception, what=what):
             torch.compile(
                 nn.Identity(), backend=(backend or "inductor").lower(), mode=mode
             )  # compiled at the first call
     if "tpu_metrics_debug" in (values.get("debug") or ()) and not is_torch_xla_available():
-        raise CommandError("`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing.")
+        raise InputError("`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing.")
     if (names := values.get("label_names")) not in (None, ["labels"]):
-        raise CommandError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
+        raise InputError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
     check_numbers(values)
     for name in _RANGES.keys() & values.keys():
         is_allowed, allowed = _RANGES[name]
         if values[name] is not None and not is_allowed(values[name]):
-            raise CommandError(f"`{name}` is {values[name]}; it must be {allowed}.")
+            raise InputError(f"`{name}` is {values[name]}; it must be {allowed}.")
     for pair in (given := values.get("optim_args") or "=").split(","):
         if pair.count("=") != 1:
-            raise CommandError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
+            raise InputError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
     if (repository := values.get("hub_model_id")) is not None:
-        with as_command_error(
-            2, ValueError, what=f"`hub_model_id` is {repository!r}; it must be NAMESPACE/NAME or NAME: "
+        with reraised_as(
+            InputError, ValueError, what=f"`hub_model_id` is {repository!r}; it must be NAMESPACE/NAME or NAME: "
         ):
             validate_repo_id(repository)
     if values.get("deepspeed") is not None and find_spec("deepspeed") is None:
-        raise CommandError(f"`deepspeed` is {values['deepspeed']!r}, for which the package `deepspeed` is missing.")
+        raise InputError(f"`deepspeed` is {values['deepspeed']!r}, for which the package `deepspeed` is missing.")
     for name in JSON_FLAGS:
         if (value := values.get(name)) is not None:
             _check_settings(name, _read_settings(name, value))
@@ -155,10 +155,10 @@ def _read_settings(name: str, value: Any) -> dict[str, Any]:
     settings = value
     if isinstance(value, str):
         is_file = name in _FILE_FLAGS and not value.startswith("{")
-        with as_command_error(2, *INPUT_ERRORS, what=f"{what}: "):
+        with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}: "):
             settings = json.loads(Path(value).read_text(encoding="utf-8") if is_file else value)
     if not isinstance(settings, dict):
-        raise CommandError(f"{what}.")
+        raise InputError(f"{what}.")
     return settings
 
 
@@ -183,20 +183,20 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
         _check_fields(name, settings, _CHECKPOINTING)
         _check_at_least_one(name, settings, "every_n_layers")
         if settings.keys() - {"every_n_layers", "offload"} and "use_reentrant" not in settings:
-            raise CommandError(f"`{name}` lacks 'use_reentrant'; it must be false.")  # which is not torch's default
+            raise InputError(f"`{name}` lacks 'use_reentrant'; it must be false.")  # which is not torch's default
         if settings.get("offload") and not torch.accelerator.is_available():
-            raise CommandError(f"`{name}` sets 'offload' to True; there is no GPU to keep anything away from.")
+            raise InputError(f"`{name}` sets 'offload' to True; there is no GPU to keep anything away from.")
 
 
 def _check_fields(name: str, settings: Any, hints: Mapping[str, Any]) -> None:
     if unknown := sorted(settings.keys() - hints.keys()):
-        raise CommandError(f"`{name}` has {unknown[0]!r}; allowed are {', '.join(map(repr, hints))}.")
+        raise InputError(f"`{name}` has {unknown[0]!r}; allowed are {', '.join(map(repr, hints))}.")
     _check_hints(name, settings, hints)
 
 
 def _check_at_least_one(name: str, settings: Mapping[str, Any], key: str) -> None:
     if settings.get(key, 1) < 1:
-        raise CommandError(f"`{name}` sets {key!r} to {settings[key]}; it must be at least 1.")
+        raise InputError(f"`{name}` sets {key!r} to {settings[key]}; it must be at least 1.")
 
 
 def _check_finite(name: str, value: Any) -> None:
@@ -204,7 +204,7 @@ def _check_finite(name: str, value: Any) -> None:
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_finite(name, each)
     if isinstance(value, int | float) and not abs(value) < 2**63:
-        raise CommandError(f"`{name}` holds {value}; numbers in it must be finite and below 2**63.")
+        raise InputError(f"`{name}` holds {value}; numbers in it must be finite and below 2**63.")
 
 
 def check_metric(args: TrainingArguments, num_layers: int) -> None:
@@ -223,7 +223,7 @@ def check_schedule(args: TrainingArguments) -> None:
     name, kwargs = args.lr_scheduler_type.value, args.lr_scheduler_kwargs or {}
     steps = args.max_steps if args.max_steps > 0 else _TRIED_STEPS
     what = f"`lr_scheduler_type` is {name!r}, `learning_rate` {args.learning_rate} and `lr_scheduler_kwargs` {kwargs}: "
-    with as_command_error(2, Exception, what=what):
+    with reraised_as(InputError, Exception, what=what):
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
         scheduler = get_scheduler(
             name, optimizer, args.get_warmup_steps(steps), steps, scheduler_specific_kwargs=kwargs
@@ -261,7 +261,7 @@ def check_optimizer(args: TrainingArguments, model: PreTrainedModel) -> None:
         others.optim_args = optim_args
         return LocalistTrainer.get_optimizer_cls_and_kwargs(others, model)
 
-    with as_command_error(2, Exception, what=f"`optim` is {args.optim.value!r}{given}, which cannot be used: "):
+    with reraised_as(InputError, Exception, what=f"`optim` is {args.optim.value!r}{given}, which cannot be used: "):
         kind, kwargs = found(args.optim_args)
         if kwargs.keys() <= inspect.signature(kind).parameters.keys():
             kind([nn.Parameter(torch.zeros(1))], **kwargs)
@@ -273,4 +273,4 @@ def check_optimizer(args: TrainingArguments, model: PreTrainedModel) -> None:
         except Exception:  # it was read
             is_used = True
         if not is_used:
-            raise CommandError(f"`optim_args` is {args.optim_args!r}; `optim` {args.optim.value!r} takes no {name!r}.")
+            raise InputError(f"`optim_args` is {args.optim_args!r}; `optim` {args.optim.value!r} takes no {name!r}.")

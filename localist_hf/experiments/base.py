@@ -1,4 +1,8 @@
-"""`localist-hf base`: trains a small base on the text that Python ships."""
+"""
+The small base that comes with this package, trained on the text that Python ships:
+
+    python -m localist_hf.experiments.base --output-dir runs/base
+"""
 
 import argparse
 import dataclasses
@@ -14,23 +18,25 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
 from ..configuration import variant_config
+from ..errors import INPUT_ERRORS, InputError, RunError, check_numbers, reraised_as
 from ..evaluation import measure_controls
 from ..hub import RunRecord, check_card, write_card
+from ..hub.loading import load_config, load_model, load_tokenizer
 from ..hub.run_history import weight_hashes
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
 from ..whole_file import write_whole
 from .data import some_of, tokenize_and_pack
-from .errors import INPUT_ERRORS, CommandError, CommandParser, as_command_error
 from .folders import CARD_FILES, RUN_FILES, check_own, claim, lock_folder, replacing
 from .grid_runs import training_arguments
-from .models import load_config, load_model, load_tokenizer
 from .python_text import python_card, python_text, split_text
-from .train import run_training, start_anew
+from .training_run import run_training, start_anew
 
 
 #: The small trained base that comes with this package.
 BASE = resources.files("localist_hf") / "base"
+#: What it is called among the runs that start from it.
+BASE_NAME = "base"
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 2048
 SEQUENCE_LENGTH = 256
@@ -60,10 +66,10 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `localist-hf base` with these arguments."""
-    parser = CommandParser(
-        prog="localist-hf base",
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the script with these arguments, by default those of the process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m localist_hf.experiments.base",
         description="Train a byte-level BPE tokenizer and a small GPT-2 with free attention on Python's standard "
         "library and language reference, which every CPython ships: weights in bfloat16, tokenizer, record and card.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -76,23 +82,40 @@ def main(arguments: list[str]) -> None:
         "--overwrite-output-dir", action="store_true", help="replace the model that is in the folder, or other files"
     )
     args = parser.parse_args(arguments)
+    try:
+        _run(args)
+    except InputError as error:
+        parser.error(str(error))
+    except RunError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+
+
+def _run(args: argparse.Namespace) -> None:
+    check_numbers(vars(args))
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
-            raise CommandError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
+            raise InputError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")
     if not 0 <= args.seed < 2**32:
-        raise CommandError(f"`seed` is {args.seed}; it must be between 0 and 2**32 - 1.")
+        raise InputError(f"`seed` is {args.seed}; it must be between 0 and 2**32 - 1.")
     with lock_folder(args.output_dir), tempfile.TemporaryDirectory() as training:
-        with as_command_error(2, *INPUT_ERRORS):
-            if (args.output_dir / "config.json").exists() and not args.overwrite_output_dir:
-                raise ValueError(
-                    f"`output_dir` is {str(args.output_dir)!r}, which already holds a model. Choose another folder, or "
-                    "pass `--overwrite-output-dir`."
-                )
-            otherwise = ", or pass `--overwrite-output-dir`, which says what it replaces"
-            check_own(args.output_dir, "run", RUN_FILES, args.overwrite_output_dir, otherwise)
+        with reraised_as(InputError, *INPUT_ERRORS):
+            check_folder(args.output_dir, args.overwrite_output_dir)
         if args.overwrite_output_dir:
             start_anew(args.output_dir)
         train_base(Path(training), args.output_dir, args.steps, args.batch_size, args.seed)
+
+
+def check_folder(folder: Path, replaces: bool) -> None:
+    """
+    Raises:
+        ValueError: for an output folder that holds a model or somebody else's files, where these are not replaced.
+    """
+    if (folder / "config.json").exists() and not replaces:
+        raise ValueError(
+            f"`output_dir` is {str(folder)!r}, which already holds a model. Choose another folder, or pass "
+            "`--overwrite-output-dir`."
+        )
+    check_own(folder, "run", RUN_FILES, replaces, ", or pass `--overwrite-output-dir`, which says what it replaces")
 
 
 def train_base(training: Path, folder: Path, steps: int, batch_size: int, seed: int) -> None:
@@ -135,7 +158,7 @@ def train_base(training: Path, folder: Path, steps: int, batch_size: int, seed: 
     card = python_card(
         {name: len(part) for name, part in parts.items()}, f"a byte-level BPE of {VOCABULARY_SIZE:,} tokens"
     )
-    run_training(trainer, model_name="base", license="apache-2.0", **card)
+    run_training(trainer, model_name=BASE_NAME, license="apache-2.0", **card)
     controls = measure_controls(trainer.model, parts["held-out"], batch_size=16)
     record = RunRecord.load(training).with_measurements(controls=controls)
     with replacing(folder) as saving:
@@ -180,3 +203,7 @@ def copy_base(folder: Path) -> None:
             record.save(saving)
         claim(folder, "run", CARD_FILES)
         write_card(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from localist_hf.cli.base import BASE
 from localist_hf.cli.main import main
+from localist_hf.experiments.base import BASE
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from collections import Counter
 
-from localist_hf.cli.python_text import SHARES, part_of, python_reference, python_text, split_text
+from localist_hf.experiments.python_text import SHARES, part_of, python_reference, python_text, split_text
 
 
 def test_a_files_part_depends_on_its_name_alone():

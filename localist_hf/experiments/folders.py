@@ -14,13 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import modeling
+from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..hub import CARD_FILE, EVAL_RESULTS_FILE, PICTURE_FILE, RECORD_FILE
+from ..hub.loading import PLAN_FILE, SETTINGS_FILE
 from ..hub.model_code import is_own_code
 from ..hub.repositories import TOKENIZER_FILES
 from ..hub.repository_files import read_json
 from ..trainers.checkpoints import remove_leftovers
 from ..whole_file import write_whole
-from .errors import INPUT_ERRORS, CommandError, as_command_error
 
 
 _LOCK_FILE = ".localist-hf.lock"
@@ -36,8 +37,8 @@ _INTERNAL = ".localist-hf."  # what their names begin with
 #: What a model cannot be loaded without; of one that is only partly in place it is not there.
 _ENTRIES = ("config.json", "adapter_config.json")
 
-#: What a run writes when it begins: its settings, or its place in a grid. Checkpoints say themselves whose they are.
-TRAINING_FILES = ("run_settings.json", "plan.json")
+#: What a run writes when it begins. Checkpoints say themselves whose they are.
+TRAINING_FILES = (SETTINGS_FILE, PLAN_FILE)
 #: What a card is made of.
 CARD_FILES = (RECORD_FILE, CARD_FILE, PICTURE_FILE, EVAL_RESULTS_FILE)
 #: What a run writes of itself when its model is saved.
@@ -62,10 +63,10 @@ _WRITTEN = {
     "run": (*TRAINING_FILES, *RUN_FILES), "measurement": MEASURED_FILES, "grid": GRID_FILES, "card": CARD_FILES
 }  # fmt: skip
 # What former versions left, which kept no list of their files: a file, and a key in it.
-_SIGNS = {"run_settings.json": "locality", RECORD_FILE: "metrics", "plan.json": "controls", "locality.json": "lambdas"}
+_SIGNS = {SETTINGS_FILE: "locality", RECORD_FILE: "metrics", PLAN_FILE: "controls", "locality.json": "lambdas"}
 
 
-class FolderLocked(CommandError):
+class FolderLocked(InputError):
     """Another process is at work in a folder."""
 
 
@@ -84,11 +85,11 @@ def lock_folder(folder: Path, timeout: float = 0) -> Iterator[None]:
 
     Raises:
         FolderLocked: where another process has locked it.
-        CommandError: where it cannot be made or written to.
+        InputError: where it cannot be made or written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     lock, had_own = FileLock(folder / _LOCK_FILE), (folder / _OWN_FILES).exists()
-    with as_command_error(2, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
+    with reraised_as(InputError, *INPUT_ERRORS, what=f"`output_dir` is {str(folder)!r}, which cannot be used: "):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f"{_INTERNAL}*"):
             if path.is_symlink():
@@ -207,7 +208,7 @@ def replacing(folder: Path, is_main_process: bool = True) -> Iterator[Path]:
     stays.
 
     Raises:
-        CommandError: where something that is not ours has come to stand in the way; the new model is kept beside it.
+        RunError: where something that is not ours has come to stand in the way; the new model is kept beside it.
     """
     staging = folder / _STAGING
     try:
@@ -227,10 +228,9 @@ def _replace(folder: Path, staging: Path) -> None:
     if others:
         rescued = next(path for n in range(1, 1000) if not (path := folder / f"saved-model-{n}").exists())
         staging.rename(rescued)
-        raise CommandError(
+        raise RunError(
             f"`output_dir` is {str(folder)!r}, where {_some(others)} stands, which localist-hf has not written; the "
-            f"model is saved in {str(rescued)!r} instead.",
-            status=1,
+            f"model is saved in {str(rescued)!r} instead."
         )
     own["run"] = sorted({*own.get("run", ()), *saved})
     own[_STALE] = sorted({*own.get(_STALE, ()), *own.get(_SAVED, ())} - set(saved))
@@ -348,7 +348,7 @@ def _read_list(folder: Path) -> dict[str, Any] | None:
 
 def _is_of_former_version(folder: Path, kind: str) -> bool:
     # A family's own folder holds those of its runs.
-    places = folder.glob("*/plan.json") if kind == "grid" else [folder / name for name in _SIGNS]
+    places = folder.glob(f"*/{PLAN_FILE}") if kind == "grid" else [folder / name for name in _SIGNS]
     for path in places:
         with suppress(ValueError, OSError):
             if _SIGNS[path.name] in read_json(path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig
 
-from localist_hf.cli.data import (
+from localist_hf.experiments.data import (
     check_source,
     check_token_ids,
     load_text,

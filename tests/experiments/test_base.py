@@ -1,4 +1,4 @@
-"""`localist-hf base`, and the base that comes with the package."""
+"""The script that trains the base, and the base that comes with the package."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from localist_hf.cli import base
-from localist_hf.cli.main import main
 from localist_hf.evaluation import measure
+from localist_hf.experiments import base
 from localist_hf.hub import RunRecord
 
 
@@ -41,7 +40,7 @@ def test_training_writes_what_can_be_shipped(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(base, "python_text", lambda: texts)
     monkeypatch.setattr(base, "NUM_HELD_OUT", 2)
     folder = tmp_path / "base"
-    main(["base", "--output-dir", str(folder), "--steps", "2", "--batch-size", "2", "--seed", "3"])
+    base.main(["--output-dir", str(folder), "--steps", "2", "--batch-size", "2", "--seed", "3"])
     record = RunRecord.load(folder)
     record.check_weights(folder)
     assert (record.name, record.seed, record.training["steps"]) == ("base", 3, 2)
@@ -64,9 +63,17 @@ def test_training_writes_what_can_be_shipped(tmp_path: Path, monkeypatch: pytest
         base.copy_base(tmp_path / "runs" / "base")
 
 
-@pytest.mark.parametrize("flag", ["--steps", "--batch-size"])
-def test_numbers_that_mean_nothing_are_refused(flag: str, capsys) -> None:
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--steps 0", "`steps` is 0; it must be at least 1."),
+        ("--batch-size 0", "`batch_size` is 0; it must be at least 1."),
+        ("--batch-size 100000000000000", "`batch_size` is 100000000000000; it must be below 2**32."),
+        ("--seed -1", "`seed` is -1; it must be between 0 and 2**32 - 1."),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(flags: str, words: str, capsys) -> None:
     with pytest.raises(SystemExit) as error:
-        main(["base", flag, "0"])
+        base.main(flags.split())
     assert error.value.code == 2
-    assert "is 0; it must be at least 1" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f" error: {words}\n")

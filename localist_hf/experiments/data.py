@@ -18,10 +18,10 @@ from datasets.fingerprint import Hasher
 from pyarrow.parquet import ParquetFile
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..errors import is_disk_full, one_line
 from ..evaluation import text_prefix
 from ..hub.reachability import check_answers
 from ..version import __version__
-from .errors import is_disk_full, one_line
 
 
 #: A byte order mark at the beginning is no part of the text.

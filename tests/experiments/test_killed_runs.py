@@ -20,9 +20,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.cli import folders
-from localist_hf.cli.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
-from localist_hf.cli.train import run_training
+from localist_hf.experiments import folders
+from localist_hf.experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
+from localist_hf.experiments.training_run import run_training
 from localist_hf.hub import RunRecord
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 from localist_hf.trainers.checkpoints import checkpoint_damage, list_checkpoints

@@ -1,4 +1,4 @@
-"""Any causal language model under the commands; what they refuse is in `test_bad_input.py`."""
+"""Any causal language model by its name; what is refused is in `tests/cli/test_bad_input.py`."""
 
 import copy
 import json
@@ -23,9 +23,8 @@ from transformers import (
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.arguments import parse
-from localist_hf.cli.errors import CommandError
-from localist_hf.cli.models import checked_sequence_length, load, load_config, load_model, load_tokenizer
 from localist_hf.cli.train import prepare_trainer
+from localist_hf.hub.loading import checked_sequence_length, load, load_config, load_model, load_tokenizer
 from localist_hf.modeling.locality_mixin import LocalistMixin
 from localist_hf.page import Passage, read
 from localist_hf.trainers import LocalistTrainer
@@ -218,7 +217,7 @@ def test_the_tokenizer_beside_an_adapter_is_read(adapters, tokenizer) -> None:
 def test_an_adapter_of_a_base_with_added_tokens_is_loaded_with_them(adapters, is_tied: bool, settings) -> None:
     name, adapted = adapters(3, is_tied, **settings)
     if "embed_tokens" in settings.get("target_modules", ()) and not is_tied:  # PEFT does not save the new head then
-        with pytest.raises(CommandError, match="cannot be loaded: it holds embeddings of 312 tokens and no head"):
+        with pytest.raises(ValueError, match="cannot be loaded: it holds embeddings of 312 tokens and no head"):
             load(name, {})
         return
     model, tokenizer = load(name, {})

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from localist_hf.cli import base, folders
-from localist_hf.cli.errors import CommandError
 from localist_hf.cli.main import main
+from localist_hf.errors import RunError
+from localist_hf.experiments import base, folders
 from localist_hf.hub import RunRecord
 
 
@@ -69,7 +69,7 @@ def test_no_command_writes_to_a_folder_of_others(command: str, tree: dict[str, b
     put(out, tree)
     arguments = [part.format(root=small, out=out) for part in COMMANDS[command].split()]
     with pytest.raises(SystemExit) as error:
-        main(arguments)
+        base.main(arguments[1:]) if command == "base" else main(arguments)
     assert error.value.code == 2
     assert tree_of(out) == tree
 
@@ -121,7 +121,7 @@ def test_saves_replace_each_other_and_nothing_else(
         if number >= 1:
             in_the_way = files.keys() & foreign.keys() - present.keys()
         if in_the_way:
-            with pytest.raises(CommandError, match="the model is saved in") as error:
+            with pytest.raises(RunError, match="the model is saved in") as error:
                 save(folder, files)
             rescued = Path(str(error.value).split("'")[-2])
             assert tree_of(rescued) == files
@@ -370,7 +370,7 @@ def test_the_base_is_replaced_only_when_told(tmp_path: Path, monkeypatch: pytest
     before = tree_of(folder)
     monkeypatch.setattr(base, "train_base", lambda *given: pytest.fail("it was trained"))
     with pytest.raises(SystemExit):
-        main(["base", "--output-dir", str(folder)])
+        base.main(["--output-dir", str(folder)])
     assert "which already holds a model" in capsys.readouterr().err
     assert tree_of(folder) == before
 
@@ -379,6 +379,6 @@ def test_the_base_is_replaced_only_when_told(tmp_path: Path, monkeypatch: pytest
 def test_a_list_of_own_files_that_is_damaged_is_named(tmp_path: Path, content: bytes, capsys) -> None:
     put(tmp_path, {".localist-hf.json": content, "notes.txt": b"mine"})
     with pytest.raises(SystemExit):
-        main(["base", "--output-dir", str(tmp_path)])
+        base.main(["--output-dir", str(tmp_path)])
     assert ".localist-hf.json' is damaged" in capsys.readouterr().err
     assert tree_of(tmp_path) == {".localist-hf.json": content, "notes.txt": b"mine"}

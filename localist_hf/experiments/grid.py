@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, VARIANTS, variant_config, variant_name
 from ..modeling import LocalityFields
-from .locality_arguments import LOCALITY_ARGUMENTS
-from .variants import BASELINE_VARIANT, VARIANTS, variant_config, variant_name
 
 
 #: What is called by its value alone in the name of a run, and what by another word than its own.

@@ -1,4 +1,4 @@
-"""The models that commands work on: GPT-2 as LocalistGPT2, and any other causal language model localised."""
+"""Loads models and adapters by name: GPT-2 as LocalistGPT2, and any other causal language model localised."""
 
 import copy
 import os
@@ -22,22 +22,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from ..errors import InputError, reraised_as
 from ..evaluation.check_model import num_positions
 from ..evaluation.text_prefix import known_text
-from ..hub import RunRecord
-from ..hub.adapters import fit_embeddings, has_tokenizer
-from ..hub.reachability import check_answers
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
-from ..trainers.checkpoints import list_checkpoints
-from .arguments import SETTINGS_FILE
-from .errors import as_command_error
+from .adapters import fit_embeddings, has_tokenizer
+from .reachability import check_answers
+from .run_record import RunRecord
 
 
-#: What the commands rely on, whatever a checkpoint says: that calls return what is asked for, by name, and localist
-#: attention. Other attention cannot be measured, and a configuration that asks for its weights cannot be saved.
+#: What a run keeps in its folder from its beginning: its settings, or its place in a grid.
+SETTINGS_FILE, PLAN_FILE = "run_settings.json", "plan.json"
+#: What is relied on, whatever a checkpoint says: that calls return what is asked for, by name, and localist attention.
+#: Other attention cannot be measured, and a configuration that asks for its weights cannot be saved.
 _OUTPUTS = {
     "return_dict": True, "output_attentions": False, "output_hidden_states": False, "_attn_implementation": None
 }  # fmt: skip
@@ -75,12 +76,12 @@ def check_name(name: str, flag: str = "model") -> None:
 
 
 def _unfinished(folder: Path) -> str:
-    """What to do about a folder in which a training began and no model is saved."""
-    if (folder / "plan.json").is_file():
+    """Says what to do about a folder in which a training began and no model is saved."""
+    if (folder / PLAN_FILE).is_file():
         return " Its run is not finished; start the same `localist-hf family` again."
     if not (folder / SETTINGS_FILE).is_file():
         return ""
-    if list_checkpoints(folder):
+    if get_last_checkpoint(folder) is not None:
         command = f"localist-hf train --output-dir {shlex.quote(str(folder))} --resume_from_checkpoint true"
         return f" Its run is not finished; go on with `{command}`."
     return " Its run is not finished, and left no checkpoint to go on from; start it again."
@@ -111,7 +112,7 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
             What a message calls the name.
 
     Raises:
-        CommandError, ValueError: where it cannot be read, or the model cannot be localised so.
+        ValueError: where it cannot be read, or the model cannot be localised so.
     """
     folder = Path(name)
     check_name(name, flag)
@@ -120,8 +121,8 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
             f"`{flag}` is {name!r}; there is no config.json in this folder. It holds an adapter; give its base."
         )
     # What strangers have written may be anything: no list of exceptions is complete.
-    with as_command_error(
-        2, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
+    with reraised_as(
+        InputError, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
     ):
         check_answers(name)
         saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -144,9 +145,9 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
 def load_tokenizer(name: str, revision: str = "main", flag: str = "model") -> PreTrainedTokenizerBase:
     """
     A model's tokenizer; `revision` and `flag` as for [`load_config`]. It may know more tokens than the model, such as
-    one for pictures in those of Gemma 3: it is texts that [`check_token_ids`] refuses.
+    one for pictures in those of Gemma 3: it is texts that [`~localist_hf.experiments.data.check_token_ids`] refuses.
     """
-    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
+    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
     return tokenizer
@@ -173,11 +174,11 @@ def load_model(
             As for [`load_config`].
 
     Raises:
-        CommandError, ValueError: for weights that cannot be read, are missing or do not fit the configuration.
+        ValueError: for weights that cannot be read, are missing or do not fit the configuration.
     """
     is_gpt2 = isinstance(config, LocalistGPT2Config)
     what = f"`{flag}` is {name!r}, which cannot be loaded: "
-    with as_command_error(2, Exception, what=what):
+    with reraised_as(InputError, Exception, what=what):
         model, info = (LocalistGPT2LMHeadModel if is_gpt2 else AutoModelForCausalLM).from_pretrained(
             name,
             revision=revision,
@@ -202,7 +203,10 @@ def load_model(
 
 def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
-    with as_command_error(2, Exception, what=f"`model` is {name!r}, which cannot be loaded: "), torch.device("meta"):
+    with (
+        reraised_as(InputError, Exception, what=f"`model` is {name!r}, which cannot be loaded: "),
+        torch.device("meta"),
+    ):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
@@ -210,7 +214,7 @@ def find_adapter(name: str, revision: str = "main", flag: str = "model") -> Peft
     """The adapter's configuration in a folder or Hub repository, which names its base; `None` where that holds none."""
     if Path(name).exists() and not (Path(name) / "adapter_config.json").is_file():
         return None
-    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         check_answers(name)
         if find_adapter_config_file(name, revision=revision) is None:
             return None
@@ -222,7 +226,7 @@ def find_adapter(name: str, revision: str = "main", flag: str = "model") -> Peft
 
 def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> dict[str, Any]:
     """The settings of locality that an adapter was trained for, of which its base's configuration does not know."""
-    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         if (record := RunRecord.find(name)) is not None:
             config = record.config
         # Beside an adapter that was published lies the configuration of the model that it makes of its base.
@@ -236,7 +240,7 @@ def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> 
 
 def load_adapter(model: PreTrainedModel, name: str, revision: str = "main", flag: str = "model") -> PeftModel:
     """The base with an adapter on it, and with the embeddings of tokens that were added for it."""
-    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
+    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
         fit_embeddings(model, name, revision)
         return PeftModel.from_pretrained(model, name, revision=revision)
 
@@ -266,7 +270,7 @@ def load(
     config = load_config(base, adapter_settings(name, revision, flag) | settings, base_revision, base_flag)
     model = load_adapter(load_model(base, config, revision=base_revision, flag=base_flag), name, revision, flag)
     model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
-    with as_command_error(2, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
+    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         is_own = has_tokenizer(name, revision)
     return model, load_tokenizer(name, revision, flag) if is_own else load_tokenizer(base, base_revision, base_flag)
 

@@ -26,24 +26,23 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from ..configuration import Grid, GridRun
+from ..errors import InputError, RunError, one_line
 from ..evaluation import measure, measure_controls, measure_generation
 from ..evaluation.control_results import ControlResults
 from ..hub import RunRecord, check_card
+from ..hub.loading import PLAN_FILE, load_adapter, load_config, load_model
 from ..hub.run_history import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole
-from .errors import CommandError, one_line
 from .folders import RUN_FILES, TRAINING_FILES, FolderLocked, check_own, claim, lock_folder
-from .models import load_adapter, load_config, load_model
-from .train import run_training
+from .grid import Grid, GridRun
 from .training_checks import check_training, check_types
+from .training_run import run_training
 
 
 #: Folder of what the base does under the settings of the runs, before any training.
 UNTRAINED = "untrained"
-_PLAN_FILE = "plan.json"
 #: How many texts each model writes, and their length with the prompt at most.
 _NUM_WRITTEN, _WRITTEN_LENGTH = 32, 256
 _NUM_CHECKPOINTS = 4
@@ -176,7 +175,7 @@ class GridWork:
             check_card(path)
         try:
             if task.is_trained:
-                found = json.loads((path / _PLAN_FILE).read_text(encoding="utf-8"))
+                found = json.loads((path / PLAN_FILE).read_text(encoding="utf-8"))
             else:
                 found = json.loads(path.read_text(encoding="utf-8"))["plan"]
         except FileNotFoundError:
@@ -215,7 +214,7 @@ def do_task(work: GridWork, task: Task, is_quiet: bool = False) -> Done:
                 return Done(_summary(work, task))
             if task.is_trained:
                 claim(path, "run", TRAINING_FILES)
-                write_whole(path / _PLAN_FILE, f"{json.dumps(work.plan(task), indent=2)}\n")
+                write_whole(path / PLAN_FILE, f"{json.dumps(work.plan(task), indent=2)}\n")
                 if RunRecord.find(path) is None:
                     _train(work, task.run, path, is_quiet)
                 _measure(work, task.run, path)
@@ -295,7 +294,7 @@ def do_tasks(work: GridWork, tasks: Sequence[Task], jobs: int) -> None:
     Does those tasks that are not done, as many side by side as there are jobs, and says how far it is after each.
 
     Raises:
-        CommandError: for those that fail, once the others are done.
+        RunError: for those that fail, once the others are done.
     """
     start, failures, seconds = time.perf_counter(), [], {True: [], False: []}
     open_tasks = [task for task in tasks if not work.is_done(task)]
@@ -316,7 +315,7 @@ def do_tasks(work: GridWork, tasks: Sequence[Task], jobs: int) -> None:
     if tasks:
         print(f"{len(tasks)} in {_duration(time.perf_counter() - start)}", flush=True)
     if failures:
-        raise CommandError(f"{len(failures)} of {len(tasks)} failed. {' '.join(failures)}", status=1)
+        raise RunError(f"{len(failures)} of {len(tasks)} failed. {' '.join(failures)}")
 
 
 def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Done | Exception]]:
@@ -324,7 +323,7 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
         for task in tasks:
             try:
                 yield task, do_task(work, task)
-            except CommandError as error:
+            except (InputError, RunError) as error:
                 yield task, error
         return
     context = get_context("spawn")  # threads of torch do not survive a fork
@@ -339,7 +338,7 @@ def _results(work: GridWork, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
                     futures = {executor.submit(_do_in_worker, task): task for task in tasks}
                 for future in as_completed(futures):
                     error = future.exception()
-                    if error is not None and not isinstance(error, CommandError):
+                    if error is not None and not isinstance(error, InputError | RunError):
                         executor.shutdown(wait=False, cancel_futures=True)
                         raise error
                     yield futures[future], error or future.result()

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, Grid, LocalityArguments, load_grid
+from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, LocalityArguments
+from localist_hf.experiments import Grid, load_grid
 
 
 def names(grid: Grid) -> list[str]:
