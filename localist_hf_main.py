@@ -5,10 +5,10 @@ of it, and Ctrl-C ends in one line meanwhile too.
 
 import atexit
 import os
-import runpy
 import signal
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,6 +69,8 @@ def _main(arguments: list[str] | None) -> None:
         # When all is done; the interpreter would fall back on what ends it without a word.
         atexit.register(_listen, signal.SIG_IGN)
     command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
+    if (make_parser := _module("command_line").PARSERS.get(command)) is not None:
+        make_parser().parse_args(rest)  # for help and what is wrong; the command reads them once more
     line = f"localist-hf {command}: interrupted"
     if is_process:
         end_when_interrupted(line)
@@ -117,6 +119,14 @@ def _listen(handler: Any) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
+def _module(name: str) -> Any:
+    """A module of the package that imports nothing of it, without the package."""
+    spec = spec_from_file_location(f"_localist_hf_{name}", Path(__file__).parent / "localist_hf" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _parse(arguments: list[str]) -> tuple[str, list[str]]:
     """The command's name, and its own arguments."""
     import argparse  # once Ctrl-C is listened to
@@ -131,8 +141,8 @@ def _parse(arguments: list[str]) -> tuple[str, list[str]]:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = runpy.run_path(str(Path(__file__).parent / "localist_hf" / "version.py"))["__version__"]
-    parser.add_argument("--version", action="version", version=f"localist-hf {version}")
+    version = f"localist-hf {_module('version').__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Each command reads its own arguments, so that --help of one does not import and list those of all.
     for name, text in COMMANDS.items():

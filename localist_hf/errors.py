@@ -1,11 +1,9 @@
 """Errors that say in one line what is wrong, and what those of libraries mean."""
 
 import errno
-import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -18,11 +16,6 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = (
     "out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "new thread", "failed to map"
 )  # fmt: skip
-
-
-#: No number that a command takes has a use beyond that of a seed; with such ones nothing that is computed of them, be
-#: it a product, leaves what torch can hold.
-LARGEST = 2**32 - 1
 
 
 class InputError(ValueError):
@@ -55,19 +48,6 @@ def reraised_as(kind: type[InputError | RunError], *expected: type[Exception], w
         if is_disk_full(error) or is_out_of_memory(error):  # no matter of the input
             raise
         raise kind(what + one_line(error)) from error
-
-
-def check_numbers(values: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        InputError: for a number that is not finite, or beyond `LARGEST`.
-    """
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"`{name}` is {value}; it must be a finite number.")
-        if isinstance(value, int | float) and abs(value) > LARGEST:
-            bound = "below 2**32" if value > 0 else "above -2**32"
-            raise InputError(f"`{name}` is {value}; it must be {bound}.")
 
 
 def one_line(error: BaseException) -> str:

@@ -7,11 +7,12 @@ import sys
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..command_line import CommandParser
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
 from ..errors import INPUT_ERRORS
 from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
@@ -20,7 +21,7 @@ from ..hub.run_record import check_tags
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
-from .errors import CommandError, CommandParser, as_command_error
+from .errors import CommandError, as_command_error
 
 
 DEFAULT_VARIANT = "quintic"
@@ -116,7 +117,11 @@ _JSON_FLAGS = ("locality", *JSON_FLAGS)
 
 
 class _Parser(CommandParser, HfArgumentParser):
-    """The parser of dataclasses, with errors that end the command."""
+    """The parser of dataclasses, with errors that can be told where they came from."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a [`CommandError`]."""
+        raise CommandError(message)
 
 
 def build_parser() -> HfArgumentParser:

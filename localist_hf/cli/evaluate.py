@@ -1,6 +1,5 @@
 """`localist-hf evaluate`: the locality of any causal language model, by layer and head, as numbers and as pictures."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from ..command_line import evaluate_parser
 from ..errors import INPUT_ERRORS
 from ..evaluation import LocalityReport, measure, measure_controls, plot_heads, plot_shares_over_depth, report_table
 from ..evaluation.control_results import ControlResults
@@ -20,49 +20,13 @@ from ..hub.loading import check_name, checked_sequence_length, load
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
-from .errors import CommandParser, as_command_error
+from .errors import as_command_error
 
 
 #: Sequences of the text that is measured where none is given.
 NUM_DEFAULT = 32
 #: So many tokens are measured at a time, but a whole sequence at least.
 _BATCH_TOKENS = 4096
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `localist-hf evaluate`."""
-    parser = CommandParser(
-        prog="localist-hf evaluate",
-        description="Measure where the attention of a causal language model goes, by layer and head, whether it was "
-        "trained for locality or not: perplexity, context fidelity (of the attention to other words, the part that "
-        "stays in the block), also on the blocks of another text, as a control; the shares of the attention on the "
-        "token itself, sinks, the block and elsewhere; entropy. Prints tables and writes pictures and all numbers. No "
-        "attention matrix is made, so that long texts can be measured.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
-    parser.add_argument(
-        "--text-file", nargs="+", default=[], metavar="FILE",
-        help="text to measure on: .jsonl, .csv and .parquet by the rows of a column 'text', any other as UTF-8 text; "
-        "by default 32 sequences of the Python sources and reference that `localist-hf family` measures on",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sequence-length", type=int, metavar="N",
-        help="tokens of a sequence, such as 16384; by default the model's positions, at most 1024",
-    )  # fmt: skip
-    parser.add_argument(
-        "--locality", metavar="JSON",
-        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
-    )  # fmt: skip
-    parser.add_argument(
-        "--block-model", metavar="MODEL", help="model whose blocks count: a common base, where models are compared"
-    )
-    parser.add_argument(
-        "--controls", action="store_true", help="also windows, recency and the dial from 0 to 1: 25 passes instead of 3"
-    )
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="folder for numbers and pictures; runs/evaluate/NAME by default"
-    )
-    return parser
 
 
 def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
@@ -121,7 +85,7 @@ def describe_controls(controls: ControlResults) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf evaluate` with these arguments."""
-    args = build_parser().parse_args(arguments)
+    args = evaluate_parser().parse_args(arguments)
     name = Path(args.model).name or Path(args.model).resolve().name
     folder = args.output_dir or Path("runs/evaluate") / name
     with lock_folder(folder):

@@ -1,8 +1,8 @@
 """`localist-hf family`: one base, fine-tuned under the configurations of a grid, and the comparison."""
 
-import argparse
 from pathlib import Path
 
+from ..command_line import family_parser
 from ..errors import INPUT_ERRORS
 from ..experiments import load_grid
 from ..experiments.base import BASE_NAME
@@ -12,7 +12,7 @@ from ..experiments.grid_runs import GridWork, do_tasks
 from ..experiments.preparation import prepare_grid
 from ..experiments.training_checks import MOST_PROCESSES
 from ..hub import check_card
-from .errors import CommandError, CommandParser, as_command_error
+from .errors import CommandError, as_command_error
 
 
 PROMPT = "def __init__(self"
@@ -20,28 +20,7 @@ PROMPT = "def __init__(self"
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf family` with these arguments."""
-    parser = CommandParser(
-        prog="localist-hf family",
-        description="Fine-tune a base under the locality configurations of a grid and compare them on held-out text. "
-        "The base is the small GPT-2 that comes with this package, and the text what every CPython ships, so it needs "
-        "no network. Stopped and started again, it goes on with what is left.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "grid", nargs="?", default="paper", help="what to compare: paper, quick, or a YAML file with the fields of Grid"
-    )
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/family"), help="folder of all models and results")
-    parser.add_argument("--model", help="another base: a causal language model's folder or Hub id")
-    parser.add_argument("--train-text", metavar="FILE", help="text to train on, with --held-out-text")
-    parser.add_argument("--held-out-text", metavar="FILE", help="text to measure on")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
-    parser.add_argument(
-        "--shard", type=shard_of, metavar="I/N",
-        help="do the I-th of N parts only, such as 1/4: put the parts' folders together afterwards and start once more "
-        "without this",
-    )  # fmt: skip
-    parser.add_argument("--model-cards", type=Path, metavar="DIR", help="also write records and cards to DIR/NAME")
-    args = parser.parse_args(arguments)
+    args = family_parser().parse_args(arguments)
     if not 1 <= args.jobs <= MOST_PROCESSES:
         raise CommandError(f"`jobs` is {args.jobs}; it must be in 1 to {MOST_PROCESSES}.")
     if args.output_dir.exists() and not args.output_dir.is_dir():
@@ -73,14 +52,6 @@ def main(arguments: list[str]) -> None:
         claim(args.output_dir, "grid", GRID_FILES)
         report(work, args.model is None, args.model_cards)
     print(f"\nAll of it: {args.output_dir}")
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """Reads `"2/3"` as its numbers."""
-    index, _, number = text.partition("/")
-    if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
-        raise argparse.ArgumentTypeError(f"{text!r}; it must be I/N with I from 1 to N, such as 1/4")
-    return int(index), int(number)
 
 
 def report(work: GridWork, has_own_base: bool, model_cards: Path | None) -> None:

@@ -1,13 +1,12 @@
 """`localist-hf publish`: runs to repositories on the Hub."""
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo
-from huggingface_hub.utils import validate_repo_id
 
+from ..command_line import publish_parser
 from ..errors import INPUT_ERRORS
 from ..hub import (
     CARD_FILE,
@@ -21,58 +20,15 @@ from ..hub import (
     with_own_text_of,
 )
 from ..hub.reachability import check_answers
-from .errors import CommandParser, as_command_error
+from .errors import as_command_error
 
 
 _NEW = "new (the Hub shows no such repository)"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `localist-hf publish`."""
-    parser = CommandParser(
-        prog="localist-hf publish",
-        description="Publish a run, or every run in a folder, as NAMESPACE/localist-MODEL-NAME (such as "
-        "localist-gpt2-quintic), each in one commit: weights, configuration, code, tokenizer, card, picture and "
-        "record. What only training needs (checkpoints, pickles, optimizer states, logs) stays behind. Run again, it "
-        "changes nothing or adds one commit with what has changed. Log in with `hf auth login` or set HF_TOKEN.",
-    )
-    parser.add_argument("run", type=Path, help="folder of a run, or of several, such as runs/family")
-    parser.add_argument("--namespace", required=True, type=part_of_id, help="user or organisation on the Hub")
-    parser.add_argument("--name", type=part_of_id, help="of a single run: publish it as NAMESPACE/localist-MODEL-NAME")
-    parser.add_argument("--private", action="store_true", help="make new repositories (and the collection) private")
-    parser.add_argument(
-        "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"
-    )
-    parser.add_argument(
-        "--space", metavar="ID",
-        help="make NAMESPACE/NAME a Space with the page of `localist-hf view`, on which anybody reads with these "
-        "models, at the commits that this call leaves them at; the cards link to it (give it each time)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--base-model", metavar="ID", help="Hub id of the base, where the run started from a folder of this machine"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="upload nothing: show every file with its size, the card, and what the Hub has already",
-    )
-    return parser
-
-
-def part_of_id(text: str) -> str:
-    """A text that can stand before or after the `/` in the id of a repository."""
-    try:
-        validate_repo_id(f"{text}/{text}")
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}; it must be letters, digits, '-', '_' and '.', which begin and end with a letter or a digit"
-        ) from None
-    return text
-
-
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf publish` with these arguments."""
-    args = build_parser().parse_args(arguments)
+    args = publish_parser().parse_args(arguments)
     with as_command_error(2, *INPUT_ERRORS), as_command_error(1, PublishError):
         if args.dry_run:
             show(prepare(args.run, args.namespace, args.base_model, args.name, args.space), HfApi())

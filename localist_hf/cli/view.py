@@ -1,6 +1,5 @@
 """`localist-hf view`: a page on which to read the attention of any causal language model, live or as one file."""
 
-import argparse
 import ipaddress
 import os
 import re
@@ -15,6 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..command_line import GRADIO, view_parser
 from ..errors import INPUT_ERRORS, is_disk_full
 from ..evaluation.check_model import core_model, num_positions
 from ..experiments.base import BASE
@@ -27,50 +27,12 @@ from ..page.reading import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
 from ..whole_file import check_can_be_written
 from .arguments import locality_settings
-from .errors import CommandError, CommandParser, as_command_error
+from .errors import CommandError, as_command_error
 
 
-#: What the page needs; the extra `view` is of a distribution that no index has.
-GRADIO = "gradio>=6.31,<7"
 #: What is read where no text is given: the beginning of a topic of the Python language reference, of the part that no
 #: model of this package is trained on.
 DEFAULT_TOPIC, _DEFAULT_CHARACTERS = "objects", 700
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of `localist-hf view`."""
-    parser = CommandParser(
-        prog="localist-hf view",
-        description="Read the attention of a causal language model, whether it was trained for locality or not: the "
-        "text and its blocks; of each token where it looks, by layer and head; what comes next at each position of the "
-        f"dial. Opens a page on this machine (which needs `pip install '{GRADIO}'`), or saves one, without the dial, "
-        "as a file that needs no server.",
-    )
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?",
-        help="model or LoRA adapter: a local folder or a Hub id; or a folder of runs, such as runs/demo, to choose "
-        "from. By default the small base that the package comes with, under the quintic schedule",
-    )  # fmt: skip
-    texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
-    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
-    parser.add_argument("--compare", metavar="MODEL", help="second model, with the same tokens, beside the first")
-    parser.add_argument(
-        "--locality", metavar="JSON",
-        help="settings of locality in place of the models' own, such as '{\"num_sink_tokens\": 1}'",
-    )  # fmt: skip
-    parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="write the page, of 50 MB at most, to this file, and open none"
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, metavar="N",
-        help="tokens of the longest text that the page reads, however long that takes; by default 2048, or as many as "
-        "this machine reads in two seconds",
-    )  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, help="port to listen on; by default the first that is free from 7860 on")
-    parser.add_argument("--share", action="store_true", help="let Gradio make a public link to the page")
-    return parser
 
 
 def default_text() -> str:
@@ -109,7 +71,7 @@ def load_for_reading(
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf view` with these arguments."""
-    args = build_parser().parse_args(arguments)
+    args = view_parser().parse_args(arguments)
     names = [str(BASE)] if args.model is None else models_of(args.model)
     wanted = [names[0]] if args.compare is None else [names[0], args.compare]
     if args.port is not None and not 1 <= args.port <= 65535:

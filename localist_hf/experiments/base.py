@@ -17,8 +17,9 @@ from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+from ..command_line import CommandParser
 from ..configuration import variant_config
-from ..errors import INPUT_ERRORS, InputError, RunError, check_numbers, reraised_as
+from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..evaluation import measure_controls
 from ..hub import RunRecord, check_card, write_card
 from ..hub.loading import load_config, load_model, load_tokenizer
@@ -68,7 +69,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the script with these arguments, by default those of the process."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m localist_hf.experiments.base",
         description="Train a byte-level BPE tokenizer and a small GPT-2 with free attention on Python's standard "
         "library and language reference, which every CPython ships: weights in bfloat16, tokenizer, record and card.",
@@ -91,7 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    check_numbers(vars(args))
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
             raise InputError(f"`{name}` is {getattr(args, name)}; it must be at least 1.")

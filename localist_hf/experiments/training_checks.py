@@ -22,7 +22,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_xla_available
 
-from ..errors import INPUT_ERRORS, InputError, check_numbers, reraised_as
+from ..command_line import check_numbers
+from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..trainers import LocalistTrainer
 
@@ -128,7 +129,8 @@ def check_training(values: dict[str, Any]) -> None:
         raise InputError("`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing.")
     if (names := values.get("label_names")) not in (None, ["labels"]):
         raise InputError(f"`label_names` is {names}; it must be 'labels', by which runs are measured.")
-    check_numbers(values)
+    with reraised_as(InputError, ValueError):
+        check_numbers(values)
     for name in _RANGES.keys() & values.keys():
         is_allowed, allowed = _RANGES[name]
         if values[name] is not None and not is_allowed(values[name]):

@@ -85,7 +85,7 @@ def test_a_process_that_the_system_has_ended(capsys, monkeypatch) -> None:
 
     monkeypatch.setattr(update, "main", fail)
     with pytest.raises(SystemExit) as end:
-        main(["update"])
+        main(["update", "org/model"])
     assert end.value.code == 1
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith("localist-hf update: error: a process was ended from outside; if memory ran out, try")
@@ -119,19 +119,24 @@ def test_it_runs_as_a_module_too(capsys, monkeypatch) -> None:
 ROOT = Path(localist_hf_main.__file__).parent
 
 
-def test_help_and_a_wrong_name_need_nothing_of_the_package() -> None:
+def test_help_and_what_is_wrong_need_nothing_of_the_package() -> None:
+    calls = [["--help"], ["--version"], ["retrain"]]
+    for command in localist_hf_main.COMMANDS.keys() - {"train"}:
+        calls += [[command, "--help"], [command, "--no-such-flag", "x", "y"]]
+    calls.append(["publish", "run", "--namespace", "a/b"])
     program = (
         "import sys, localist_hf_main\n"
-        "for arguments in (['--help'], ['--version'], ['retrain']):\n"
+        f"for arguments in {calls}:\n"
         "    try:\n"
         "        localist_hf_main.main(arguments)\n"
         "    except SystemExit:\n"
         "        print(sorted({'localist_hf', 'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert [line for line in done.stdout.splitlines() if line.startswith("[")] == ["[]"] * 3
-    assert done.stderr.startswith("localist-hf: error: argument COMMAND: invalid choice: 'retrain'")
-    assert done.stderr.count("\n") == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("[]")] == ["[]"] * len(calls)
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("localist-hf: error: argument COMMAND: invalid choice: 'retrain'")
+    assert len(others) == (len(calls) - 2) // 2 and all(": error: " in line for line in others)
 
 
 def test_interrupted_while_libraries_are_imported(tmp_path: Path) -> None:
