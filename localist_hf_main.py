@@ -27,7 +27,7 @@ examples:
   localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
   localist-hf view runs/quintic --compare runs/distributed --text "Some text. And some more of it."
   localist-hf publish runs/family --namespace my-org --dry-run
-  localist-hf export runs/quintic --to gpt2 my-gpt2
+  localist-hf export runs/quintic my-gpt2
 
 `localist-hf COMMAND --help` explains a command.
 """

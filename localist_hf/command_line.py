@@ -232,7 +232,6 @@ def export_parser() -> CommandParser:
         "checked against the model before it gets its name.",
     )
     parser.add_argument("source", metavar="SOURCE", help="run folder of a model or of a LoRA adapter, or a Hub id")
-    parser.add_argument("--to", required=True, choices=["gpt2"], help="what to write")
     parser.add_argument("folder", metavar="FOLDER", help="new or empty folder to write to")
     return parser
 

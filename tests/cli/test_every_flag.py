@@ -40,7 +40,7 @@ COMMANDS = {
     "view": [str(BASE), "--save", "page.html"],
     "publish": ["run", "--namespace", "me", "--dry-run"],
     "update": ["me/model"],
-    "export": [str(BASE), "--to", "gpt2", "run"],
+    "export": [str(BASE), "run"],
 }
 #: Wrong for some flag or other, and for some right.
 VALUES = (

@@ -43,7 +43,7 @@ def test_version_and_unknown_commands(capsys) -> None:
     assert "retrain" in capsys.readouterr().err
 
 
-EXPORT = ("export", "run", "--to", "gpt2", "out")
+EXPORT = ("export", "run", "out")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_interrupted_while_libraries_are_imported(tmp_path: Path) -> None:
         "import time\ntry:\n    print('here', flush=True)\n    time.sleep(60)\nexcept BaseException:\n    pass\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-m", "localist_hf_main", "export", "run", "--to", "gpt2", "out"]
+    command = [sys.executable, "-m", "localist_hf_main", "export", "run", "out"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     ) as process:

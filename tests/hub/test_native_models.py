@@ -342,6 +342,6 @@ def test_an_adapter_of_a_quantised_base_is_one_of_the_base_itself(
 
 def test_there_is_nothing_to_export(llama_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["export", str(llama_runs / "llama-quintic"), "--to", "gpt2", str(tmp_path / "out")])
+        main(["export", str(llama_runs / "llama-quintic"), str(tmp_path / "out")])
     assert "is a plain 'llama' model already" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("evaluate org/model --output-dir out", 2, "`model` is 'org/model', which cannot be read: the Hub ("),
         ("train --model org/model --text-file text.txt", 2, "whose configuration cannot be used so: the Hub ("),
         ("family --model org/model", 2, "`model` is 'org/model', whose configuration cannot be used so: the Hub ("),
-        ("export org/model --to gpt2 out", 2, "the Hub ("),
+        ("export org/model out", 2, "the Hub ("),
         ("update org/model", 1, "the Hub ("),
         ("publish run --namespace me", 1, "the Hub ("),
     ],
