@@ -14,8 +14,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..command_line import CommandParser
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, one_line
 from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
+from ..experiments.yaml_files import TextLoader, TypedLoader
 from ..hub.loading import SETTINGS_FILE
 from ..hub.run_record import check_tags
 from ..modeling import LOCALITY_FIELDS
@@ -308,16 +309,14 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     with as_command_error(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         text = Path(path).read_text(encoding="utf-8")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _check_keys(root)
-        if not isinstance(root, yaml.MappingNode):
-            raise CommandError(f"{what}which must hold lines `flag: value`.")
-        # argparse reads the values as it does on the command line: to YAML, `5e-5` is a text and `no` a truth value.
-        values = {key.value: _value(value) for key, value in root.value}
+        # argparse reads texts as on the command line: to YAML, `5e-5` is a text and `no` a truth value.
+        values, typed = (yaml.load(text, Loader=loader) for loader in (TextLoader, TypedLoader))
     except yaml.MarkedYAMLError as error:
         raise CommandError(f"{what}line {error.problem_mark.line + 1}: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise CommandError(f"{what}which cannot be read: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise CommandError(f"{what}which cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise CommandError(f"{what}which must hold lines `flag: value`.")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     flags = {}
     for key, value in values.items():
@@ -332,41 +331,14 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
         if isinstance(value, dict) and name not in _JSON_FLAGS:
             raise CommandError(f"{what}which sets {key!r} to a mapping; it takes a value.")
-        flags[name] = value
+        # A mapping has no text, and nothing is no value.
+        flags[name] = typed[key] if isinstance(value, dict) or typed[key] is None else value
     arguments = _as_flags(flags, parser)
     try:
         parser.parse_args(arguments)
     except CommandError as error:
         raise CommandError(f"{what}in which {error}") from None
     return arguments
-
-
-def _check_keys(node: yaml.Node | None) -> None:
-    """Refuses a key that stands twice in one mapping, of which YAML would keep the last without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            problem = None
-            if not isinstance(key, yaml.ScalarNode):
-                problem = "a key must be a word"
-            elif key.value in seen:
-                problem = f"the key {key.value!r} stands there twice"
-            if problem is not None:
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-            _check_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item)
-
-
-def _value(node: yaml.Node) -> Any:
-    """A text as it stands, a list of such texts, or a mapping of whatever YAML makes of it; `None` for nothing."""
-    if isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_document(node)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item) for item in node.value]
-    return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
 def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:

@@ -21,6 +21,7 @@ import yaml
 
 from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, VARIANTS, variant_config, variant_name
 from ..modeling import LocalityFields
+from .yaml_files import TypedLoader
 
 
 #: What is called by its value alone in the name of a run, and what by another word than its own.
@@ -210,7 +211,7 @@ def load_grid(name: str | Path) -> Grid:
     if Path(name).name != str(name) or not path.is_file():  # what has folders in it is a file of the user's
         path = Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=TypedLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {error}") from error
     if not isinstance(values, dict):

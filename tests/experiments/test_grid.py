@@ -130,6 +130,20 @@ def test_bad_grids_are_refused_by_name(tmp_path: Path, change: dict, message: st
         load_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("seeds: [0]\nruns: [{variant: distributed}]\nseeds: [1]\n", "seeds", 3),
+        ("seeds: [0]\nruns:\n  - variant: distributed\n    variant: quintic\n", "variant", 4),
+        ("seeds: [0]\ntraining: {max_steps: 1, max_steps: 2}\n", "max_steps", 2),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, key: str, line: int) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"which cannot be read: the key '{key}' stands there twice\s.*line {line},"):
+        load_grid(tmp_path / "grid.yaml")
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "seeds: [0", "seeds: [0]", "runs: [{variant: distributed}]", "\0"])
 def test_what_is_no_grid_is_refused_by_its_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "grid.yaml").write_text(text)
