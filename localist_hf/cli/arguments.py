@@ -201,7 +201,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
 
 
 def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
-    """The flags of a command line; before them come those of its YAML file, and before these the saved ones."""
+    """Reads the flags of a command line; before them come those of its YAML file, and before these the saved ones."""
     parser = build_parser()
     path = parser.parse_args(arguments).config
     flags = _as_flags(saved or {}, parser)
@@ -211,7 +211,7 @@ def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse
 
 
 def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
-    """What [`parse`] returns for a command line, each value checked by itself."""
+    """Returns what [`parse`] does for a command line, each value checked by itself."""
     values = vars(namespace)
     values.pop("config")
     check_training(values)
@@ -238,7 +238,7 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
 
 def locality_settings(locality: str | None) -> dict[str, Any]:
     """
-    The settings of locality in a flag.
+    Reads the settings of locality in a flag.
 
     Raises:
         ValueError: for what is no JSON object, or has other fields.
@@ -256,7 +256,7 @@ def locality_settings(locality: str | None) -> dict[str, Any]:
 
 
 def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
+    """Returns the name of the variant, `None` for a schedule without one, and the fields to set beside its own."""
     overrides = locality_settings(locality)
     if variant is None:
         schedule = overrides.get("locality_schedule", DEFAULT_VARIANT)
@@ -273,7 +273,7 @@ def _variant_and_locality(variant: str | None, locality: str | None) -> tuple[st
 
 
 def _kept(values: dict[str, Any]) -> dict[str, Any]:
-    """The flags for those who go on with a run: what makes it what it is, and what else is not by default."""
+    """Selects the flags for those who go on with a run: what makes it what it is, and what else is not by default."""
     defaults = vars(build_parser().parse_args([]))
     kept = {}
     for name, value in values.items():
@@ -304,7 +304,7 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
-    """The flags in a YAML file as they would stand on the command line, so that both are read in one way."""
+    """Reads the flags in a YAML file as they would stand on the command line, so that both are read in one way."""
     what = f"`config` is {path!r}, "
     with as_command_error(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         text = Path(path).read_text(encoding="utf-8")
@@ -343,9 +343,9 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
 
 def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
     """
-    Values by their flags' names as arguments of a command line; those that are `None` stay at their default. A list for
-    a flag that takes one value there, such as `report_to`, becomes the parser's default; so does a number, of which a
-    flag may make another (0.0 of 0), and the run's record another with it.
+    Turns values by their flags' names into arguments of a command line; those that are `None` stay at their default. A
+    list for a flag that takes one value there, such as `report_to`, becomes the parser's default; so does a number, of
+    which a flag may make another (0.0 of 0), and the run's record another with it.
     """
     nargs = {action.dest: action.nargs for action in parser._actions}
     arguments = []

@@ -30,7 +30,7 @@ _BATCH_TOKENS = 4096
 
 
 def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    """The sequences of the text, and of the default one."""
+    """Loads the sequences of the files, or of the default text."""
     if files:
         texts = concatenate_datasets([load_text(None, None, file, "text")["train"] for file in files])
     else:
@@ -54,7 +54,7 @@ def write_report(
 
 
 def describe(report: LocalityReport, locality: LocalityFields) -> str:
-    """The tables, and the settings that they were measured under."""
+    """Renders the tables, and the settings that they were measured under."""
     last = report.profile.mean_block_length[-1].item()
     parts = [
         f"perplexity {report.metrics['perplexity']:.2f}\n"
@@ -67,7 +67,7 @@ def describe(report: LocalityReport, locality: LocalityFields) -> str:
 
 
 def describe_controls(controls: ControlResults) -> str:
-    """The last layer on other blocks, and the perplexity at other dials."""
+    """Renders what was measured on other blocks, in the last layer, and at other dials."""
     rows = [["previous blocks", "visible keys", "own blocks", "wrong blocks", "windows", "last tokens"]]
     for blocks in controls.blocks:
         figures = (blocks.own, blocks.wrong, blocks.windows, blocks.recency)

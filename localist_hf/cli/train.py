@@ -41,8 +41,7 @@ ALL_LINEAR = "all-linear"
 
 def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> LocalistTrainer:
     """
-    Everything up to the first training step: checks what is left to check, the cheap things first, then loads text and
-    model.
+    Makes the trainer: checks what is left to check, the cheap things first, then loads text and model.
 
     Raises:
         ValueError, OSError, ImportError, huggingface_hub.errors.StrictDataclassError: for input that
@@ -77,7 +76,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
 
 
 def config_of(run: RunArguments) -> PreTrainedConfig:
-    """The model's configuration under the variant."""
+    """Loads the model's configuration under the variant."""
     config = load_config(run.model, ({} if run.variant is None else variant_config(run.variant)) | run.locality)
     found = variant_name(config.locality)
     if run.variant is not None and found != run.variant:
@@ -89,7 +88,7 @@ def config_of(run: RunArguments) -> PreTrainedConfig:
 
 
 def lora_config(model: PreTrainedModel, run: RunArguments) -> LoraConfig:
-    """The LoRA adapter that the flags describe, of a model whose weights are of no account."""
+    """Makes the LoRA adapter that the flags describe, of a model whose weights are of no account."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, (Conv1D, nn.Linear))}
     head = model.get_output_embeddings()  # whose weights are often those of the embedding
     allowed = {name.rpartition(".")[2] for name, module in linear.items() if module is not head}
@@ -169,7 +168,7 @@ def keep_prefix(prefix: list[int], args: LocalistTrainingArguments, kept: dict[s
 
 
 def card_of(run: RunArguments) -> dict[str, Any]:
-    """What the model card says about the text."""
+    """Returns what the model card says about the text."""
     if run.text_file is not None:
         data = {"dataset": f"`{Path(run.text_file).name}`"}
     elif Path(run.dataset).exists():

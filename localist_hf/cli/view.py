@@ -36,12 +36,12 @@ DEFAULT_TOPIC, _DEFAULT_CHARACTERS = "objects", 700
 
 
 def default_text() -> str:
-    """Whole lines of the Python language reference."""
+    """Returns whole lines of the Python language reference."""
     return python_reference()[DEFAULT_TOPIC][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
 
 
 def models_of(name: str) -> list[str]:
-    """The model of this name, or the runs in a folder that holds no model itself."""
+    """Lists the model of this name, or the runs in a folder that holds no model itself."""
     folder = Path(name)
     if not os.path.isdir(folder) or any(  # which takes names that no folder can have
         (folder / file).is_file() for file in ("config.json", "adapter_config.json")
@@ -51,7 +51,7 @@ def models_of(name: str) -> list[str]:
 
 
 def beginning(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
-    """The words that a text begins with, as many as have so many tokens; one at least."""
+    """Cuts a text after as many words as have so many tokens; one at least."""
     words = re.findall(r"\s*\S+", text)
     lengths = range(len(words) + 1)
     number = bisect_right(lengths, limit, key=lambda length: num_tokens(tokenizer, "".join(words[:length]))) - 1

@@ -1,4 +1,4 @@
-"""From text to sequences of tokens of one length."""
+"""Reads texts and makes sequences of tokens of one length of them."""
 
 import codecs
 import csv
@@ -38,7 +38,7 @@ def is_unicode(text: str) -> bool:
 
 
 def text_fault(path: Path) -> str | None:
-    """What is wrong with a file that must hold UTF-8 text, `None` for nothing."""
+    """Tells what is wrong with a file that must hold UTF-8 text; `None` for nothing."""
     decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
     try:
         with path.open("rb") as file:
@@ -149,7 +149,7 @@ def load_text(
 
 
 def _reason(error: BaseException) -> str:
-    """Why something cannot be read; what an "error occurred while generating the dataset" came from says more."""
+    """Tells why something cannot be read; the cause of an "error occurred while generating the dataset" says more."""
     return one_line(error.__cause__ if type(error) is DatasetGenerationError and error.__cause__ else error)
 
 
@@ -175,7 +175,7 @@ def _check_names(dataset: str) -> None:
 
 
 def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) -> DatasetDict:
-    """All splits and columns of a data set of the Hub, or of a local folder."""
+    """Reads all splits and columns of a data set of the Hub, or of a local folder."""
     is_local = os.path.isdir(dataset)
     check_answers(dataset)
     # As an absolute path a folder is that folder, be its name "csv" or "~".
@@ -209,7 +209,7 @@ def _read_dataset(dataset: str, dataset_config: str | None, text_column: str) ->
 
 def _read_files(folder: Path, files: dict[str, list[Path]], column: str) -> DatasetDict:
     """
-    The texts of a folder's files, each read as if it were given alone.
+    Reads the texts of a folder's files, each as if it were given alone.
 
     Raises:
         ValueError: where some are of another kind, which `datasets` passes over.
@@ -237,8 +237,8 @@ def _read_files(folder: Path, files: dict[str, list[Path]], column: str) -> Data
 
 def _read_file(path: Path, column: str) -> Dataset:
     """
-    The texts of a file, cached by what it holds. `datasets` has readers of its own, but takes paths for patterns and
-    guesses what the cells of a column are.
+    Reads the texts of a file, cached by what it holds. `datasets` has readers of its own, but takes paths for patterns
+    and guesses what the cells of a column are.
     """
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -416,8 +416,8 @@ def train_and_validation(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, sequence_length: int, validation_share: float
 ) -> tuple[Dataset, Dataset]:
     """
-    Sequences for training and for validation: those of the splits `"train"` and `"validation"`, or, where there is no
-    such split, the last `validation_share` of the training sequences held out.
+    Makes sequences for training and for validation: those of the splits `"train"` and `"validation"`, or, where there
+    is no such split, the last `validation_share` of the training sequences held out.
     """
     train = tokenize_and_pack(splits["train"], tokenizer, sequence_length, "train")
     if "validation" in splits:
@@ -433,5 +433,5 @@ def train_and_validation(
 
 
 def some_of(dataset: Dataset, number: int) -> Dataset:
-    """So many sequences at most, from all over a data set and the same every time."""
+    """Selects so many sequences at most, from all over a data set and the same every time."""
     return dataset if len(dataset) <= number else dataset.shuffle(seed=0).select(range(number))

@@ -175,7 +175,7 @@ def check_own(
 
 
 def found_files(folder: Path, patterns: Sequence[str]) -> list[str]:
-    """What is there of some files, as patterns of [`check_own`] name them; links that lead nowhere too."""
+    """Lists those of some files that are there, as patterns of [`check_own`] name them; links that lead nowhere too."""
     found = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
     return sorted(found | {name for name in patterns if os.path.lexists(folder / name)})
 
@@ -271,13 +271,13 @@ def _is_occupied(folder: Path, name: str, is_ours: bool) -> bool:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What lies in a folder, perhaps somebody else's."""
+    """Lists what lies in a folder, perhaps somebody else's."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(name for name in names if not name.startswith(_INTERNAL))
 
 
 def _while_writing(own: dict[str, Any]) -> dict[str, Any]:
-    """Our files from when a command begins to write them: what they were before counts no more."""
+    """Returns the list of our files for when a command begins to write them: what they were before counts no more."""
     return {kind: names for kind, names in own.items() if kind != _LEFT} | {_WRITING: []}
 
 
@@ -301,7 +301,7 @@ def _end_writing(folder: Path, is_over: bool = True) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Of a file, or of something else that is not there as one."""
+    """Returns the digest of a file; the empty text for what is none."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -314,8 +314,8 @@ def _matches(name: str, patterns: Sequence[str] | set[str]) -> bool:
 
 def _read_own(folder: Path, kind: str) -> dict[str, Any] | None:
     """
-    The files that are ours, by their kind; `None` for a folder in which there are none. Of what a former version left,
-    that kept no list, it is what is there of those that it wrote.
+    Reads the list of files that are ours, by their kind; `None` for a folder in which there are none. Of what a former
+    version left, that kept no list, it is what is there of those that it wrote.
     """
     if (own := _read_list(folder)) is not None:
         return own
@@ -329,7 +329,7 @@ def _read_own(folder: Path, kind: str) -> dict[str, Any] | None:
 
 
 def _read_list(folder: Path) -> dict[str, Any] | None:
-    """The list of our files in a folder; `None` where there is none."""
+    """Reads the list of our files in a folder; `None` where there is none."""
     path = folder / _OWN_FILES
     try:
         own = read_json(path)
@@ -361,6 +361,6 @@ def _write_own(folder: Path, own: dict[str, Any]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three of some names, and how many more there are."""
+    """Joins the first three of some names, and says how many more there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -191,7 +191,7 @@ class Grid:
             yield "-".join([variant, *words]), variant, locality, self.training | training
 
     def _shared(self, name: str) -> Any:
-        """What the grid's runs have if they do not say otherwise."""
+        """Returns what the grid's runs have if they do not say otherwise."""
         return (_LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | self.training).get(name)
 
 

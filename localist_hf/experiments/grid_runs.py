@@ -50,7 +50,7 @@ _CAN_MASK = hasattr(signal, "pthread_sigmask")  # but for Windows
 
 
 def training_arguments(folder: Path, /, **given: Any) -> LocalistTrainingArguments:
-    """The training arguments that the base and the runs of a grid share, with those that are given in their place."""
+    """Makes the training arguments that the base and a grid's runs share, with those that are given in their place."""
     shared = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -81,7 +81,7 @@ class Task(NamedTuple):
 
 
 class Done(NamedTuple):
-    """How a task ended: what is to be said of it, and the seconds that it took; none where it was done before."""
+    """The end of a task: what is to be said of it, and the seconds that it took; none where it was done before."""
 
     message: str
     seconds: float | None = None
@@ -139,7 +139,7 @@ class GridWork:
         return training_arguments(self.folder / run.folder_name, **run.training | {"seed": run.seed} | others)
 
     def plan(self, task: Task) -> dict[str, Any]:
-        """What must be as it was for a task to be gone on with, as JSON has it."""
+        """Returns what must be as it was for a task to be gone on with, as JSON has it."""
         plan = self._shared_plan | {"locality": self.settings_of(task.run)}
         if task.is_trained:
             plan |= {"seed": task.run.seed, "training": task.run.training, "lora": self.grid.lora}
@@ -192,11 +192,11 @@ class GridWork:
             record.check_weights(path)
 
     def load(self, settings: dict[str, Any]) -> PreTrainedModel:
-        """The base in float32, under these settings."""
+        """Loads the base in float32, under these settings."""
         return load_model(self.base, load_config(self.base, settings), dtype=torch.float32)
 
     def load_run(self, run: GridRun) -> PreTrainedModel:
-        """A trained run."""
+        """Loads a trained run."""
         folder = self.folder / run.folder_name
         if self.grid.lora is not None:
             return load_adapter(self.load(self.settings_of(run)), str(folder))
@@ -408,5 +408,5 @@ def _duration(seconds: float) -> str:
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    """What tells sequences from others."""
+    """Returns a digest that tells sequences from others."""
     return hashlib.sha256(json.dumps(dataset["input_ids"][:]).encode()).hexdigest()[:16]

@@ -141,7 +141,7 @@ def load_texts(train_text: str | None, held_out_text: str | None) -> tuple[dict[
 
 
 def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """The tokens of the model that end as the grid says, spaces after that left out."""
+    """Finds the tokens of the model that end as the grid says, spaces after that left out."""
     if not grid.delimiters:
         return []
     ends = tuple(grid.delimiters)

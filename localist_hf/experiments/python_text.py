@@ -60,7 +60,7 @@ def part_of(name: str) -> str:
 
 
 def split_text(texts: dict[str, str]) -> dict[str, list[str]]:
-    """The texts of each part."""
+    """Deals texts out to the parts."""
     parts: dict[str, list[str]] = {part: [] for part in SHARES}
     for name, text in texts.items():
         parts[part_of(name)].append(text)
@@ -69,7 +69,7 @@ def split_text(texts: dict[str, str]) -> dict[str, list[str]]:
 
 def python_card(num_sequences: dict[str, int], tokens: str) -> dict[str, Any]:
     """
-    What model cards say about this text.
+    Returns what model cards say about this text.
 
     Args:
         num_sequences (`dict[str, int]`):

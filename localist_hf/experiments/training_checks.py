@@ -151,7 +151,7 @@ def check_training(values: dict[str, Any]) -> None:
 
 
 def _read_settings(name: str, value: Any) -> dict[str, Any]:
-    """What a flag with a JSON object holds."""
+    """Reads what a flag with a JSON object holds."""
     allowed = "a JSON object, or a file with one" if name in _FILE_FLAGS else "a JSON object"
     what = f"`{name}` is {value!r}; it must be {allowed}"
     settings = value

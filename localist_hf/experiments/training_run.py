@@ -45,7 +45,7 @@ def start_anew(folder: Path) -> None:
 
 def finished_record(trainer: LocalistTrainer, **card: Any) -> RunRecord | None:
     """
-    The record in a trainer's output folder, where that holds the end of what the trainer is to go on with: its
+    Finds the record in a trainer's output folder, where that holds the end of what the trainer is to go on with: its
     checkpoint has all steps behind it, and the weights are saved and measured. `None` where anything is left to do, be
     it to publish the model or to write another licence into its card.
     """

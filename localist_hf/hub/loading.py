@@ -88,7 +88,7 @@ def _unfinished(folder: Path) -> str:
 
 
 def _missing(name: str) -> str:
-    """A word on what may have been meant for a folder, where the Hub has no such model either."""
+    """Says so where a name may have been meant for a folder, and the Hub has no such model either."""
     parent = os.path.dirname(name)
     is_missing = parent and os.path.isdir(parent) and not os.path.exists(name)
     return f"there is no such folder in {parent!r}, and on the Hub: " if is_missing else ""
@@ -96,9 +96,9 @@ def _missing(name: str) -> str:
 
 def load_config(name: str, settings: dict[str, Any], revision: str = "main", flag: str = "model") -> PreTrainedConfig:
     """
-    The configuration of a model under some settings of locality, once it is known that the model can be localised; no
-    weight is read for that. No code out of a repository is run: it is transformers' class that is loaded, and localised
-    by this library.
+    Loads the configuration of a model under some settings of locality, once it is known that the model can be
+    localised; no weight is read for that. No code out of a repository is run: it is transformers' class that is loaded,
+    and localised by this library.
 
     Args:
         name (`str`):
@@ -144,8 +144,9 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
 
 def load_tokenizer(name: str, revision: str = "main", flag: str = "model") -> PreTrainedTokenizerBase:
     """
-    A model's tokenizer; `revision` and `flag` as for [`load_config`]. It may know more tokens than the model, such as
-    one for pictures in those of Gemma 3: it is texts that [`~localist_hf.experiments.data.check_token_ids`] refuses.
+    Loads a model's tokenizer; `revision` and `flag` as for [`load_config`]. It may know more tokens than the model,
+    such as one for pictures in those of Gemma 3: it is texts that [`~localist_hf.experiments.data.check_token_ids`]
+    refuses.
     """
     with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, whose tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -161,7 +162,8 @@ def load_model(
     flag: str = "model",
 ) -> PreTrainedModel:
     """
-    A localised model with all of its weights; transformers would fill in random numbers for those that are missing.
+    Loads a localised model with all of its weights; transformers would fill in random numbers for those that are
+    missing.
 
     Args:
         name (`str`):
@@ -202,7 +204,7 @@ def load_model(
 
 
 def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """The layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
+    """Makes the layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
     with (
         reraised_as(InputError, Exception, what=f"`model` is {name!r}, which cannot be loaded: "),
         torch.device("meta"),
@@ -239,7 +241,7 @@ def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> 
 
 
 def load_adapter(model: PreTrainedModel, name: str, revision: str = "main", flag: str = "model") -> PeftModel:
-    """The base with an adapter on it, and with the embeddings of tokens that were added for it."""
+    """Puts an adapter on its base, and the embeddings of tokens that were added for it."""
     with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
         fit_embeddings(model, name, revision)
         return PeftModel.from_pretrained(model, name, revision=revision)
@@ -249,7 +251,8 @@ def load(
     name: str, settings: dict[str, Any], revisions: Mapping[str, str] = MappingProxyType({}), flag: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A localised model, perhaps with an adapter on it, and its tokenizer: the one beside the adapter, where there is one.
+    Loads a localised model, perhaps with an adapter on it, and its tokenizer: the one beside the adapter, where there
+    is one.
 
     Args:
         name (`str`), settings (`dict[str, Any]`):
@@ -277,7 +280,7 @@ def load(
 
 def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int:
     """
-    How many tokens a sequence has: those that are wanted, or as many as the model was made for, at most 1024.
+    Returns how many tokens a sequence has: as many as are wanted, or as the model was made for, at most 1024.
 
     Raises:
         ValueError: for less than 2, or more than the model has positions.
@@ -292,6 +295,6 @@ def checked_sequence_length(wanted: int | None, config: PreTrainedConfig) -> int
 
 
 def _some(names: Any) -> str:
-    """The first of many names, and how many more there are."""
+    """Names the first of many, and says how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else first
