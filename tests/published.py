@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from localist_hf import modeling
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.weights import weight_hashes
 
 
 TOKEN = "hf_test_token"

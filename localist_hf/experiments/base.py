@@ -23,7 +23,7 @@ from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..evaluation import measure_controls
 from ..hub import RunRecord, check_card, write_card
 from ..hub.loading import load_config, load_model, load_tokenizer
-from ..hub.run_history import weight_hashes
+from ..hub.weights import weight_hashes
 from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
 from ..trainers import LocalistTrainer
 from ..whole_file import write_whole

@@ -31,7 +31,7 @@ from ..evaluation import measure, measure_controls, measure_generation
 from ..evaluation.control_results import ControlResults
 from ..hub import RunRecord, check_card
 from ..hub.loading import PLAN_FILE, load_adapter, load_config, load_model
-from ..hub.run_history import find_base
+from ..hub.weights import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole

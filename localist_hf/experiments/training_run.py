@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..errors import RunError, is_disk_full, one_line, reraised_as
 from ..hub import CARD_FILE, RECORD_FILE, PublishError, RunRecord, check_record, own_text_in, write_card
 from ..hub.loading import SETTINGS_FILE
-from ..hub.run_history import weight_hashes
+from ..hub.weights import weight_hashes
 from ..trainers import LocalistTrainer
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole

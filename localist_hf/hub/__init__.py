@@ -13,13 +13,12 @@ from .model_card import (
 from .publish import Publication, prepare, publish
 from .push_to_hub import push_to_hub
 from .record_file import check_record
-from .record_of_trainer import last_evaluation, record_of_trainer
 from .repositories import PublishError, card_on_hub, find_model, full_repository_id, upload, with_own_text_of
 from .repository_files import repository_files
-from .run_history import RECORD_FILE, RunHistory
 from .run_record import RunRecord
 from .space import find_bases, find_space
 from .update import update
+from .weights import RECORD_FILE
 
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "RECORD_FILE",
     "Publication",
     "PublishError",
-    "RunHistory",
     "RunRecord",
     "card_files",
     "card_on_hub",
@@ -40,12 +38,10 @@ __all__ = [
     "find_model",
     "find_space",
     "full_repository_id",
-    "last_evaluation",
     "own_text_in",
     "prepare",
     "publish",
     "push_to_hub",
-    "record_of_trainer",
     "repository_files",
     "update",
     "upload",

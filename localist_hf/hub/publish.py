@@ -19,10 +19,10 @@ from .repositories import (
     with_own_text_of,
 )
 from .repository_files import repository_files
-from .run_history import RECORD_FILE
 from .run_record import RunRecord
 from .siblings import load_siblings, siblings
 from .space import Space, find_bases, find_space, is_space_of_ours, make_space
+from .weights import RECORD_FILE
 
 
 @dataclass(frozen=True)

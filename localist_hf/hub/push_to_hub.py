@@ -12,8 +12,8 @@ from .model_card import CARD_FILE
 from .own_text import own_text, with_own_text
 from .repositories import full_repository_id, upload
 from .repository_files import repository_files
-from .run_history import RECORD_FILE, weight_hashes
 from .run_record import RunRecord
+from .weights import RECORD_FILE, weight_hashes
 
 
 logger = logging.get_logger(__name__)

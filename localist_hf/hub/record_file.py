@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..whole_file import write_whole
-from .run_history import RECORD_FILE
+from .weights import RECORD_FILE
 
 
 #: The fields of a record that hold an evaluation, in which `null` stands for NaN.

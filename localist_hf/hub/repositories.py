@@ -15,7 +15,7 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from .model_card import CARD_FILE, EVAL_RESULTS_FILE
 from .own_text import keep_own_text
-from .run_history import WEIGHT_FILES
+from .weights import WEIGHT_FILES
 
 
 #: What a tokenizer may have beside the files that its class names.

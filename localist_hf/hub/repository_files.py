@@ -13,13 +13,14 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from .. import modeling
 from ..evaluation.text_prefix import known_text
+from ..modeling import LOCALITY_FIELDS
 from ..modeling.modeling_localist import auto_map
 from .model_card import card_files
 from .model_code import code_files, renewed_code
 from .repositories import TOKENIZER_FILES, check_repository_id
-from .run_history import LOCALITY_FIELDS, RECORD_FILE
 from .run_record import RunRecord
 from .siblings import load_siblings
+from .weights import RECORD_FILE
 
 
 # What transformers notes about the machine that saved a tokenizer.

@@ -16,10 +16,11 @@ from ..configuration import LOCALITY_ARGUMENTS, VARIANTS
 from ..evaluation.control_results import ControlResults, LocalityFigures
 from ..evaluation.generation import GenerationFigures
 from ..evaluation.locality_meter import QUANTITIES
+from ..modeling import LOCALITY_FIELDS
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
 from .record_file import METRICS_FIELDS, read_values, write_values
-from .run_history import LOCALITY_FIELDS, RECORD_FILE, weight_hashes
+from .weights import RECORD_FILE, weight_hashes
 
 
 #: Stands for the namespace where it is not known yet.

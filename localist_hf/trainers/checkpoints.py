@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..hub import RunHistory
+from .run_history import RunHistory
 
 
 # What is written first to a checkpoint of ours.

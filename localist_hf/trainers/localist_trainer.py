@@ -21,8 +21,6 @@ from ..hub import (
     check_card,
     find_model,
     full_repository_id,
-    last_evaluation,
-    record_of_trainer,
     repository_files,
     upload,
     write_card,
@@ -31,6 +29,7 @@ from ..hub.own_text import own_text
 from ..whole_file import write_whole
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss_mixin import LocalityLossMixin
+from .record_of_trainer import last_evaluation, record_of_trainer
 
 
 logger = logging.get_logger(__name__)

@@ -17,8 +17,6 @@ from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.locality_meter import label_losses
 from ..evaluation.share_sums import share_means, share_sums
-from ..hub import RunHistory
-from ..hub.run_history import find_history
 from ..modeling.block_partition import document_starts
 from ..modeling.fidelity import context_fidelity
 from ..modeling.locality_mixin import MEASUREMENTS, SHARES, LocalityMeasurements
@@ -26,6 +24,7 @@ from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
 from .resumption import ResumptionMixin
+from .run_history import RunHistory, find_history
 
 
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the

@@ -14,7 +14,7 @@ from published import ADAPTER, MODEL, TOKEN, change_record, change_weights, file
 
 from localist_hf.cli.publish import show
 from localist_hf.hub import PublishError, RunRecord, prepare, publish, repository_files, upload
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.weights import weight_hashes
 
 
 # What is published

@@ -18,7 +18,7 @@ from transformers import (
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.hub import repository_files
 from localist_hf.hub.repository_files import _tokenizer_files
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.weights import weight_hashes
 
 
 def test_content_that_names_this_machine_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunRecord, write_card
 from localist_hf.hub.adapters import brings_embeddings
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.weights import weight_hashes
 
 
 def test_a_record_says_what_was_trained_on_what(family: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.main import main
 from localist_hf.hub import RunRecord
-from localist_hf.hub.run_history import weight_hashes
+from localist_hf.hub.weights import weight_hashes
 
 
 TOKEN = "hf_test_token"

@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import equal
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from localist_hf.hub.run_history import training_parts
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments, LocalityArguments, LocalityLossMixin
 from localist_hf.trainers.checkpoints import checkpoint_damage
+from localist_hf.trainers.run_history import training_parts
 
 
 @dataclass

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from localist_hf.hub import RunHistory, RunRecord, last_evaluation, record_of_trainer, write_card
-from localist_hf.hub.run_history import find_history, weight_hashes
+from localist_hf.hub import RunRecord, write_card
+from localist_hf.hub.weights import weight_hashes
+from localist_hf.trainers import RunHistory, record_of_trainer
+from localist_hf.trainers.record_of_trainer import last_evaluation
+from localist_hf.trainers.run_history import find_history
 
 
 def test_a_variant_is_told_from_the_configuration(make_trainer: Callable, tmp_path: Path) -> None:

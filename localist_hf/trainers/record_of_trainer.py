@@ -18,11 +18,12 @@ from ..configuration import variant_name
 from ..evaluation import text_prefix
 from ..evaluation.locality_meter import metric_names
 from ..evaluation.text_prefix import have_prefix
+from ..hub.adapters import brings_embeddings
+from ..hub.example import attention_example, stored_config
+from ..hub.run_record import RunRecord, check_tags, repository_id, without
+from ..hub.weights import find_base, weight_hashes
 from ..version import __version__
-from .adapters import brings_embeddings
-from .example import attention_example, stored_config
-from .run_history import find_base, find_history, has_best_weights, training_parts, weight_hashes
-from .run_record import RunRecord, check_tags, repository_id, without
+from .run_history import find_history, has_best_weights, training_parts
 
 
 def record_of_trainer(

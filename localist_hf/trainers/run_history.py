@@ -1,9 +1,5 @@
 """What led to a trainer's weights: where they started, and what was done to them over every interruption."""
 
-import hashlib
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -11,13 +7,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..configuration import LOCALITY_ARGUMENTS, variant_name
+from ..hub.weights import find_base
 from ..modeling import LOCALITY_FIELDS
-
-
-#: The record's file in a run's folder.
-RECORD_FILE = "run.json"
-#: The files from which transformers and PEFT load a model's and an adapter's weights.
-WEIGHT_FILES = r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors"
 
 
 class RunHistory(TrainerCallback, ExportableState):
@@ -121,33 +112,6 @@ def has_best_weights(args: TrainingArguments, state: TrainerState) -> bool:
         and state.best_model_checkpoint is not None
         and state.best_global_step not in (None, state.global_step)
     )
-
-
-def find_base(started_from: str) -> dict[str, Any]:
-    """The fields of [`RunRecord`] that say what a training started from."""
-    folder = Path(started_from)
-    if not started_from or not folder.is_dir():
-        return {"base_model": started_from or None, "base_run": None, "base_weights": None}
-    return {"base_model": None, "base_run": run_name(folder), "base_weights": weight_hashes(folder)}
-
-
-def run_name(folder: Path) -> str:
-    """The name of the run in a folder; the folder's own name where no record tells it."""
-    try:
-        return str(json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder.resolve().name
-
-
-def weight_hashes(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weight file of the model or the adapter in a folder, by its name; others may lie beside them."""
-    hashes = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        if re.fullmatch(WEIGHT_FILES, path.name) is None:
-            continue
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
 
 
 def _settings(args: TrainingArguments, state: TrainerState, model: Any) -> dict[str, Any]:
