@@ -69,8 +69,11 @@ def _main(arguments: list[str] | None) -> None:
         # When all is done; the interpreter would fall back on what ends it without a word.
         atexit.register(_listen, signal.SIG_IGN)
     command, rest = _parse(sys.argv[1:] if arguments is None else arguments)
-    if (make_parser := _module("command_line").PARSERS.get(command)) is not None:
-        make_parser().parse_args(rest)  # for help and what is wrong; the command reads them once more
+    command_line = _module("command_line")
+    if command == "train":
+        command_line.check_train_flags(rest, command_line.CommandParser(prog="localist-hf train"))
+    else:
+        command_line.PARSERS[command]().parse_args(rest)  # for help and what is wrong; the command reads them once more
     line = f"localist-hf {command}: interrupted"
     if is_process:
         end_when_interrupted(line)

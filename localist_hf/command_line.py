@@ -6,7 +6,9 @@ seconds to import.
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,6 +55,25 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and abs(value) > LARGEST:
             bound = "below 2**32" if value > 0 else "above -2**32"
             raise ValueError(f"`{name}` is {value}; it must be {bound}.")
+
+
+def check_train_flags(arguments: Sequence[str], parser: CommandParser) -> None:
+    """
+    Exits at a flag of `localist-hf train` that is none of it: most are those of transformers' `TrainingArguments`,
+    which takes seconds to import, so that here their names are read in its source. What is missed comes later.
+    """
+    folder = Path(__file__).parent
+    files = [folder / "cli/arguments.py", *folder.glob("*/*locali*_arguments.py")]
+    if (transformers := find_spec("transformers")) is not None and transformers.origin:
+        files.append(Path(transformers.origin).parent / "training_args.py")
+    names = {name for file in files for name in re.findall(r"^    (\w+): ", file.read_text("utf-8"), re.MULTILINE)}
+    if "per_device_train_batch_size" not in names:  # another transformers, whose source says it otherwise
+        return
+    flags = {"config", "help", *names, *(f"no_{name}" for name in names)}
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if re.fullmatch(r"--[a-zA-Z]\S*", flag) and flag[2:].replace("-", "_") not in flags:
+            parser.error(f"unrecognized arguments: {argument}")
 
 
 def family_parser() -> CommandParser:

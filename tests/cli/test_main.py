@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 import localist_hf_main
 from localist_hf import __version__
 from localist_hf.cli import export, publish, update
+from localist_hf.cli.arguments import build_parser
 from localist_hf.cli.main import main
+from localist_hf.command_line import CommandParser, check_train_flags
 from localist_hf.experiments.base import BASE
 from localist_hf.hub import PublishError
 
@@ -123,7 +125,7 @@ def test_help_and_what_is_wrong_need_nothing_of_the_package() -> None:
     calls = [["--help"], ["--version"], ["retrain"]]
     for command in localist_hf_main.COMMANDS.keys() - {"train"}:
         calls += [[command, "--help"], [command, "--no-such-flag", "x", "y"]]
-    calls.append(["publish", "run", "--namespace", "a/b"])
+    calls += [["publish", "run", "--namespace", "a/b"], ["train", "--no-such-flag", "x"]]
     program = (
         "import sys, localist_hf_main\n"
         f"for arguments in {calls}:\n"
@@ -136,7 +138,16 @@ def test_help_and_what_is_wrong_need_nothing_of_the_package() -> None:
     assert [line for line in done.stdout.splitlines() if line.startswith("[]")] == ["[]"] * len(calls)
     first, *others = done.stderr.splitlines()
     assert first.startswith("localist-hf: error: argument COMMAND: invalid choice: 'retrain'")
-    assert len(others) == (len(calls) - 2) // 2 and all(": error: " in line for line in others)
+    assert len(others) == (len(calls) - 2) // 2 + 1 and all(": error: " in line for line in others)
+
+
+def test_every_flag_of_train_is_known_without_what_it_takes_to_train() -> None:
+    options = [option for action in build_parser()._actions for option in action.option_strings if option[:2] == "--"]
+    assert len(options) > 100
+    for option in options:
+        check_train_flags([option, "--", "-1", "x", f"{option}=3"], CommandParser())
+    with pytest.raises(SystemExit):
+        check_train_flags([f"{options[0]}s"], CommandParser())
 
 
 def test_interrupted_while_libraries_are_imported(tmp_path: Path) -> None:
