@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 
 from datasets import Dataset
-from localist_hf.cli.data import tokenize_and_pack
-from localist_hf.cli.python_text import python_text, split_text
 from peft import LoraConfig, get_peft_model
 from smollm2_model import fetch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
@@ -30,6 +28,8 @@ from localist_hf.evaluation import (
     plot_shares_over_depth,
     report_table,
 )
+from localist_hf.experiments.data import tokenize_and_pack
+from localist_hf.experiments.python_text import python_text, split_text
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 

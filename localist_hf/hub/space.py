@@ -24,7 +24,7 @@ GRADIO_VERSION = "6.31.0"
 SPACE_TAG = "localist-hf"
 #: What a Space gets of the package, of which no package index knows: all that its wheel has but the base.
 PACKAGE_FILES = (
-    "*.py", "*/*.py", "evaluation/metrics/*.py", "py.typed", "configuration/grids/*.yaml",
+    "*.py", "*/*.py", "evaluation/metrics/*.py", "py.typed", "experiments/grids/*.yaml",
     "hub/card_sentences.jinja", "hub/model_card_template.md", "page/*.css", "page/*.html", "page/*.js",
 )  # fmt: skip
 
