@@ -52,3 +52,10 @@ def test_modeling_imports_its_own_files_relatively_and_nothing_else_of_the_packa
                 assert node.level == 1 or not (node.level or node.module.startswith("localist_hf")), path.name
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("localist_hf") for alias in node.names), path.name
+
+
+def test_no_file_is_long() -> None:
+    """A file holds one idea; what grows beyond this holds two."""
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".js", ".jinja", ".css")]
+    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}

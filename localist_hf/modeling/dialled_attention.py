@@ -224,6 +224,8 @@ def _attend_once(query, key, value, mask, scale, weight, *fields) -> torch.Tenso
                 is_sink &= position >= end - window
             bias = torch.cat((is_sink, bias), dim=1)
         bias = bias if bias is None else bias[:, None, None]
+    if query.shape[1] == key.shape[1]:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     # Heads that share keys stand where a text's queries do.
     queries = query.view(len(query), key.shape[1], -1, query.shape[3])
     output = F.scaled_dot_product_attention(queries, key, value, attn_mask=bias, scale=scale)
