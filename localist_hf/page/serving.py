@@ -11,6 +11,8 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import AT_WORK
@@ -31,7 +33,9 @@ def launch_settings(host: str | None = None, share: bool = False, max_tokens: in
         host (`str`, *optional*):
             The address that it listens on. Unless these are all of the machine's, requests that name another host are
             refused: a site in the reader's browser has then made its own name lead here (DNS rebinding), to ask for
-            what is none of its business. By default any name will do, and Gradio's environment variables say where.
+            what is none of its business. So are requests that another site in that browser makes, which could not see
+            the answer, but have models loaded. By default any name will do, and Gradio's environment variables say
+            where.
         share (`bool`, *optional*, defaults to `False`):
             Whether Gradio makes a public link to it.
         max_tokens (`int`, *optional*):
@@ -40,6 +44,8 @@ def launch_settings(host: str | None = None, share: bool = False, max_tokens: in
     middleware = [Middleware(_BoundedRequests, max_bytes=2**16 + 12 * max_characters(max_tokens))]
     if host is not None and ":" in host:
         host = f"[{host.strip('[]')}]"  # as addresses of IPv6 stand in a URL
+    if host is not None:
+        middleware.append(Middleware(_OwnSite))
     if host not in (None, "0.0.0.0", "[::]"):
         names = [host, "localhost", "127.0.0.1", "[::1]", *(["*.gradio.live"] if share else [])]
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=names))
@@ -157,3 +163,26 @@ class _BoundedRequests:
             return message
 
         await self._app(scope, count, send)
+
+
+class _OwnSite:
+    """Refuses what a browser asks for on behalf of another site: it asks unasked for whatever needs no preflight."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and _is_of_another_site(HTTPConnection(scope)):
+            response = PlainTextResponse("Another site cannot use this page.", status_code=403)
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _is_of_another_site(request: HTTPConnection) -> bool:
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site == "same-origin":  # which no script can say; a proxy may have changed the host
+        return False
+    if site == "cross-site" and request.scope.get("method") not in ("GET", "HEAD"):
+        return True
+    return origin is not None and origin.partition("://")[2].lower() != request.headers.get("host", "").lower()

@@ -58,6 +58,31 @@ def test_a_page_is_reached_by_its_own_names(settings: list, named: list[str], st
     assert [page.get("/", headers={"Host": name}).status_code for name in strange] == [400] * len(strange)
 
 
+@pytest.mark.parametrize("settings", [["127.0.0.1"], ["127.0.0.1", True], ["0.0.0.0"], ["::1"]])
+def test_another_site_cannot_ask_through_its_readers_browser(settings: list) -> None:
+    page, host = client(*settings), {"Host": "localhost:7860"}
+    for headers, get, post in (
+        ({}, 200, 200),  # no browser
+        ({"Origin": "http://localhost:7860", "Sec-Fetch-Site": "same-origin"}, 200, 200),
+        ({"Origin": "http://LOCALHOST:7860"}, 200, 200),
+        ({"Sec-Fetch-Site": "none"}, 200, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 200, 403),  # a link that leads here
+        ({"Origin": "https://a.example"}, 403, 403),
+        ({"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"}, 403, 403),
+        ({"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}, 403, 403),
+        ({"Origin": "http://localhost:7860.a.example"}, 403, 403),
+        ({"Origin": "http://[localhost:7860"}, 403, 403),
+        ({"Origin": "null"}, 403, 403),
+    ):
+        assert page.get("/", headers=host | headers).status_code == get, headers
+        content = page.post("/", headers={**host, **headers, "Content-Type": "text/plain"}, content="{}")
+        assert content.status_code == post, headers
+
+
+def test_a_page_of_any_name_may_be_asked_by_any_site() -> None:
+    assert client().post("/", headers={"Origin": "https://a.example"}).status_code == 200  # as Spaces are
+
+
 def test_an_address_of_ipv6_stands_in_brackets() -> None:
     assert [launch_settings(host)["server_name"] for host in ("::1", "[::1]", "127.0.0.1", None)] == [
         "[::1]", "[::1]", "127.0.0.1", None,
