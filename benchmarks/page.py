@@ -93,7 +93,7 @@ def main() -> None:
         text = "".join(Passage.of(tokenizer, text).pieces[len(text_prefix(tokenizer)) : args.num_tokens])
     passage = Passage.of(tokenizer, text)
     plain = plain_pass(model, passage)
-    server = live_page(lambda name: (model, tokenizer), [_NAME], text)
+    server = live_page(lambda *_: (model, tokenizer), [_NAME], text)
     _, address, _ = server.launch(ssr_mode=False, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -20,8 +20,8 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
     from ..page.live_page import live_page  # only those who open one have Gradio
     from ..page.serving import launch_settings
 
-    def load_pinned(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_for_reading(name, {}, revisions)
+    def load_pinned(name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_for_reading(name, {}, revisions, flag)
 
     page = live_page(load_pinned, models, default_text(), is_open=False)
     page.launch(**launch_settings())  # its name is given by Hugging Face, whose servers are before it

@@ -114,8 +114,8 @@ def main(arguments: list[str]) -> None:
         print(f"Written: {args.save}, {args.save.stat().st_size / 1e6:.1f} MB")
         return
 
-    def load_by_name(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return loaded.get(name) or load_for_reading(name, settings)
+    def load_by_name(name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return loaded.get(name) or load_for_reading(name, settings, flag=flag)
 
     from ..page.live_page import live_page
     from ..page.serving import launch_settings, serve

@@ -31,7 +31,7 @@ def max_characters(max_tokens: int | None) -> int:
     return CHARACTERS_PER_TOKEN * (max_tokens or MAX_TOKENS)
 
 
-Load = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Load = Callable[[str, str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 class _Model(NamedTuple):
@@ -49,9 +49,9 @@ class Readings:
     weights of what has been read need no model any more, and wait for none.
 
     Args:
-        load (`Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]`):
-            Loads a localised model and its tokenizer by name. It raises a `ValueError` with a sentence for the reader
-            where that cannot be done.
+        load (`Callable[[str, str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]`):
+            Loads a localised model and its tokenizer by name. Where that cannot be done, it raises a `ValueError` with
+            a sentence for the reader, in which the model is called by the second argument: `"model"` or `"compare"`.
         max_tokens (`int`, *optional*):
             Tokens of the longest text that is read; by default 2048, or as many as take two seconds.
         models (`Collection[str]`, *optional*):
@@ -124,10 +124,11 @@ class Readings:
         text, model, compare = key
         if not model:
             raise ValueError("`model` is empty; give a model's folder or Hub id.")
-        for field, name in (("model", model), ("compare", compare)):
-            if name and self._names is not None and name not in self._names:
+        wanted = [(field, name) for field, name in (("model", model), ("compare", compare)) if name]
+        for field, name in wanted:
+            if self._names is not None and name not in self._names:
                 raise ValueError(f"`{field}` is {name!r}; this page has {', '.join(self._names)}.")
-        models = [self._model(name) for name in (model, compare) if name]
+        models = [self._model(name, field) for field, name in wanted]
         limit, sentence = self._limit(models)
         if len(text) > limit * CHARACTERS_PER_TOKEN:
             raise ValueError(f"`text` has more than {limit * CHARACTERS_PER_TOKEN} characters; {sentence}.")
@@ -150,12 +151,12 @@ class Readings:
         limit, whose = min(limits)
         return limit, f"{whose} {limit} tokens"
 
-    def _model(self, name: str) -> _Model:
+    def _model(self, name: str, field: str) -> _Model:
         with self._kept_lock:
             if name in self._models:
                 self._models.move_to_end(name)  # so that it does not make room for one to be compared with it
                 return self._models[name][0]
-        model, tokenizer = self._load(name)
+        model, tokenizer = self._load(name, field)
         in_time = _tokens_in_time(model, tokenizer) if self._max_tokens is None else math.inf
         loaded, num_bytes = _Model(model, tokenizer, in_time), model.get_memory_footprint()
         with self._kept_lock:

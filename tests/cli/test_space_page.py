@@ -42,8 +42,8 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
     assert served["is_open"] is False
     assert served["settings"] == {"share": False}
-    model, tokenizer = served["load"]("org/a")
+    model, tokenizer = served["load"]("org/a", "model")
     assert (model.weight.dtype, tokenizer) == (torch.float32, "its tokenizer")
     with pytest.raises(ValueError, match="the Hub is away"):  # what the page says, in place of a stack trace
-        served["load"]("org/b")
+        served["load"]("org/b", "model")
     assert loaded == [("org/a", {}, revisions), ("org/b", {}, revisions)]

@@ -36,7 +36,7 @@ CALLED = {
 @pytest.fixture
 def readings(make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast) -> Readings:
     model = make_model(0, vocab_size=len(tokenizer))
-    return Readings(lambda name: (model, tokenizer), 2000, ["one"])
+    return Readings(lambda *_: (model, tokenizer), 2000, ["one"])
 
 
 def fields(ask: Callable[..., Any]) -> dict[str, Any]:

@@ -359,7 +359,7 @@ def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -
 
     by_name = dict(zip(("first", "second"), models, strict=True))
 
-    def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    def load(name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         if name not in by_name:
             raise ValueError(f"`model` is {name!r}, which cannot be loaded.")
         return by_name[name], tokenizer

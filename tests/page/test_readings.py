@@ -30,9 +30,9 @@ class Shelf:
         }
         self.loaded: list[str] = []
 
-    def load(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    def load(self, name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         if name not in self.models:
-            raise ValueError(f"`model` is {name!r}, which cannot be loaded: there is none.")
+            raise ValueError(f"`{flag}` is {name!r}, which cannot be loaded: there is none.")
         self.loaded.append(name)
         return self.models[name], self.tokenizer
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
         ("half \ud83d of one", "first", None, r"`text` has '\\ud83d', character 5; it must be Unicode text"),
         (TEXT, "", None, "`model` is empty"),
         (TEXT, "fourth", None, "`model` is 'fourth', which cannot be loaded"),
-        (TEXT, "first", "fourth", "`model` is 'fourth', which cannot be loaded"),
+        (TEXT, "first", "fourth", "`compare` is 'fourth', which cannot be loaded"),
     ):
         with pytest.raises(ValueError, match=message):
             readings.read(text, model, compare)
