@@ -6,6 +6,7 @@ seconds to import.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -16,6 +17,14 @@ from typing import Any, NoReturn
 #: No number that a command takes has a use beyond that of a seed; with such ones nothing that is computed of them, be
 #: it a product, leaves what torch can hold.
 LARGEST = 2**32 - 1
+#: Arguments of all commands that name a folder which is written to.
+OUTPUT_FOLDERS = ("output_dir", "model_cards", "folder")
+#: Bytes of a name in a folder, of a path on Linux, and of what a command adds to that of its folder.
+_NAME_BYTES, _PATH_BYTES, _ADDED_BYTES = 255, 4095, 512
+#: Letters of a word in a message that is shown whole.
+_SHOWN_LETTERS = 300
+#: Longest title of a collection on the Hub that is taken; that of its description is the same.
+_TITLE_LETTERS = 150
 #: What the page needs; the extra `view` is of a distribution that no index has.
 GRADIO = "gradio>=6.31,<7"
 
@@ -25,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with the message on one line, and without the usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {shortened(message)}\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """See `argparse`; a path would take an empty name, as of a shell's variable that is not set, for the folder."""
@@ -37,8 +46,13 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"argument {name}: it is empty" if name else "an argument is empty")
             before = argument if argument.startswith("--") else None
         found = super().parse_known_args(args, namespace)
+        values = vars(found[0])
         try:
-            check_numbers(vars(found[0]))
+            check_texts(values)
+            check_numbers(values)
+            for name in OUTPUT_FOLDERS:
+                if values.get(name) is not None:
+                    check_output_folder(name, values[name])
         except ValueError as error:
             self.error(str(error))
         return found
@@ -76,6 +90,44 @@ def check_train_flags(arguments: Sequence[str], parser: CommandParser) -> None:
             parser.error(f"unrecognized arguments: {argument}")
 
 
+def check_texts(values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for text and names that are not UTF-8, which no file of ours could hold, or have a zero byte.
+    """
+    for name, value in values.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str | Path) and re.search("[\0\ud800-\udfff]", str(each)):
+                raise ValueError(f"`{name}` is {str(each)!r}; it must be UTF-8 without zero bytes.")
+
+
+def check_output_folder(name: str, folder: str | Path) -> None:
+    """
+    Raises:
+        ValueError: for a path at which there is no folder, and none can be made.
+    """
+    folder = Path(folder)
+    fault, place = (
+        None,
+        next(place for place in (folder, *folder.parents) if os.path.lexists(place) or place.name == ""),
+    )
+    if any(len(os.fsencode(part)) > _NAME_BYTES for part in folder.parts):
+        fault = f"a name in it has more than {_NAME_BYTES} bytes"
+    elif len(os.fsencode(folder.absolute())) > _PATH_BYTES - _ADDED_BYTES:
+        fault = f"it has more than {_PATH_BYTES - _ADDED_BYTES} bytes"
+    elif not os.path.isdir(place):
+        fault = f"{str(place)!r} is {'a link that leads nowhere' if place.is_symlink() else 'a file'}"
+    if fault is not None:
+        raise ValueError(
+            f"`{name}` is {str(folder)!r}, which cannot be used: {fault}; it must be a folder, or none yet."
+        )
+
+
+def shortened(message: str) -> str:
+    """A message without the middle of what nobody reads to the end, such as a number of 5000 digits."""
+    return re.sub(rf"\S{{{_SHOWN_LETTERS},}}", lambda word: f"{word[0][:60]}...{word[0][-20:]}", message)
+
+
 def family_parser() -> CommandParser:
     """The parser of `localist-hf family`."""
     parser = CommandParser(
@@ -105,7 +157,8 @@ def family_parser() -> CommandParser:
 def shard_of(text: str) -> tuple[int, int]:
     """Reads `"2/3"` as its numbers."""
     index, _, number = text.partition("/")
-    if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
+    is_number = index.isdecimal() and number.isdecimal() and len(text) < 20
+    if not (is_number and 1 <= int(index) <= int(number)):
         raise argparse.ArgumentTypeError(f"{text!r}; it must be I/N with I from 1 to N, such as 1/4")
     return int(index), int(number)
 
@@ -196,8 +249,9 @@ def publish_parser() -> CommandParser:
     parser.add_argument("--name", type=part_of_id, help="of a single run: publish it as NAMESPACE/localist-MODEL-NAME")
     parser.add_argument("--private", action="store_true", help="make new repositories (and the collection) private")
     parser.add_argument(
-        "--collection", metavar="TITLE", help="add all of them to this collection of the namespace, made if need be"
-    )
+        "--collection", type=title_of_collection, metavar="TITLE",
+        help="add all of them to this collection of the namespace, made if need be",
+    )  # fmt: skip
     parser.add_argument(
         "--space", metavar="ID",
         help="make NAMESPACE/NAME a Space with the page of `localist-hf view`, on which anybody reads with these "
@@ -224,6 +278,15 @@ def part_of_id(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r}; it must be letters, digits, '-', '_' and '.', which begin and end with a letter or a digit"
         ) from None
+    return text
+
+
+def title_of_collection(text: str) -> str:
+    """A text that a collection on the Hub can be called by."""
+    if not (text.strip() and text.isprintable() and len(text) <= _TITLE_LETTERS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; it must be one line with something to read, of {_TITLE_LETTERS} letters at most"
+        )
     return text
 
 

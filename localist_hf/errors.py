@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from .command_line import shortened
+
 
 #: What our code and the libraries raise for input that they cannot use.
 INPUT_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, StrictDataclassError, SafetensorError)
@@ -56,7 +58,7 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__  # the message around it names the validator
     # A message that is nothing but a key or a word says what it means only with its type.
     message = str(error) if " " in str(error) else f"{type(error).__name__}: {error}"
-    return textwrap.shorten(message, 400, placeholder=" ...")
+    return textwrap.shorten(shortened(message), 400, placeholder=" ...")
 
 
 def is_bad_path(error: BaseException) -> bool:

@@ -15,6 +15,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..command_line import CommandParser
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
 from ..errors import INPUT_ERRORS, one_line
+from ..experiments.json_text import load_json
+from ..experiments.text_files import file_fault
 from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
 from ..experiments.yaml_files import TextLoader, TypedLoader
 from ..hub.loading import SETTINGS_FILE
@@ -244,8 +246,8 @@ def locality_settings(locality: str | None) -> dict[str, Any]:
         ValueError: for what is no JSON object, or has other fields.
     """
     try:
-        settings = json.loads(locality) if locality is not None else {}
-    except json.JSONDecodeError as error:
+        settings = load_json(locality) if locality is not None else {}
+    except ValueError as error:
         raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
     allowed = {*LOCALITY_FIELDS, "attn_pdrop"}
     if not isinstance(settings, dict) or not settings.keys() <= allowed:
@@ -307,6 +309,8 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """Reads the flags in a YAML file as they would stand on the command line, so that both are read in one way."""
     what = f"`config` is {path!r}, "
     with as_command_error(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
+        if (fault := file_fault(path)) is not None:
+            raise ValueError(f"{fault}.")
         text = Path(path).read_text(encoding="utf-8")
     try:
         # argparse reads texts as on the command line: to YAML, `5e-5` is a text and `no` a truth value.

@@ -88,6 +88,8 @@ def main(arguments: list[str]) -> None:
     args = evaluate_parser().parse_args(arguments)
     name = Path(args.model).name or Path(args.model).resolve().name
     folder = args.output_dir or Path("runs/evaluate") / name
+    with as_command_error(2, *INPUT_ERRORS):
+        check_name(args.model)  # by which the folder is called
     with lock_folder(folder):
         with as_command_error(2, *INPUT_ERRORS):
             check_own(folder, "measurement", MEASURED_FILES)

@@ -23,12 +23,6 @@ def main(arguments: list[str]) -> None:
     args = family_parser().parse_args(arguments)
     if not 1 <= args.jobs <= MOST_PROCESSES:
         raise CommandError(f"`jobs` is {args.jobs}; it must be in 1 to {MOST_PROCESSES}.")
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise CommandError(
-            f"`output_dir` is {str(args.output_dir)!r}, which cannot be used: there is a file of that name."
-        )
-    if args.model_cards is not None and args.model_cards.exists() and not args.model_cards.is_dir():
-        raise CommandError(f"`model_cards` is {str(args.model_cards)!r}; there is a file of that name.")
     with as_command_error(2, *INPUT_ERRORS):
         grid = load_grid(args.grid)
         check_own(args.output_dir, "grid", GRID_FILES)

@@ -4,9 +4,11 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from typing import NoReturn
+from warnings import catch_warnings
 
 from localist_hf_main import main
 
+from ..command_line import shortened
 from ..errors import InputError, RunError, is_bad_path, is_disk_full, is_out_of_memory, one_line
 from .errors import CommandError
 
@@ -31,7 +33,9 @@ def run(command: str, arguments: list[str]) -> None:
     """
     try:
         try:
-            import_module(f".{command}", __package__).main(arguments)
+            # What libraries will do in a later version is of no use to those who type a command.
+            with catch_warnings(action="ignore", category=FutureWarning):
+                import_module(f".{command}", __package__).main(arguments)
         finally:
             sys.stdout.flush()
     except CommandError as error:
@@ -56,7 +60,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def _end(command: str, message: str, status: int) -> NoReturn:
-    print(f"localist-hf {command}: {message}", file=sys.stderr)
+    print(f"localist-hf {command}: {shortened(message)}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -18,8 +18,9 @@ from ..command_line import GRADIO, view_parser
 from ..errors import INPUT_ERRORS, is_disk_full
 from ..evaluation.check_model import core_model, num_positions
 from ..experiments.base import BASE
-from ..experiments.data import ENCODING, is_unicode, text_fault
+from ..experiments.data import check_source, has_rows
 from ..experiments.python_text import python_reference
+from ..experiments.text_files import ENCODING
 from ..hub import RECORD_FILE
 from ..hub.loading import load
 from ..page import page_of
@@ -84,12 +85,13 @@ def main(arguments: list[str]) -> None:
         raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
-        with as_command_error(2, *INPUT_ERRORS, what=f"`text_file` is {str(args.text_file)!r}, which cannot be read: "):
-            if (fault := text_fault(args.text_file)) is not None:
-                raise ValueError(f"{fault}.")
+        if has_rows(args.text_file):
+            raise CommandError(
+                f"`text_file` is {str(args.text_file)!r}, a file with rows; the page reads one text, from any other file."
+            )
+        with as_command_error(2, *INPUT_ERRORS):
+            check_source(None, None, str(args.text_file), "text")
             text = args.text_file.read_text(encoding=ENCODING)
-    if not is_unicode(text):
-        raise CommandError(f"`text` is {text!r}; it must be Unicode text.")
     with as_command_error(2, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything

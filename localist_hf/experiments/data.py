@@ -1,6 +1,5 @@
 """Reads texts and makes sequences of tokens of one length of them."""
 
-import codecs
 import csv
 import hashlib
 import itertools
@@ -22,36 +21,7 @@ from ..errors import is_disk_full, one_line
 from ..evaluation import text_prefix
 from ..hub.reachability import check_answers
 from ..version import __version__
-
-
-#: A byte order mark at the beginning is no part of the text.
-ENCODING = "utf-8-sig"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string holds no half of a surrogate pair: those that do are no text to tokenizers and files."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def text_fault(path: Path) -> str | None:
-    """Tells what is wrong with a file that must hold UTF-8 text; `None` for nothing."""
-    decoder, has_text, line = codecs.getincrementaldecoder(ENCODING)(), False, 1
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                if b"\0" in chunk:  # valid UTF-8, but no text has it: other encodings and binary files do
-                    return "it must be UTF-8 text (it holds zero bytes)"
-                has_text = bool(decoder.decode(chunk).strip()) or has_text
-                line += chunk.count(b"\n")
-        decoder.decode(b"", final=True)  # a letter cut off at the end
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        return f"it must be UTF-8 text (line {line}: {error.reason})"
-    return None if has_text else "the file is empty"
+from .text_files import ENCODING, file_fault, is_unicode, text_fault
 
 
 def check_source(
@@ -76,10 +46,8 @@ def check_source(
     if dataset_config is not None:
         raise ValueError(f"`dataset_config` is {dataset_config!r}; it goes with `dataset`, not with `text_file`.")
     path = Path(text_file)
-    if not os.path.isfile(path):  # which takes names that no file can have
-        what = "it is no file that can be read twice" if os.path.exists(path) else "there is no such file"
-        what = "it is a folder and must be a file" if os.path.isdir(path) else what
-        raise ValueError(f"`{flag}` is {text_file!r}; {what}.")
+    if (fault := file_fault(path)) is not None:
+        raise ValueError(f"`{flag}` is {text_file!r}; {fault}.")
     kind = path.suffix.lower()
     if kind not in _READERS and text_column != "text":
         raise ValueError(
@@ -88,6 +56,11 @@ def check_source(
         )
     if kind != ".parquet" and (fault := text_fault(path)) is not None:
         raise ValueError(f"`{flag}` is {text_file!r}; {fault}.")
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a file is read by rows, and not as text."""
+    return path.suffix.lower() in _READERS
 
 
 def load_text(

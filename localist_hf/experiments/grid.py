@@ -21,6 +21,7 @@ import yaml
 
 from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, VARIANTS, variant_config, variant_name
 from ..modeling import LocalityFields
+from .text_files import file_fault
 from .yaml_files import TypedLoader
 
 
@@ -34,6 +35,8 @@ _WORDS = {
     "locality_weight": "weight",
     "locality_dial": "dial",
 }
+#: Of a run's name: the file system takes no more, with what is put behind it.
+_MOST_BYTES = 200
 _LOCALITY_FIELDS = {each.name: each.default for each in fields(LocalityFields)}
 
 
@@ -127,15 +130,37 @@ class Grid:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
         _check_different("seeds", self.seeds)
+        for end in self.delimiters:
+            if not end or end.endswith(" "):
+                raise ValueError(
+                    f"`delimiters` holds {end!r}; each must be the end of a token, without spaces after it."
+                )
         if unknown := self.locality.keys() - _LOCALITY_FIELDS.keys():
             raise ValueError(f"`locality` has {min(unknown)!r}; allowed are {', '.join(_LOCALITY_FIELDS)}.")
         if unknown := self.controls.keys() - {"dials", "num_previous_blocks"}:
             raise ValueError(f"`controls` has {min(unknown)!r}; allowed are 'dials' and 'num_previous_blocks'.")
+        for name, values in self.controls.items():
+            kinds = (int, float) if name == "dials" else (int,)
+            if not isinstance(values, list) or not all(type(value) in kinds for value in values):
+                kind = "numbers" if name == "dials" else "whole numbers"
+                raise ValueError(f"`controls` sets {name!r} to {values!r}; it must be a list of {kind}.")
+        if any("push_to_hub" in each for each in (self.training, *self.runs)):
+            raise ValueError(
+                "`push_to_hub` is set; a grid's runs are published by `localist-hf publish`, all together."
+            )
         for name in ("seed", "output_dir"):
             if any(name in each for each in (self.training, *self.runs)):
                 raise ValueError(
                     f"`{name}` is set; it follows from the grid's `seeds` and from where its runs are put."
                 )
+        for run in self:
+            if not run.name.isprintable() or "/" in run.name or len(run.name.encode()) > _MOST_BYTES:
+                raise ValueError(
+                    f"`runs` make one with the name {run.name!r}, made of its values; it is the name of its folder, so "
+                    f"it must be printable, without '/', and of {_MOST_BYTES} bytes at most."
+                )
+            if run.settings.get("block_partition") == "delimiter" and not self.delimiters:
+                raise ValueError("`block_partition` is 'delimiter'; it needs `delimiters`, such as ['.'].")
         if BASELINE_VARIANT not in {run.variant for run in self}:
             raise ValueError(f"`runs` have no variant {BASELINE_VARIANT!r}, which the others are compared with.")
 
@@ -210,6 +235,8 @@ def load_grid(name: str | Path) -> Grid:
     path = resources.files(__package__) / "grids" / f"{Path(name).name}.yaml"
     if Path(name).name != str(name) or not path.is_file():  # what has folders in it is a file of the user's
         path = Path(name)
+        if (fault := file_fault(path)) is not None:
+            raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {fault}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=TypedLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

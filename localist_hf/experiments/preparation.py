@@ -19,7 +19,15 @@ from .folders import GRID_FILES, claim, lock_folder
 from .grid import Grid
 from .grid_runs import GridWork, training_arguments
 from .python_text import python_card, python_text, split_text
-from .training_checks import check_metric, check_optimizer, check_rank, check_reporting, check_schedule, check_types
+from .training_checks import (
+    check_adapter,
+    check_metric,
+    check_optimizer,
+    check_rank,
+    check_reporting,
+    check_schedule,
+    check_types,
+)
 
 
 def prepare_grid(
@@ -66,6 +74,7 @@ def prepare_grid(
         check_optimizer(args_of_run, skeleton)
     if grid.lora is not None:
         check_types("lora", grid.lora, LoraConfig)
+        check_adapter(grid.lora)
         # Whatever PEFT says; some initial values need weights, and all are of no account here.
         with reraised_as(InputError, Exception, what="`lora` cannot be used: "), torch.device("meta"):
             lora = LoraConfig(**grid.lora)

@@ -2,9 +2,9 @@
 
 import copy
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -20,20 +20,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import FSDPOption, SaveStrategy
 from transformers.utils import is_torch_xla_available
 
 from ..command_line import check_numbers
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.locality_meter import QUANTITIES, metric_names
 from ..trainers import LocalistTrainer
+from .json_text import load_json
+from .text_files import file_fault
 
 
 #: More processes than any machine has a use for; each takes seconds and hundreds of megabytes.
 MOST_PROCESSES = 1024
+#: More sequences than any device takes at once; a list is made of as many before they are there.
+_MOST_SEQUENCES = 2**16
 #: Flags that transformers does not check, or not before the training, by what is allowed.
 _POSITIVE = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps")
 _AT_LEAST_ONE = (
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "gradient_accumulation_steps",
     "eval_accumulation_steps", "save_total_limit", "lora_alpha", "ddp_timeout", "ddp_bucket_cap_mb",
     "torch_empty_cache_steps",
 )  # fmt: skip
@@ -41,12 +46,14 @@ _NOT_NEGATIVE = (
     "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
     "eval_delay", "lora_rank",
 )  # fmt: skip
+_BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "lora_dropout")
 _SEEDS = ("seed", "data_seed")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "greater than 0")),
     **dict.fromkeys(_AT_LEAST_ONE, (lambda value: value >= 1, "at least 1")),
     **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(_BATCH_SIZES, (lambda value: 1 <= value <= _MOST_SEQUENCES, f"in 1 to {_MOST_SEQUENCES}")),
     **dict.fromkeys(_BELOW_ONE, (lambda value: 0 <= value < 1, "at least 0 and below 1")),
     **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**32, "between 0 and 2**32 - 1")),
     "validation_share": (lambda value: 0 < value < 1, "between 0 and 1"),
@@ -135,6 +142,19 @@ def check_training(values: dict[str, Any]) -> None:
         is_allowed, allowed = _RANGES[name]
         if values[name] is not None and not is_allowed(values[name]):
             raise InputError(f"`{name}` is {values[name]}; it must be {allowed}.")
+    for name, hint in get_type_hints(TrainingArguments).items():
+        for kind in get_args(hint):
+            if isinstance(kind, type) and issubclass(kind, Enum) and name in values:
+                if values[name] not in (choices := [each.value for each in kind]):
+                    raise InputError(f"`{name}` is {values[name]!r}; allowed are {', '.join(choices)}.")
+    if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
+        raise InputError("`dataloader_persistent_workers` is true; it needs `dataloader_num_workers` of at least 1.")
+    fsdp = values.get("fsdp")
+    if isinstance(fsdp, str) and (unknown := sorted({*fsdp.split()} - {each.value for each in FSDPOption})):
+        allowed = ", ".join(each.value for each in FSDPOption)
+        raise InputError(f"`fsdp` is {fsdp!r}, which has {unknown[0]!r}; allowed are {allowed}.")
+    if not fsdp and (given := values.get("fsdp_config")) is not None:
+        raise InputError(f"`fsdp_config` is {given!r}; it needs `fsdp`, which is not given.")
     for pair in (given := values.get("optim_args") or "=").split(","):
         if pair.count("=") != 1:
             raise InputError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
@@ -158,7 +178,9 @@ def _read_settings(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         is_file = name in _FILE_FLAGS and not value.startswith("{")
         with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}: "):
-            settings = json.loads(Path(value).read_text(encoding="utf-8") if is_file else value)
+            if is_file and (fault := file_fault(value)) is not None:
+                raise ValueError(f"{fault}.")
+            settings = load_json(Path(value).read_text(encoding="utf-8") if is_file else value)
     if not isinstance(settings, dict):
         raise InputError(f"{what}.")
     return settings
@@ -212,6 +234,8 @@ def _check_finite(name: str, value: Any) -> None:
 def check_metric(args: TrainingArguments, num_layers: int) -> None:
     """Refuses a metric to choose the best model by that no evaluation of so many layers gives."""
     metric = args.metric_for_best_model
+    if metric is None and args.save_strategy == SaveStrategy.BEST:
+        raise ValueError("`save_strategy` is 'best'; it needs `metric_for_best_model`, such as 'loss'.")
     if metric is not None and metric.removeprefix("eval_") not in metric_names(num_layers):
         quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
         raise ValueError(
@@ -242,6 +266,17 @@ def check_schedule(args: TrainingArguments) -> None:
             # Where the number of steps is not known, it need not fit that of a decay.
             if not math.isfinite(rate) or (rate < 0 and args.max_steps > 0):
                 raise ValueError(f"it gives a learning rate of {rate}.")
+
+
+def check_adapter(given: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        InputError: for arguments of [`~peft.LoraConfig`], each of its type, that no adapter can have.
+    """
+    for name, flag in (("r", "lora_alpha"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+        is_allowed, allowed = _RANGES[flag]
+        if name in given and not is_allowed(given[name]):
+            raise InputError(f"`lora` sets {name!r} to {given[name]}; it must be {allowed}.")
 
 
 def check_rank(name: str, model: PeftModel, rank: int) -> None:

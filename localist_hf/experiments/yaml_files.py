@@ -25,4 +25,19 @@ class TextLoader(_UniqueKeys, yaml.BaseLoader):
 
 
 class TypedLoader(_UniqueKeys, yaml.SafeLoader):
-    """Loads values as what YAML takes them for."""
+    """
+    Loads values as what YAML takes them for. A date, for which there is no use, is text; and so is what cannot be made
+    what it looks like, such as a number of 5000 digits: it is refused under the name of its key.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See `yaml`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError):
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            return node.value
+
+
+TypedLoader.add_constructor("tag:yaml.org,2002:timestamp", TypedLoader.construct_scalar)

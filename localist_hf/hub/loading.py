@@ -26,12 +26,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import has_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..errors import InputError, reraised_as
+from ..errors import InputError, one_line, reraised_as
 from ..evaluation.check_model import num_positions
 from ..evaluation.text_prefix import known_text
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from .adapters import fit_embeddings, has_tokenizer
-from .reachability import check_answers
+from .reachability import check_answers, unreachable
 from .run_record import RunRecord
 
 
@@ -121,24 +121,42 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
             f"`{flag}` is {name!r}; there is no config.json in this folder. It holds an adapter; give its base."
         )
     # What strangers have written may be anything: no list of exceptions is complete.
-    with reraised_as(
-        InputError, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
-    ):
-        check_answers(name)
-        saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        # A GPT-2 that `localize` has made stays what it is.
-        if saved.get("model_type") == LocalistGPT2Config.model_type or (
-            saved.get("model_type") == "gpt2" and "locality" not in saved
+    try:
+        with reraised_as(
+            InputError, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
         ):
-            config = LocalistGPT2Config.from_pretrained(name, revision=revision, **_OUTPUTS, **settings)
-        else:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **_OUTPUTS)
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-                raise ValueError(f"its `model_type` is {config.model_type!r}, which is no causal language model.")
-            with torch.device("meta"):
-                config = localize(AutoModelForCausalLM.from_config(config), **settings).config
-        if config.locality.num_hidden_layers < 1:
-            raise ValueError(f"it has {config.locality.num_hidden_layers} layers.")
+            check_answers(name)
+            return _localised_config(name, settings, revision)
+    except InputError as error:
+        is_of_hub = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
+        if is_of_hub and (fault := unreachable(name)) is not None:
+            raise InputError(f"`{flag}` is {name!r}; {_missing(name)}{fault}.") from error.__cause__
+        if not settings:
+            raise
+        try:
+            _localised_config(name, {}, revision)
+        except Exception:
+            raise error from error.__cause__
+        raise InputError(
+            f"`locality` cannot be used with `{flag}` {name!r}: {one_line(error.__cause__ or error)}"
+        ) from error.__cause__
+
+
+def _localised_config(name: str, settings: dict[str, Any], revision: str) -> PreTrainedConfig:
+    saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    # A GPT-2 that `localize` has made stays what it is.
+    if saved.get("model_type") == LocalistGPT2Config.model_type or (
+        saved.get("model_type") == "gpt2" and "locality" not in saved
+    ):
+        config = LocalistGPT2Config.from_pretrained(name, revision=revision, **_OUTPUTS, **settings)
+    else:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **_OUTPUTS)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"its `model_type` is {config.model_type!r}, which is no causal language model.")
+        with torch.device("meta"):
+            config = localize(AutoModelForCausalLM.from_config(config), **settings).config
+    if config.locality.num_hidden_layers < 1:
+        raise ValueError(f"it has {config.locality.num_hidden_layers} layers.")
     return config
 
 

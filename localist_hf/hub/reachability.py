@@ -24,8 +24,21 @@ def check_answers(name: str | None = None) -> None:
         _ask(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT)
 
 
+def unreachable(name: str) -> str | None:
+    """
+    Says that the Hub cannot be reached, where something is to be loaded from it ([`check_answers`]) and it cannot.
+    """
+    if os.path.exists(name):
+        return None
+    if is_offline_mode():
+        return "the cache does not hold all of it, and with HF_HUB_OFFLINE=1 the Hub is not asked"
+    if _ask(constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT):
+        return None
+    return f"the Hub ({constants.ENDPOINT}) cannot be reached, and the cache does not hold all of it"
+
+
 @cache
-def _ask(endpoint: str, seconds: float) -> None:
+def _ask(endpoint: str, seconds: float) -> bool:
     start = time.monotonic()
     try:
         get_session().head(endpoint, timeout=seconds)
@@ -35,3 +48,5 @@ def _ask(endpoint: str, seconds: float) -> None:
                 f"the Hub ({endpoint}) has not answered in {seconds:g} s; try again later, give it longer with "
                 "HF_HUB_ETAG_TIMEOUT, or do with what the cache holds with HF_HUB_OFFLINE=1."
             ) from error
+        return False
+    return True

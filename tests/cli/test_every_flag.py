@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import os
 import random
 import sys
 import time
@@ -219,7 +220,10 @@ def test_what_torch_and_transformers_take_of_objects_is_taken(outcome: Callable)
         ("fsdp_config", '{"fsdp_version": 2, "reshard_after_forward": "full_shard", "use_orig_params": "True"}'),
         ("lr_scheduler_kwargs", "{}"),
     ):
-        assert outcome("train", [*COMMANDS["train"], f"--{flag}={value}"])[0] == "accepted", (flag, value)
+        assert outcome("train", [*COMMANDS["train"], "--fsdp=full_shard", f"--{flag}={value}"])[0] == "accepted", (
+            flag,
+            value,
+        )
 
 
 @pytest.mark.parametrize("field", [each.name for each in fields(Grid)])
@@ -275,3 +279,103 @@ def test_every_argument_of_an_adapter() -> None:
     for value in ("two", 2.5, [2], None):
         with pytest.raises(InputError, match="`lora` sets 'r' to "):
             check_types("lora", {"r": value}, LoraConfig)
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "name"),
+    [
+        *((command, "--output-dir", "output_dir") for command in ("train", "family", "evaluate")),
+        ("family", "--model-cards", "model_cards"),
+        ("export", "", "folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, outcome: Callable) -> None:
+    for folder, words in (
+        ("\udcff", "it must be UTF-8 without zero bytes."),
+        ("a\0b", "it must be UTF-8 without zero bytes."),
+        ("new/" + "x" * 256, "a name in it has more than 255 bytes"),
+        ("new/" * 1000, "it has more than 3583 bytes"),
+        ("loop", "'loop' is a link that leads nowhere"),
+        ("loop/new", "'loop' is a link that leads nowhere"),
+        ("book.txt", "'book.txt' is a file"),
+        ("book.txt/new/run", "'book.txt' is a file"),
+    ):
+        arguments = [*COMMANDS[command], argument, folder] if argument else [COMMANDS[command][0], folder]
+        ended, line = outcome(command, arguments)
+        assert (ended, words in line) == ("refused", True) and f"error: `{name}` is " in line and len(line) < 300, line
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read twice."),
+        ("view", ["--text-file", "fifo"], "`text_file` is 'fifo'; it is no file that can be read twice."),
+        ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; the page reads one text"),
+        ("view", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
+        ("evaluate", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
+        ("family", ["--shard", f"{'1' * 5000}/{'1' * 5000}"], "it must be I/N with I from 1 to N"),
+        ("publish", ["--collection", " "], "argument --collection: ' '; it must be one line with something to read"),
+        ("publish", ["--collection", "x" * 500], "of 150 letters at most"),
+        ("publish", ["--collection", "a\nb"], "argument --collection: 'a\\nb'; it must be one line"),
+        *(
+            (command, ["--locality", f'{{"num_sink_tokens": {value}}}'], words)
+            for command in ("train", "evaluate", "view")
+            for value, words in (
+                ('1, "num_sink_tokens": 2', "; it must be a JSON object (the key 'num_sink_tokens' stands there twice)"),
+                ("9" * 5000, " has more than 1000 digits)."),
+                ("-1", f"`locality` cannot be used with `model` '{BASE}': `num_sink_tokens` is -1; it must be at least 0."),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_called_by_its_name(
+    command: str, arguments: list[str], words: str, workspace: Path, capsys: pytest.CaptureFixture
+) -> None:
+    os.mkfifo(workspace / "fifo")
+    (workspace / "rows.csv").write_text("text\nSome text.\n")
+    with pytest.raises(SystemExit) as end:
+        main([command, *COMMANDS[command], *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert (end.value.code, len(lines)) == (2, 1)
+    assert words in lines[0] and len(lines[0]) < 700
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("training: {push_to_hub: true}", "`push_to_hub` is set; a grid's runs are published by `localist-hf publish`"),
+        ("training: {dataloader_persistent_workers: true}", "`dataloader_persistent_workers` is true; it needs"),
+        ("training: {save_strategy: best}", "`save_strategy` is 'best'; it needs `metric_for_best_model`"),
+        ("training: {optim: foo}", "`optim` is 'foo'; allowed are adamw_torch, "),
+        ("training: {eval_strategy: foo}", "`eval_strategy` is 'foo'; allowed are no, steps, epoch."),
+        ("training: {per_device_eval_batch_size: 4294967295}", "is 4294967295; it must be in 1 to 65536."),
+        (f"training: {{max_steps: {'9' * 5000}}}", "`training` sets 'max_steps' to '999"),
+        ("training: {fsdp_config: {a: 1}}", "`fsdp_config` is {'a': 1}; it needs `fsdp`"),
+        ("locality: {num_sink_tokens: -1}", "`locality` cannot be used with `model`"),
+        ('delimiters: [""]', "`delimiters` holds ''; each must be the end of a token"),
+        ("runs: [{variant: [distributed, quintic], block_partition: delimiter}]", "it needs `delimiters`, such as ['.']"),
+        ('runs: [{variant: distributed, run_name: "\\uDCFF"}]', "of its values; it is the name of its folder"),
+        ("runs: [{variant: distributed, run_name: a/../../b}]", "of its values; it is the name of its folder"),
+        (f"runs: [{{variant: distributed, run_name: {'x' * 300}}}]", "and of 200 bytes at most"),
+        ("controls: {dials: 5}", "`controls` sets 'dials' to 5; it must be a list of numbers."),
+        ("controls: {num_previous_blocks: 5}", "sets 'num_previous_blocks' to 5; it must be a list of whole numbers."),
+        ("lora: {r: 0}", "`lora` sets 'r' to 0; it must be at least 1."),
+        ("lora: {r: 2, lora_alpha: 0}", "`lora` sets 'lora_alpha' to 0; it must be at least 1."),
+        ("lora: {r: 2, lora_dropout: 2}", "`lora` sets 'lora_dropout' to 2; it must be at least 0 and below 1."),
+        ("seeds: [2020-99-99]", "`seeds` is ['2020-99-99']; it must be a list, each entry a int."),
+        ("seeds: 2020-01-01", "`seeds` is '2020-01-01'; it must be a list, each entry a int."),
+        (f"seeds: [{'9' * 5000}]", "`seeds` is ['9999"),
+        ("sequence_length: !!int two", "`sequence_length` is 'two'; it must be a whole number"),
+        ("measured_sequences: !!bool two", "`measured_sequences` is 'two'; it must be a whole number"),
+        ("seeds: [0]\nseeds: [1]", "the key 'seeds' stands there twice"),
+    ],
+)  # fmt: skip
+def test_a_grid_is_refused_by_the_name_of_its_key(
+    settings: str, words: str, workspace: Path, outcome: Callable
+) -> None:
+    given = {line.partition(":")[0] for line in settings.splitlines()}
+    right = {"runs": "runs: [{variant: [distributed, quintic]}]", "seeds": "seeds: [0]"}
+    lines = [*(line for key, line in right.items() if key not in given), settings]
+    (workspace / "grid.yaml").write_text("\n".join(lines))
+    ended, line = outcome("family", COMMANDS["family"])
+    assert (ended, words in line) == ("refused", True) and len(line) < 1100, line

@@ -36,6 +36,7 @@ def test_a_path_is_that_file_and_no_other(tmp_path: Path, monkeypatch: pytest.Mo
 def test_products_are_crossed_and_what_they_share_is_trained_once() -> None:
     grid = Grid(
         seeds=[5, 3],
+        delimiters=["."],
         training={"max_steps": 7, "target_fidelity": 0.9},
         locality={"num_sink_tokens": 1, "window_length": 9},
         runs=[

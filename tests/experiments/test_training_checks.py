@@ -1,5 +1,6 @@
 """Training arguments that cannot be used: one line and status 2, before anything is loaded."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,20 @@ from localist_hf.experiments.base import BASE
         ("--learning_rate fast", "--learning-rate: invalid float value: 'fast'"),
         ("--max_steps 0", "`max_steps` is 0; it must be at least 1, or -1"),
         ("--max_steps -1 --num_train_epochs 0", "`num_train_epochs` is 0.0; it must be greater than 0"),
-        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0; it must be at least 1"),
-        ("--per_device_eval_batch_size -2", "`per_device_eval_batch_size` is -2; it must be at least 1"),
+        ("--per_device_train_batch_size 0", "`per_device_train_batch_size` is 0; it must be in 1 to 65536"),
+        ("--per_device_eval_batch_size -2", "`per_device_eval_batch_size` is -2; it must be in 1 to 65536"),
+        ("--per_device_eval_batch_size 4294967295", "_size` is 4294967295; it must be in 1 to 65536."),
+        ("--dataloader_persistent_workers true", "`dataloader_persistent_workers` is true; it needs `dataloader_num_w"),
+        ("--save_strategy best", "`save_strategy` is 'best'; it needs `metric_for_best_model`, such as 'loss'."),
+        ("--fsdp x", "`fsdp` is 'x', which has 'x'; allowed are full_shard, "),
+        ("--fsdp_config {}", "`fsdp_config` is '{}'; it needs `fsdp`, which is not given."),
+        (
+            "--accelerator_config fifo",
+            "`accelerator_config` is 'fifo'; it must be a JSON object, or a file with one: it is",
+        ),
+        ("--config fifo", "`config` is 'fifo', which cannot be read: it is no file that can be read twice."),
+        ("--text-file /proc/self/mem", "`text_file` is '/proc/self/mem'; it cannot be read (Input/output error)."),
+        ("--lora_rank 99999", "`lora_rank` is 99999; it must be at most 128"),
         ("--gradient_accumulation_steps 0", "`gradient_accumulation_steps` is 0"),
         ("--eval_accumulation_steps 0", "`eval_accumulation_steps` is 0"),
         ("--weight_decay inf", "`weight_decay` is inf"),
@@ -91,6 +104,7 @@ def test_a_wrong_argument(flags: str, words: str, tmp_path: Path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("localist_hf.cli.train.load_tokenizer", lambda *_: pytest.fail("something is loaded"))
     Path("book.txt").write_text("Sentence number says something.")
+    os.mkfifo("fifo")
     arguments = [
         "--model",
         str(BASE),
@@ -104,8 +118,9 @@ def test_a_wrong_argument(flags: str, words: str, tmp_path: Path, capsys, monkey
     ]
     with pytest.raises(SystemExit) as end:
         main(["train", *arguments, *flags.split(" ")])
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("localist-hf train: error: ")
-    assert words in line
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("localist-hf train: error: ")
+    assert words in lines[-1]
+    assert len(lines) == 1
     assert end.value.code == 2
     assert [path.name for path in Path().iterdir()] == ["book.txt"]
