@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..command_line import CommandParser
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
-from ..errors import INPUT_ERRORS, one_line
+from ..errors import INPUT_ERRORS, InputError, one_line, reraised_as
 from ..experiments.json_text import load_json
 from ..experiments.text_files import file_fault
 from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
@@ -24,7 +24,6 @@ from ..hub.run_record import check_tags
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint
-from .errors import CommandError, as_command_error
 
 
 DEFAULT_VARIANT = "quintic"
@@ -123,8 +122,8 @@ class _Parser(CommandParser, HfArgumentParser):
     """The parser of dataclasses, with errors that can be told where they came from."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises a [`CommandError`]."""
-        raise CommandError(message)
+        """Raises a [`InputError`]."""
+        raise InputError(message)
 
 
 def build_parser() -> HfArgumentParser:
@@ -170,7 +169,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
         folder or `None`; the third for [`~localist_hf.experiments.training_run.save_settings`].
 
     Raises:
-        CommandError: for a flag or a value that cannot be used.
+        InputError: for a flag or a value that cannot be used.
     """
     namespace = _read(arguments)
     wanted = namespace.resume_from_checkpoint
@@ -179,11 +178,11 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
         return _checked(namespace)
 
     if namespace.overwrite_output_dir:
-        raise CommandError(
+        raise InputError(
             f"`resume_from_checkpoint` is {wanted!r} and `overwrite_output_dir` true; a run can go on or start anew."
         )
     folder = Path(namespace.output_dir or f"runs/{namespace.variant or DEFAULT_VARIANT}")
-    with as_command_error(2, ValueError):
+    with reraised_as(InputError, ValueError):
         checkpoint, damaged = find_checkpoint(True if wanted.lower() == "true" else wanted, folder)
     for other, what in damaged.items():
         print(f"localist-hf train: {other} is damaged ({what}); going on from {checkpoint}", file=sys.stderr)
@@ -195,7 +194,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
     run, args, kept = _checked(namespace)
     for name in _FIXED:
         if kept[name] != saved[name]:
-            raise CommandError(
+            raise InputError(
                 f"`{name}` is {kept[name]!r}, but the run in {str(checkpoint.parent)!r} began with {saved[name]!r}; a "
                 "run that goes on keeps its settings. Leave the flag out, or start another run."
             )
@@ -217,22 +216,22 @@ def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrain
     values = vars(namespace)
     values.pop("config")
     check_training(values)
-    with as_command_error(2, ValueError):
+    with reraised_as(InputError, ValueError):
         check_tags(values["language"], values["license"])
-    with as_command_error(2, ValueError):
+    with reraised_as(InputError, ValueError):
         values["variant"], values["locality"] = _variant_and_locality(values["variant"], values["locality"])
     if values["lora_rank"] == 0:
         for name in ("lora_alpha", "lora_dropout", "lora_targets"):
             if values[name] is not None:
-                raise CommandError(f"`{name}` is {values[name]!r}; it needs `lora_rank`, which is 0: no adapter.")
+                raise InputError(f"`{name}` is {values[name]!r}; it needs `lora_rank`, which is 0: no adapter.")
     if values["output_dir"] is None:
         if values["variant"] is None:
-            raise CommandError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
+            raise InputError("`output_dir` is missing; for a `locality_schedule` without a name there is no default.")
         values["output_dir"] = str(Path("runs") / values["variant"])
     kept = _kept(values)
     run_names = {entry.name for entry in fields(RunArguments)}
     run = RunArguments(**{name: value for name, value in values.items() if name in run_names})
-    with as_command_error(2, Exception):  # nothing is done in it but to look at them
+    with reraised_as(InputError, Exception):  # nothing is done in it but to look at them
         args = LocalistTrainingArguments(**{name: value for name, value in values.items() if name not in run_names})
     check_reporting(args)
     return run, args, kept
@@ -291,24 +290,24 @@ def _kept(values: dict[str, Any]) -> dict[str, Any]:
 def _saved_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        raise CommandError(
+        raise InputError(
             f"`resume_from_checkpoint` leads to {str(folder)!r}, where there is no {SETTINGS_FILE}, in which "
             "`localist-hf train` keeps the flags that a run began with."
         )
-    with as_command_error(2, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
+    with reraised_as(InputError, *INPUT_ERRORS, what=f"{str(path)!r} cannot be read: "):
         saved = json.loads(path.read_text(encoding="utf-8"))
     known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
     if isinstance(saved, dict):
         saved = {"locality_objective": "context"} | saved  # which 0.2 left out
     if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known | {TEXT_PREFIX}:
-        raise CommandError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
+        raise InputError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
     return saved
 
 
 def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """Reads the flags in a YAML file as they would stand on the command line, so that both are read in one way."""
     what = f"`config` is {path!r}, "
-    with as_command_error(2, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
+    with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         if (fault := file_fault(path)) is not None:
             raise ValueError(f"{fault}.")
         text = Path(path).read_text(encoding="utf-8")
@@ -316,32 +315,32 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
         # argparse reads texts as on the command line: to YAML, `5e-5` is a text and `no` a truth value.
         values, typed = (yaml.load(text, Loader=loader) for loader in (TextLoader, TypedLoader))
     except yaml.MarkedYAMLError as error:
-        raise CommandError(f"{what}line {error.problem_mark.line + 1}: {error.problem}.") from error
+        raise InputError(f"{what}line {error.problem_mark.line + 1}: {error.problem}.") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise CommandError(f"{what}which cannot be read: {one_line(error)}") from error
+        raise InputError(f"{what}which cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise CommandError(f"{what}which must hold lines `flag: value`.")
+        raise InputError(f"{what}which must hold lines `flag: value`.")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     flags = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in actions:
-            raise CommandError(f"{what}which sets {key!r}, no flag of `localist-hf train`.")
+            raise InputError(f"{what}which sets {key!r}, no flag of `localist-hf train`.")
         if name in flags:
-            raise CommandError(f"{what}which sets {key!r} twice.")
+            raise InputError(f"{what}which sets {key!r} twice.")
         # Not the fields' own types, which HfArgumentParser replaces by what one flag can say.
         takes_list = actions[name].nargs in ("+", "*") or "list" in str(TrainingArguments.__annotations__.get(name))
         if isinstance(value, list) and not takes_list:
-            raise CommandError(f"{what}which sets {key!r} to a list; it takes one value.")
+            raise InputError(f"{what}which sets {key!r} to a list; it takes one value.")
         if isinstance(value, dict) and name not in _JSON_FLAGS:
-            raise CommandError(f"{what}which sets {key!r} to a mapping; it takes a value.")
+            raise InputError(f"{what}which sets {key!r} to a mapping; it takes a value.")
         # A mapping has no text, and nothing is no value.
         flags[name] = typed[key] if isinstance(value, dict) or typed[key] is None else value
     arguments = _as_flags(flags, parser)
     try:
         parser.parse_args(arguments)
-    except CommandError as error:
-        raise CommandError(f"{what}in which {error}") from None
+    except InputError as error:
+        raise InputError(f"{what}in which {error}") from None
     return arguments
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from ..command_line import evaluate_parser
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import LocalityReport, measure, measure_controls, plot_heads, plot_shares_over_depth, report_table
 from ..evaluation.control_results import ControlResults
 from ..evaluation.tables import heads_table, markdown_table, with_interval
@@ -20,7 +20,6 @@ from ..hub.loading import check_name, checked_sequence_length, load
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
 from .arguments import locality_settings
-from .errors import as_command_error
 
 
 #: Sequences of the text that is measured where none is given.
@@ -88,10 +87,10 @@ def main(arguments: list[str]) -> None:
     args = evaluate_parser().parse_args(arguments)
     name = Path(args.model).name or Path(args.model).resolve().name
     folder = args.output_dir or Path("runs/evaluate") / name
-    with as_command_error(2, *INPUT_ERRORS):
+    with reraised_as(InputError, *INPUT_ERRORS):
         check_name(args.model)  # by which the folder is called
     with lock_folder(folder):
-        with as_command_error(2, *INPUT_ERRORS):
+        with reraised_as(InputError, *INPUT_ERRORS):
             check_own(folder, "measurement", MEASURED_FILES)
             for file in args.text_file:
                 check_source(None, None, file, "text")
@@ -114,7 +113,7 @@ def main(arguments: list[str]) -> None:
         print(describe(report, locality))
         others: dict[str, Any] = {"sequence_length": length, "num_sequences": len(sequences)}
         if args.controls:
-            with as_command_error(2, ValueError):
+            with reraised_as(InputError, ValueError):
                 controls = measure_controls(model, sequences, batch_size, block_model)
             print(describe_controls(controls))
             others["dial_and_blocks"] = controls.to_dict()

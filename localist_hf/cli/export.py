@@ -1,16 +1,15 @@
 """`localist-hf export`: write a model for engines that know only GPT-2."""
 
 from ..command_line import export_parser
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..hub.export import export_gpt2
 from ..hub.loading import check_name
-from .errors import as_command_error
 
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf export` with these arguments."""
     args = export_parser().parse_args(arguments)
-    with as_command_error(2, *INPUT_ERRORS), as_command_error(1, RuntimeError):
+    with reraised_as(InputError, *INPUT_ERRORS), reraised_as(RunError, RuntimeError):
         check_name(args.source, "source")
         export_gpt2(args.source, args.folder)
     print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..command_line import family_parser
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..experiments import load_grid
 from ..experiments.base import BASE_NAME
 from ..experiments.comparison import Comparison
@@ -12,7 +12,6 @@ from ..experiments.grid_runs import GridWork, do_tasks
 from ..experiments.preparation import prepare_grid
 from ..experiments.training_checks import MOST_PROCESSES
 from ..hub import check_card
-from .errors import CommandError, as_command_error
 
 
 PROMPT = "def __init__(self"
@@ -22,8 +21,8 @@ def main(arguments: list[str]) -> None:
     """Runs `localist-hf family` with these arguments."""
     args = family_parser().parse_args(arguments)
     if not 1 <= args.jobs <= MOST_PROCESSES:
-        raise CommandError(f"`jobs` is {args.jobs}; it must be in 1 to {MOST_PROCESSES}.")
-    with as_command_error(2, *INPUT_ERRORS):
+        raise InputError(f"`jobs` is {args.jobs}; it must be in 1 to {MOST_PROCESSES}.")
+    with reraised_as(InputError, *INPUT_ERRORS):
         grid = load_grid(args.grid)
         check_own(args.output_dir, "grid", GRID_FILES)
         work = prepare_grid(grid, args.output_dir, args.model, args.train_text, args.held_out_text)

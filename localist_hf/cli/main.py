@@ -10,7 +10,6 @@ from localist_hf_main import main
 
 from ..command_line import shortened
 from ..errors import InputError, RunError, is_bad_path, is_disk_full, is_out_of_memory, one_line
-from .errors import CommandError
 
 
 #: What may help where memory does not suffice.
@@ -38,8 +37,6 @@ def run(command: str, arguments: list[str]) -> None:
                 import_module(f".{command}", __package__).main(arguments)
         finally:
             sys.stdout.flush()
-    except CommandError as error:
-        _end(command, f"error: {error}", error.status)
     except (InputError, RunError) as error:
         _end(command, f"error: {error}", 2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelInfo
 
 from ..command_line import publish_parser
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..hub import (
     CARD_FILE,
     Publication,
@@ -20,7 +20,6 @@ from ..hub import (
     with_own_text_of,
 )
 from ..hub.reachability import check_answers
-from .errors import as_command_error
 
 
 _NEW = "new (the Hub shows no such repository)"
@@ -29,11 +28,11 @@ _NEW = "new (the Hub shows no such repository)"
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf publish` with these arguments."""
     args = publish_parser().parse_args(arguments)
-    with as_command_error(2, *INPUT_ERRORS), as_command_error(1, PublishError):
+    with reraised_as(InputError, *INPUT_ERRORS), reraised_as(RunError, PublishError):
         if args.dry_run:
             show(prepare(args.run, args.namespace, args.base_model, args.name, args.space), HfApi())
         else:
-            with as_command_error(1, TimeoutError):
+            with reraised_as(RunError, TimeoutError):
                 check_answers()
             publish(args.run, args.namespace, args.private, args.collection, args.base_model, args.name, args.space)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration import variant_config, variant_name
-from ..errors import INPUT_ERRORS
+from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import layer_table, text_prefix
 from ..experiments.data import check_source, check_token_ids, load_text, train_and_validation
 from ..experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
@@ -32,7 +32,6 @@ from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
 from .arguments import TEXT_PREFIX, RunArguments, parse
-from .errors import as_command_error
 
 
 #: What PEFT calls all linear layers but the head.
@@ -184,7 +183,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(args.output_dir)
     # Of several processes of one training, the first holds the folder for all.
     with lock_folder(folder) if args.process_index == 0 else nullcontext():
-        with as_command_error(2, *INPUT_ERRORS):
+        with reraised_as(InputError, *INPUT_ERRORS):
             trainer = prepare_trainer(run, args)
             keep_prefix(text_prefix(trainer.processing_class), args, kept)
         if args.should_save:

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..command_line import GRADIO, view_parser
-from ..errors import INPUT_ERRORS, is_disk_full
+from ..errors import INPUT_ERRORS, InputError, is_disk_full, reraised_as
 from ..evaluation.check_model import core_model, num_positions
 from ..experiments.base import BASE
 from ..experiments.data import check_source, has_rows
@@ -28,7 +28,6 @@ from ..page.reading import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
 from ..whole_file import check_can_be_written
 from .arguments import locality_settings
-from .errors import CommandError, as_command_error
 
 
 #: What is read where no text is given: the beginning of a topic of the Python language reference, of the part that no
@@ -76,23 +75,24 @@ def main(arguments: list[str]) -> None:
     names = [str(BASE)] if args.model is None else models_of(args.model)
     wanted = [names[0]] if args.compare is None else [names[0], args.compare]
     if args.port is not None and not 1 <= args.port <= 65535:
-        raise CommandError(f"`port` is {args.port}; it must be in 1 to 65535.")
+        raise InputError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.max_tokens is not None and args.max_tokens < 1:
-        raise CommandError(f"`max_tokens` is {args.max_tokens}; it must be at least 1.")
+        raise InputError(f"`max_tokens` is {args.max_tokens}; it must be at least 1.")
     if args.max_tokens is not None and args.save is not None:
-        raise CommandError(f"`max_tokens` is {args.max_tokens}; it goes with the live page, not with `save`.")
+        raise InputError(f"`max_tokens` is {args.max_tokens}; it goes with the live page, not with `save`.")
     if args.save is None and find_spec("gradio") is None:
-        raise CommandError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
+        raise InputError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
     text = default_text() if args.text is None else args.text
     if args.text_file is not None:
         if has_rows(args.text_file):
-            raise CommandError(
-                f"`text_file` is {str(args.text_file)!r}, a file with rows; the page reads one text, from any other file."
+            raise InputError(
+                f"`text_file` is {str(args.text_file)!r}, a file with rows; the page reads one text, from "
+                "any other file."
             )
-        with as_command_error(2, *INPUT_ERRORS):
+        with reraised_as(InputError, *INPUT_ERRORS):
             check_source(None, None, str(args.text_file), "text")
             text = args.text_file.read_text(encoding=ENCODING)
-    with as_command_error(2, *INPUT_ERRORS):
+    with reraised_as(InputError, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything
             settings = {"locality_schedule": "quintic"} | settings
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
             text = beginning(text, models[0][1], min(filter(None, limits), default=len(text)))
 
     if args.save is not None:
-        with as_command_error(2, *INPUT_ERRORS):
+        with reraised_as(InputError, *INPUT_ERRORS):
             page_of(models, text).save(args.save)
         print(f"Written: {args.save}, {args.save.stat().st_size / 1e6:.1f} MB")
         return
@@ -125,29 +125,29 @@ def main(arguments: list[str]) -> None:
     # Strangers choose among these models only.
     is_open = _is_loopback(args.host) and not args.share
     page = live_page(load_by_name, names, text, args.compare, is_open, args.max_tokens)
-    with as_command_error(2, ValueError):
+    with reraised_as(InputError, ValueError):
         port = port_to_serve_on(args.host, args.port)  # somebody may have taken it meanwhile
-    with as_command_error(2, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
+    with reraised_as(InputError, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):
         serve(page, server_port=port, **launch_settings(args.host, args.share, args.max_tokens))
 
 
 def _check_save(file: Path) -> None:
     """
     Raises:
-        CommandError: for a file that the page cannot be written to, which would be found out when all is done.
+        InputError: for a file that the page cannot be written to, which would be found out when all is done.
     """
     what = f"`save` is {str(file)!r}"
     if not os.path.isdir(file.parent):
-        raise CommandError(f"{what}; there is no folder {str(file.parent)!r}.")
+        raise InputError(f"{what}; there is no folder {str(file.parent)!r}.")
     try:
         if os.path.lexists(file) and not is_saved_page(file):
-            raise CommandError(f"{what}, which is there and no page of ours; give another name.")
+            raise InputError(f"{what}, which is there and no page of ours; give another name.")
         check_can_be_written(file)
     except (OSError, ValueError) as error:
         if is_disk_full(error):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CommandError(f"{what}, which cannot be written: {reason}.") from error
+        raise InputError(f"{what}, which cannot be written: {reason}.") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -157,7 +157,7 @@ TRAIN = (
         ("--eval_strategy sometimes", "invalid choice: 'sometimes' (choose from 'no', 'steps', 'epoch')"),
         ("--metric_for_best_model accuracy", "`metric_for_best_model` is 'accuracy'; allowed are 'loss', 'perplexity'"),
         ("--load_best_model_at_end", "requires the save and eval strategy to match"),
-        ("--no-such-flag 1", "unrecognized arguments: --no-such-flag 1"),
+        ("--no-such-flag 1", "unrecognized arguments: --no-such-flag"),
         ("--config", "--config: expected one argument"),
         # configuration
         ("--variant sextic", "`variant` is 'sextic'; allowed are 'distributed'"),
