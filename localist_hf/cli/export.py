@@ -3,14 +3,12 @@
 from ..command_line import export_parser
 from ..errors import INPUT_ERRORS, InputError, RunError, reraised_as
 from ..hub.export import export_gpt2
-from ..hub.loading import check_name
 
 
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf export` with these arguments."""
     args = export_parser().parse_args(arguments)
     with reraised_as(InputError, *INPUT_ERRORS), reraised_as(RunError, RuntimeError):
-        check_name(args.source, "source")
         export_gpt2(args.source, args.folder)
     print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")
     print(f"transformers.AutoModelForCausalLM.from_pretrained({args.folder!r})")

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..evaluation.check_model import num_positions
 from ..modeling.locality_mixin import SHARES
-from .adapters import fit_embeddings
+from .loading import load_adapter
 
 
 logger = logging.get_logger(__name__)
@@ -78,9 +78,7 @@ def _saved_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
     # Added tokens are no part of the base's weights; the adapter brings them.
     stored, _ = config.get_config_dict(**where)
     config.get_text_config().update({key: value for key, value in stored.items() if key == "vocab_size"})
-    saved = type(base).from_pretrained(**where, config=config)
-    fit_embeddings(saved, folder)
-    return PeftModel.from_pretrained(saved, folder)
+    return load_adapter(type(base).from_pretrained(**where, config=config), folder)
 
 
 def stored_config(model: PreTrainedModel) -> PreTrainedConfig:

@@ -4,23 +4,22 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, load_peft_weights
-from safetensors import SafetensorError
+from peft import PeftType, get_peft_model_state_dict, load_peft_weights
 from torch import nn
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from ..modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel
+from ..errors import InputError, reraised_as
+from ..modeling import LocalistGPT2Config
 from ..modeling.locality_dial import DIAL_FIELDS
-from .adapters import fit_embeddings, has_tokenizer
-from .reachability import check_answers
+from .adapters import has_tokenizer
+from .loading import check_name, find_adapter, load_adapter, load_config, load_model, load_tokenizer
+from .repository_files import read_json
 
 
 logger = logging.get_logger(__name__)
@@ -29,8 +28,6 @@ logger = logging.get_logger(__name__)
 _JSON_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json"
 )  # fmt: skip
-#: What there is one of wherever a model or an adapter is saved.
-_ENTRIES = ("config.json", "adapter_config.json")
 #: Largest difference that merging an adapter may make, as a share of the largest logit: float32 rounding.
 _MERGE_TOLERANCE = 1e-5
 
@@ -51,8 +48,7 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
             Where to write; it must not exist yet, or be empty.
 
     Raises:
-        ValueError: for an occupied `folder`, or a `source` of another kind or without all its weights.
-        OSError: for a `source` that cannot be read.
+        ValueError: for an occupied `folder`, or a `source` that cannot be read, is of another kind or lacks weights.
         RuntimeError: where the logits differ.
 
     Example:
@@ -74,23 +70,23 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
     parent = next(path for path in target.parents if path.exists())
     if not parent.is_dir():
         raise ValueError(f"`folder` is {str(folder)!r}; {str(parent)!r} is a file.")
-    if Path(source).is_file():
-        raise ValueError(f"`source` is {source!r}, which is a file; it must be a run's folder or a Hub id.")
-    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _ENTRIES):
-        raise ValueError(f"`source` is {source!r}; there is no config.json in this folder, so no model is saved there.")
+    check_name(source, "source")
     _check_json(source)
-    check_answers(source)
-    if _is_adapter(source):
-        adapter = _lora_config(source)
-        model = _merged_model(source, adapter)
-        tokenizer_sources = {source: None, adapter.base_model_name_or_path: adapter.revision}
+    places = [(source, "main", "source")]
+    localist = LocalistGPT2Config.model_type
+    if (adapter := find_adapter(source, flag="source")) is None:
+        model = _load_model(*places[0], allowed=(localist,))
     else:
-        model, tokenizer_sources = _load_model(source), {source: None}
+        if adapter.peft_type != PeftType.LORA:
+            kind = getattr(adapter.peft_type, "value", None)
+            raise ValueError(f"`source` is {source!r}, an adapter of type {kind!r}; it must be of type 'LORA'.")
+        places.append((adapter.base_model_name_or_path, adapter.revision or "main", "source's base"))
+        model = _merged_model(source, _load_model(*places[1], allowed=(localist, "gpt2")))
 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary:
         written = Path(temporary) / "gpt2"  # the temporary folder itself is closed to other users
         _plain_gpt2(model).save_pretrained(written)
-        _save_tokenizer(tokenizer_sources, written)
+        _save_tokenizer(places, written)
         exported = GPT2LMHeadModel.from_pretrained(written, dtype="auto")
         _check_logits("the exported model", _probe_logits(exported), _probe_logits(model), tolerance=0.0)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,102 +95,44 @@ def export_gpt2(source: str | Path, folder: str | Path) -> None:
 
 def _check_json(source: str) -> None:
     """Refuses a folder with a damaged file, which transformers would pass over or stumble on without its name."""
-    for path in (Path(source) / name for name in _JSON_FILES):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise ValueError(f"`source` is {source!r}, whose {path.name} is damaged: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"`source` is {source!r}, whose {path.name} is damaged: it holds no JSON object.")
+    with reraised_as(InputError, ValueError, what=f"`source` is {source!r}, which cannot be read: "):
+        for path in (Path(source) / name for name in _JSON_FILES):
+            if path.is_file():
+                read_json(path)
 
 
-def _load_model(name: str, revision: str | None = None, adapter: str | None = None) -> LocalistGPT2LMHeadModel:
-    """Loads a model in its own dtype, at dial 0; plain GPT-2 only where it is the base of an adapter."""
-    described = f"`source` is {name!r}" if adapter is None else f"`source` is {adapter!r}, an adapter of {name!r}"
-    allowed = (LocalistGPT2Config.model_type,) if adapter is None else (LocalistGPT2Config.model_type, "gpt2")
-    try:
-        # GPT2Config's own: LocalistGPT2Config reads plain GPT-2 as LocalistGPT2.
-        values, _ = GPT2Config.get_config_dict(name, revision=revision)
-        model_type = values.get("model_type")
-        if "locality" in values and adapter is None:
-            raise ValueError(
-                f"{described}, which is a plain {model_type!r} model already: what knows no locality loads it as it is."
-            )
-        if model_type not in allowed:
-            raise ValueError(
-                f"{described}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."
-            )
-        model, info = LocalistGPT2LMHeadModel.from_pretrained(
-            name,
-            revision=revision,
-            dtype="auto",
-            attn_implementation="localist",
-            return_dict=True,
-            output_attentions=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{described}, which cannot be read: {error}") from error
-    except StrictDataclassError as error:
-        raise ValueError(f"{described}, whose configuration is wrong: {error}") from error
-    if info["mismatched_keys"]:
-        weight, found, expected = min(info["mismatched_keys"])
+def _load_model(name: str, revision: str, flag: str, allowed: tuple[str, ...]) -> PreTrainedModel:
+    """Loads a model of an allowed type in its own dtype, at dial 0; `revision` and `flag` as for [`load_config`]."""
+    config = load_config(name, {}, revision, flag)
+    saved, _ = PreTrainedConfig.get_config_dict(name, revision=revision)  # plain GPT-2 is loaded as LocalistGPT2
+    model_type = saved.get("model_type")
+    if "locality" in saved and "gpt2" not in allowed:
         raise ValueError(
-            f"{described}, whose weights do not fit its configuration: {weight} has the shape {tuple(found)}, not "
-            f"{tuple(expected)}."
+            f"`{flag}` is {name!r}, which is a plain {model_type!r} model already: what knows no locality loads it as "
+            "it is."
         )
-    if info["missing_keys"]:  # transformers has filled them with random numbers
-        raise ValueError(f"{described}, which lacks the weights {', '.join(sorted(info['missing_keys']))}.")
+    if model_type not in allowed:
+        raise ValueError(
+            f"`{flag}` is {name!r}, whose `model_type` is {model_type!r}; it must be {' or '.join(map(repr, allowed))}."
+        )
     for field in DIAL_FIELDS:
-        if getattr(model.config, field):
+        if value := getattr(config.locality, field):
             logger.warning(
-                f"`{field}` of {name} is {getattr(model.config, field)}; plain GPT-2 has no dial, so the export "
-                "behaves as the model does at dial 0."
+                f"`{field}` of {name} is {value}; plain GPT-2 has no dial, so the export behaves as the model does at "
+                "dial 0."
             )
-    model.config.locality_dial = model.config.min_fidelity = 0.0
-    return model.eval()
+            setattr(config.locality, field, 0.0)
+    return load_model(name, config, revision=revision, flag=flag)
 
 
-def _is_adapter(source: str) -> bool:
-    try:
-        return find_adapter_config_file(source) is not None
-    except OSError:  # no name of a repository; loading it says so, and names the argument
-        return False
-
-
-def _lora_config(source: str) -> PeftConfig:
-    try:
-        config = PeftConfig.from_pretrained(source)
-    except (OSError, TypeError) as error:
-        raise OSError(f"`source` is {source!r}, whose adapter cannot be read: {error}") from error
-    if config.peft_type is None or not config.base_model_name_or_path:
-        field = "peft_type" if config.peft_type is None else "base_model_name_or_path"
-        raise ValueError(f"`source` is {source!r}, whose adapter_config.json has no `{field}`.")
-    if config.peft_type != PeftType.LORA:
-        raise ValueError(
-            f"`source` is {source!r}, an adapter of type {config.peft_type.value!r}; it must be of type 'LORA'."
-        )
-    return config
-
-
-def _merged_model(source: str, config: PeftConfig) -> LocalistGPT2LMHeadModel:
+def _merged_model(source: str, base: PreTrainedModel) -> PreTrainedModel:
     """The base of a LoRA adapter with the adapter merged into its weights, in the base's dtype."""
-    base = _load_model(config.base_model_name_or_path, config.revision, adapter=source)
     dtype = base.dtype
     # In bf16 every step would round, and hide from the check whether the merging is right.
     base.to(torch.promote_types(dtype, torch.float32))
-    try:
-        found = load_peft_weights(source, device="cpu").keys()
-        fit_embeddings(base, source)
-        adapted = PeftModel.from_pretrained(base, source).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise OSError(f"`source` is {source!r}, whose adapter's weights cannot be read: {error}") from error
-    except RuntimeError as error:  # another shape
-        raise ValueError(
-            f"`source` is {source!r}, whose adapter does not fit {config.base_model_name_or_path!r}: {error}"
-        ) from error
-    if missing := get_peft_model_state_dict(adapted).keys() - found:
+    adapted = load_adapter(base, source, flag="source").eval()
+    # PEFT leaves those that are missing as it has made them.
+    if missing := get_peft_model_state_dict(adapted).keys() - load_peft_weights(source, device="cpu").keys():
         raise ValueError(f"`source` is {source!r}, whose adapter lacks the weights {', '.join(sorted(missing))}.")
     logits = _probe_logits(adapted)
     merged = adapted.merge_and_unload()
@@ -202,7 +140,7 @@ def _merged_model(source: str, config: PeftConfig) -> LocalistGPT2LMHeadModel:
     return merged.to(dtype)
 
 
-def _plain_gpt2(model: LocalistGPT2LMHeadModel) -> GPT2LMHeadModel:
+def _plain_gpt2(model: PreTrainedModel) -> GPT2LMHeadModel:
     """GPT-2 around the very same weights."""
     config = GPT2Config(**{field.name: getattr(model.config, field.name) for field in fields(GPT2Config)})
     with torch.device("meta"):
@@ -213,14 +151,15 @@ def _plain_gpt2(model: LocalistGPT2LMHeadModel) -> GPT2LMHeadModel:
     return gpt2
 
 
-def _save_tokenizer(sources: Mapping[str, str | None], folder: Path) -> None:
+def _save_tokenizer(places: Sequence[tuple[str, str, str]], folder: Path) -> None:
     """
-    Saves the tokenizer of the first source, at its revision, that has one, in words that transformers 4 knows too.
+    Saves the tokenizer of the first place that has one, each as [`load_tokenizer`] takes it, in words that transformers
+    4 knows too.
     """
-    source = next((source for source, revision in sources.items() if has_tokenizer(source, revision)), None)
-    if source is None:
+    place = next((place for place in places if has_tokenizer(*place[:2])), None)
+    if place is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=sources[source] or "main")
+    tokenizer = load_tokenizer(*place)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -8,13 +8,14 @@ from typing import Any
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from .. import modeling
-from ..evaluation.text_prefix import known_text
+from ..errors import InputError
 from ..modeling import LOCALITY_FIELDS
 from ..modeling.modeling_localist import auto_map
+from .loading import load_tokenizer
 from .model_card import card_files
 from .model_code import code_files, renewed_code
 from .repositories import TOKENIZER_FILES, check_repository_id
@@ -188,12 +189,10 @@ def _tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
 def _loaded_tokenizer(path: Path, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a path, for the run in a folder."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        known_text(tokenizer)  # where there are no files, transformers makes one without a vocabulary
-    except Exception as error:  # the Rust library raises `Exception` itself
+        return load_tokenizer(str(path))
+    except InputError as error:
         lack = "" if (path / "tokenizer.json").is_file() else "there is no tokenizer.json, and without it: "
-        raise ValueError(f"The tokenizer in {str(folder)!r} cannot be loaded: {lack}{error}") from error
-    return tokenizer
+        raise ValueError(f"The tokenizer in {str(folder)!r} cannot be loaded: {lack}{error.__cause__}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,14 +15,16 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
-from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.hub import export
 from localist_hf.hub.export import export_gpt2
+from localist_hf.hub.loading import SETTINGS_FILE
 from localist_hf.modeling import LOCALITY_FIELDS
 
 
@@ -173,13 +175,15 @@ def test_a_source_without_a_tokenizer_gives_an_export_without_one(make_model, tm
     assert names(tmp_path / "out") == {"config.json", "generation_config.json", "model.safetensors"}
 
 
-@pytest.mark.parametrize("base_type", ["localist", "gpt2"])
+@pytest.mark.parametrize("base_type", ["localist", "gpt2", "localised gpt2"])
 def test_an_adapter_is_merged(make_run, tmp_path: Path, base_type: str) -> None:
     base = make_run()
-    if base_type == "gpt2":
+    if base_type != "localist":
         export_gpt2(base, tmp_path / "gpt2")
         base = tmp_path / "gpt2"
-    model = LocalistGPT2LMHeadModel.from_pretrained(base)
+    if base_type == "localised gpt2":
+        localize(load(base), locality_dial=0.5).save_pretrained(base)
+    model = LocalistGPT2LMHeadModel.from_pretrained(base, locality_dial=0.0)
     plain = logits(model)
     expected = logits(make_adapter(model, tmp_path / "adapter"))
     assert (expected - plain).abs().max() > 0.1  # the adapter does something
@@ -258,6 +262,10 @@ def plain_gpt2(run: Path, folder: Path) -> None:
     export_gpt2(run, folder)
 
 
+def localised_gpt2(run: Path, folder: Path) -> None:
+    localize(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))).save_pretrained(folder)
+
+
 def llama(run: Path, folder: Path) -> None:
     LlamaConfig().save_pretrained(folder)
 
@@ -296,25 +304,32 @@ def nothing(run: Path, folder: Path) -> None:
     pass
 
 
+def unfinished(run: Path, folder: Path) -> None:
+    folder.mkdir()
+    (folder / SETTINGS_FILE).write_text("{}")
+
+
 @pytest.mark.parametrize(
-    ("make_source", "error", "message"),
+    ("make_source", "message"),
     [
-        (plain_gpt2, ValueError, r"`source` is '.*bad', whose `model_type` is 'gpt2'; it must be 'localist-gpt2'"),
-        (llama, ValueError, "whose `model_type` is 'llama'; it must be 'localist-gpt2'"),
-        (adapter_of_llama, ValueError, "an adapter of '.*run', whose `model_type` is 'llama'; it must be .* or 'gpt2'"),
-        (prefix_adapter, ValueError, r"`source` is '.*bad', an adapter of type 'PREFIX_TUNING'; it must be .* 'LORA'"),
-        (adapter_without_its_base, OSError, "`source` is '.*bad', an adapter of '.*run', which cannot be read"),
-        (missing_weight, ValueError, r"which lacks the weights transformer\.h\.1\.mlp\.c_fc\.bias"),
-        (cut_off_weights, OSError, "`source` is '.*bad', which cannot be read"),
-        (nothing, OSError, "`source` is '.*bad', which cannot be read"),
+        (plain_gpt2, r"`source` is '.*bad', whose `model_type` is 'gpt2'; it must be 'localist-gpt2'"),
+        (localised_gpt2, r"`source` is '.*bad', which is a plain 'gpt2' model already"),
+        (llama, "whose `model_type` is 'llama'; it must be 'localist-gpt2'"),
+        (adapter_of_llama, "`source's base` is '.*run', whose `model_type` is 'llama'; it must be .* or 'gpt2'"),
+        (prefix_adapter, r"`source` is '.*bad', an adapter of type 'PREFIX_TUNING'; it must be .* 'LORA'"),
+        (adapter_without_its_base, "`source's base` is '.*run'; there is no such folder"),
+        (missing_weight, r"which cannot be loaded: its weights lack transformer\.h\.1\.mlp\.c_fc\.bias"),
+        (cut_off_weights, "`source` is '.*bad', which cannot be loaded: .*incomplete"),
+        (nothing, "`source` is '.*bad'; there is no such folder"),
+        (unfinished, "`source` is '.*bad'; there is no config.json in this folder. Its run is not finished"),
     ],
 )
 def test_a_bad_source_is_refused_and_leaves_nothing(
-    make_run, tmp_path: Path, make_source: Callable, error: type[Exception], message: str
+    make_run, tmp_path: Path, make_source: Callable, message: str
 ) -> None:
     make_source(make_run(), tmp_path / "bad")
     before = names(tmp_path)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         export_gpt2(tmp_path / "bad", tmp_path / "deep" / "out")
     assert names(tmp_path) == before
 
@@ -322,13 +337,13 @@ def test_a_bad_source_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "{", r"whose config\.json is damaged: Expecting"),
-        ("config.json", "[]", r"whose config\.json is damaged: it holds no JSON object"),
-        ("config.json", {"n_head": "x"}, "whose configuration is wrong: .*n_head"),
-        ("config.json", {"n_embd": 64}, r"whose weights do not fit its configuration: .* has the shape \(\d+"),
-        ("generation_config.json", "{", r"whose generation_config\.json is damaged"),
-        ("tokenizer.json", "{", r"whose tokenizer\.json is damaged"),
-        ("tokenizer_config.json", "\xff", r"whose tokenizer_config\.json is damaged"),
+        ("config.json", "{", r"which cannot be read: '.*config\.json' is damaged: Expecting"),
+        ("config.json", "[]", r"which cannot be read: '.*config\.json' is damaged: it holds no JSON object"),
+        ("config.json", {"n_head": "x"}, "whose configuration cannot be used so: .*n_head.*'x'"),
+        ("config.json", {"n_embd": 64}, r"which cannot be loaded: .* has the shape \(\d+,\); by its"),
+        ("generation_config.json", "{", r"which cannot be read: '.*generation_config\.json' is damaged"),
+        ("tokenizer.json", "{", r"which cannot be read: '.*tokenizer\.json' is damaged"),
+        ("tokenizer_config.json", "\xff", r"which cannot be read: '.*tokenizer_config\.json' is damaged"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(
@@ -348,12 +363,11 @@ def broken_json(folder: Path) -> None:
 
 
 def no_type(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
 
 
 def no_base(folder: Path) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    (folder / "adapter_config.json").write_text("{}")
 
 
 def no_adapter_weights(folder: Path) -> None:
@@ -379,23 +393,21 @@ def one_weight_less(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "message"),
+    ("damage", "message"),
     [
-        (broken_json, ValueError, r"whose adapter_config\.json is damaged"),
-        (no_type, ValueError, r"whose adapter_config\.json has no `peft_type`"),
-        (no_base, ValueError, r"whose adapter_config\.json has no `base_model_name_or_path`"),
-        (no_adapter_weights, OSError, "whose adapter's weights cannot be read"),
-        (cut_off_adapter, OSError, "whose adapter's weights cannot be read"),
-        (another_shape, ValueError, "whose adapter does not fit '.*run'"),
-        (one_weight_less, ValueError, r"whose adapter lacks the weights .*h\.0\.attn\.c_attn\.lora_A\.weight"),
+        (broken_json, r"which cannot be read: '.*adapter_config\.json' is damaged"),
+        (no_type, "an adapter of type None; it must be of type 'LORA'"),
+        (no_base, r"which cannot be read: its adapter_config\.json does not name the base"),
+        (no_adapter_weights, "whose adapter cannot be loaded"),
+        (cut_off_adapter, "whose adapter cannot be loaded: .*header"),
+        (another_shape, r"whose adapter cannot be loaded: .*size mismatch for .*h\.0\.attn\.c_attn\.lora_A"),
+        (one_weight_less, r"whose adapter lacks the weights .*h\.0\.attn\.c_attn\.lora_A\.weight"),
     ],
 )
-def test_a_damaged_adapter_is_named(
-    make_run, tmp_path: Path, damage: Callable, error: type[Exception], message: str
-) -> None:
+def test_a_damaged_adapter_is_named(make_run, tmp_path: Path, damage: Callable, message: str) -> None:
     make_adapter(LocalistGPT2LMHeadModel.from_pretrained(make_run()), tmp_path / "lora")
     damage(tmp_path / "lora")
-    with pytest.raises(error, match=f"`source` is '.*lora', {message}"):
+    with pytest.raises(ValueError, match=f"`source` is '.*lora', {message}"):
         export_gpt2(tmp_path / "lora", tmp_path / "out")
     assert names(tmp_path) == {"run", "lora"}
 
