@@ -154,8 +154,6 @@ def check_training(values: dict[str, Any]) -> None:
     if isinstance(fsdp, str) and (unknown := sorted({*fsdp.split()} - {each.value for each in FSDPOption})):
         allowed = ", ".join(each.value for each in FSDPOption)
         raise InputError(f"`fsdp` is {fsdp!r}, which has {unknown[0]!r}; allowed are {allowed}.")
-    if not fsdp and (given := values.get("fsdp_config")) is not None:
-        raise InputError(f"`fsdp_config` is {given!r}; it needs `fsdp`, which is not given.")
     for pair in (given := values.get("optim_args") or "=").split(","):
         if pair.count("=") != 1:
             raise InputError(f"`optim_args` is {given!r}; it must be NAME=VALUE, or several with commas between.")
@@ -169,6 +167,8 @@ def check_training(values: dict[str, Any]) -> None:
     for name in JSON_FLAGS:
         if (value := values.get(name)) is not None:
             _check_settings(name, _read_settings(name, value))
+    if not fsdp and (given := values.get("fsdp_config")) is not None:
+        raise InputError(f"`fsdp_config` is {given!r}; it needs `fsdp`, which is not given.")
 
 
 def _read_settings(name: str, value: Any) -> dict[str, Any]:
@@ -203,7 +203,10 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
         )
         _check_at_least_one(name, accumulation, "num_steps")
     elif name == "fsdp_config":
-        _check_fields(name, {key.removeprefix("fsdp_"): value for key, value in settings.items()}, _FSDP)
+        given = {key.removeprefix("fsdp_"): value for key, value in settings.items()}
+        _check_fields(name, given, _FSDP)
+        if given.get("version", 2) == 2 and not isinstance(shard := given.get("reshard_after_forward", True), bool):
+            raise InputError(f"`{name}` sets 'reshard_after_forward' to {shard!r}; with 'version' 2 it is true or false.")
     elif name.endswith("checkpointing_kwargs"):
         _check_fields(name, settings, _CHECKPOINTING)
         _check_at_least_one(name, settings, "every_n_layers")

@@ -217,7 +217,7 @@ def test_what_torch_and_transformers_take_of_objects_is_taken(outcome: Callable)
         ("activation_checkpointing_kwargs", '{"use_reentrant": "false", "every_n_layers": 2}'),
         ("activation_checkpointing_kwargs", '{"every_n_layers": 2}'),
         ("accelerator_config", f'{{"even_batches": "true", "dispatch_batches": null, {accumulation}}}'),
-        ("fsdp_config", '{"fsdp_version": 2, "reshard_after_forward": "full_shard", "use_orig_params": "True"}'),
+        ("fsdp_config", '{"fsdp_version": 2, "reshard_after_forward": "true", "use_orig_params": "True"}'),
         ("lr_scheduler_kwargs", "{}"),
     ):
         assert outcome("train", [*COMMANDS["train"], "--fsdp=full_shard", f"--{flag}={value}"])[0] == "accepted", (
@@ -302,7 +302,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
     ):
         arguments = [*COMMANDS[command], argument, folder] if argument else [COMMANDS[command][0], folder]
         ended, line = outcome(command, arguments)
-        assert (ended, words in line) == ("refused", True) and f"error: `{name}` is " in line and len(line) < 300, line
+        assert (ended, words in line) == ("refused", True) and f"error: `{name}` is " in line and len(line) < 450, line
 
 
 @pytest.mark.parametrize(
@@ -313,6 +313,11 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
         ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; the page reads one text"),
         ("view", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
         ("evaluate", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
+        (
+            "train",
+            ["--locality", '{"num_sink_tokens": -1}'],
+            f"`locality` cannot be used with `model` '{BASE}': `num_sink_tokens` is -1; it must be at least 0.",
+        ),
         ("family", ["--shard", f"{'1' * 5000}/{'1' * 5000}"], "it must be I/N with I from 1 to N"),
         ("publish", ["--collection", " "], "argument --collection: ' '; it must be one line with something to read"),
         ("publish", ["--collection", "x" * 500], "of 150 letters at most"),
@@ -323,7 +328,6 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
             for value, words in (
                 ('1, "num_sink_tokens": 2', "; it must be a JSON object (the key 'num_sink_tokens' stands there twice)"),
                 ("9" * 5000, " has more than 1000 digits)."),
-                ("-1", f"`locality` cannot be used with `model` '{BASE}': `num_sink_tokens` is -1; it must be at least 0."),
             )
         ),
     ],

@@ -25,6 +25,7 @@ from localist_hf.experiments.base import BASE
         ("--save_strategy best", "`save_strategy` is 'best'; it needs `metric_for_best_model`, such as 'loss'."),
         ("--fsdp x", "`fsdp` is 'x', which has 'x'; allowed are full_shard, "),
         ("--fsdp_config {}", "`fsdp_config` is '{}'; it needs `fsdp`, which is not given."),
+        ('--fsdp_config {"version":2,"reshard_after_forward":"full_shard"}', "'full_shard'; with 'version' 2 it is true"),
         (
             "--accelerator_config fifo",
             "`accelerator_config` is 'fifo'; it must be a JSON object, or a file with one: it is",
@@ -123,4 +124,4 @@ def test_a_wrong_argument(flags: str, words: str, tmp_path: Path, capsys, monkey
     assert words in lines[-1]
     assert len(lines) == 1
     assert end.value.code == 2
-    assert [path.name for path in Path().iterdir()] == ["book.txt"]
+    assert [path.name for path in sorted(Path().iterdir())] == ["book.txt", "fifo"]
