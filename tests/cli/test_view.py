@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_refused(
         ([str(tmp_path / "none"), *save], "`model` is "),
         ([folders[0], "--compare", str(tmp_path / "none"), *save], "`compare` is "),
         ([folders[0], "--text", " ", *save], "`text` is empty; it must have at least one word."),
-        ([folders[0], "--text", "caf\udce9", *save], "`text` is 'caf\\udce9'; it must be Unicode text."),
+        ([folders[0], "--text", "caf\udce9", *save], "`text` is 'caf\\udce9'; it must be UTF-8 without zero bytes."),
         ([folders[0], "--text", TEXT * 30, *save], "tokens; the model has positions for 300."),
         ([folders[0], "--text-file", str(tmp_path / "none"), *save], "`text_file` is "),
         (

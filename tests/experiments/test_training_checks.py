@@ -25,7 +25,10 @@ from localist_hf.experiments.base import BASE
         ("--save_strategy best", "`save_strategy` is 'best'; it needs `metric_for_best_model`, such as 'loss'."),
         ("--fsdp x", "`fsdp` is 'x', which has 'x'; allowed are full_shard, "),
         ("--fsdp_config {}", "`fsdp_config` is '{}'; it needs `fsdp`, which is not given."),
-        ('--fsdp_config {"version":2,"reshard_after_forward":"full_shard"}', "'full_shard'; with 'version' 2 it is true"),
+        (
+            '--fsdp_config {"version":2,"reshard_after_forward":"full_shard"}',
+            "'full_shard'; with 'version' 2 it is true",
+        ),
         (
             "--accelerator_config fifo",
             "`accelerator_config` is 'fifo'; it must be a JSON object, or a file with one: it is",
