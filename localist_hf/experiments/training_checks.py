@@ -144,9 +144,8 @@ def check_training(values: dict[str, Any]) -> None:
             raise InputError(f"`{name}` is {values[name]}; it must be {allowed}.")
     for name, hint in get_type_hints(TrainingArguments).items():
         for kind in get_args(hint):
-            if not (isinstance(kind, type) and issubclass(kind, Enum) and name in values):
-                continue
-            if values[name] not in (choices := [each.value for each in kind]):
+            choices = [each.value for each in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+            if choices and name in values and values[name] not in choices:
                 raise InputError(f"`{name}` is {values[name]!r}; allowed are {', '.join(choices)}.")
     if values.get("dataloader_persistent_workers") and not values.get("dataloader_num_workers"):
         raise InputError("`dataloader_persistent_workers` is true; it needs `dataloader_num_workers` of at least 1.")

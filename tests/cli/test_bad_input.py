@@ -395,7 +395,7 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("publish missing --namespace me --dry-run", 2, "`run` is 'missing'; there is no such folder"),
         ("publish gpt2 --namespace me --dry-run", 2, "'gpt2' holds no finished run"),
         ("publish gpt2", 2, "the following arguments are required: --namespace"),
-        ("export missing out", 2, "`source` is 'missing', whose configuration cannot be used so"),
+        ("export missing out", 2, "`source` is 'missing'; the cache does not hold"),
         ("export book.txt out", 2, "`source` is 'book.txt', which is a file"),
         ("view gpt2 --max-tokens 9 --save page.html", 2, "`max_tokens` is 9; it goes with the live page, not with"),
         ("evaluate gpt2 --locality " + "[" * 5000, 2, "a value or a file is nested too deeply, or holds itself"),

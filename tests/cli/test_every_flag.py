@@ -308,7 +308,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
-        ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read"),
+        ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read tw"),
         ("view", ["--text-file", "fifo"], "`text_file` is 'fifo'; it is no file that can be read twice."),
         ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; the page reads one text"),
         ("view", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
             (command, ["--locality", f'{{"num_sink_tokens": {value}}}'], words)
             for command in ("train", "evaluate", "view")
             for value, words in (
-                ('1, "num_sink_tokens": 2', "; it must be a JSON object (the key 'num_sink_tokens' stands there"),
+                ('1, "num_sink_tokens": 2', "it must be a JSON object (the key 'num_sink_tokens' stands there twice)"),
                 ("9" * 5000, " has more than 1000 digits)."),
             )
         ),
@@ -354,7 +354,7 @@ def test_what_is_wrong_is_called_by_its_name(
         ("training: {eval_strategy: foo}", "`eval_strategy` is 'foo'; allowed are no, steps, epoch."),
         ("training: {per_device_eval_batch_size: 4294967295}", "is 4294967295; it must be in 1 to 65536."),
         (f"training: {{max_steps: {'9' * 5000}}}", "`training` sets 'max_steps' to '999"),
-        ("training: {fsdp_config: {a: 1}}", "`fsdp_config` is {'a': 1}; it needs `fsdp`"),
+        ("training: {fsdp_config: {version: 2}}", "`fsdp_config` is {'version': 2}; it needs `fsdp`"),
         ("locality: {num_sink_tokens: -1}", "`locality` cannot be used with `model`"),
         ('delimiters: [""]', "`delimiters` holds ''; each must be the end of a token"),
         ("runs: [{variant: [distributed, quintic], block_partition: delimiter}]", "it needs `delimiters`, such as"),

@@ -122,7 +122,7 @@ def test_what_cannot_be_used_is_refused(
         ([folders[0], "--text-file", str(tmp_path / "none"), *save], "`text_file` is "),
         (
             [folders[0], "--text-file", str(tmp_path / "latin.txt"), *save],
-            "latin.txt', which cannot be read: it must be UTF-8",
+            "latin.txt'; it must be UTF-8 text (line 1: invalid",
         ),
         (
             [folders[0], "--text-file", str(tmp_path / "empty.txt"), *save],
