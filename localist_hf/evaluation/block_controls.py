@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from ..modeling import LocalityMeasurements
 from ..modeling.local_set import LocalSet
-from .attended import Attended
 from .check_model import core_model
 from .control_results import BlockControls, LocalityFigures
+from .kept_attention import KeptAttention
 from .locality_meter import label_losses, perplexity
 from .share_sums import add_rows, share_means, share_sums
 from .texts import Texts
@@ -266,7 +266,7 @@ def _block_sums(
     sums: list[list[dict[str, torch.Tensor]]] = [[] for _ in on_starts]
     for index, (inputs, _) in enumerate(batches):
         inputs = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
-        attended = Attended(model.config)
+        attended = KeptAttention(model.config)
         decoder(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0, observer=attended.keep)
         masks = {layer: texts.rows(line, index, padding=False) for layer, line in counted.items()}
         for found, (argument, starts, layers) in zip(sums, on_starts, strict=True):

@@ -181,7 +181,7 @@ class AttentionChecks:
                 "measured nor held."
             )
 
-    def visible_keys(
+    def seen_keys(
         self,
         module: nn.Module,
         attention_mask: torch.Tensor | None,

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from .block_attention import local_attention, local_shares
 from .explicit_attention import explicit_attention
-from .fidelity import LayerDial, Shares, binary_entropy, dialled_entropy
+from .fidelity import LayerDial, Shares, binary_entropy, counted_fidelity, dialled_entropy, fidelity_of_sums
 from .fused_attention import Scoring, attention_with_lse
 from .local_set import LOCAL_SET_SCHEMA, LocalSet
 from .opaque_ops import opaque_without_gradient
@@ -96,8 +96,7 @@ def attend(
     if is_soft_capped:
         mask = None if dial.is_hard else mask  # what is not local counts for nothing
         output, *parts, entropy = explicit_attention(query, key, value, mask, scoring, local_set, dial)
-        is_counted = local_set.is_counted()[:, None]
-        fidelity = torch.where(is_counted, sum(parts).clamp(max=1), 1.0)
+        fidelity = counted_fidelity(sum(parts), local_set.is_counted()[:, None])
     else:
         output, parts, fidelity, entropy = _attend_fused(query, key, value, mask, scoring, local_set, dial, wanted)
     shares = Shares(*parts, 1 - fidelity) if wanted.shares else None
@@ -166,13 +165,12 @@ def _attend_fused(
     else:
         whole = part(*attention_with_lse(query, key, value, mask, is_causal, scale, scoring.dropout), mean_key)
         output, entropy = whole.output, whole.entropy
+        is_counted = local_set.is_counted()[:, None]
         if not dial.is_on:
             inside = parts(whole.lse)
-        # Where the fidelity is not counted it is 1, whatever the log-sum-exps of padding are.
-        is_counted = local_set.is_counted()[:, None]
-        free = torch.where(is_counted, local.lse - whole.lse, 0.0).exp() if dial.is_on else sum(inside)
-        fidelity = free = torch.where(is_counted, free.clamp(max=1), 1.0)
-        if dial.is_on:
+            fidelity = counted_fidelity(sum(inside), is_counted)
+        else:
+            free = fidelity_of_sums(local.lse, whole.lse, is_counted)
             fidelity, share = dial.turn(free)
             output = (output + share[..., None] * (local.output - output)).to(output.dtype)
             if wanted.entropy:

@@ -40,9 +40,16 @@ class Shares(NamedTuple):
         """phi = 1 - outside: the share that is local."""
         return 1 - self.outside
 
-    def context_fidelity(self, eps: float = 0.0) -> torch.Tensor:
-        """psi, of the attention to other words the share that is local (see [`context_fidelity`])."""
-        return context_fidelity(self.block, self.outside, eps)
+
+def fidelity_of_sums(local_lse: torch.Tensor, lse: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
+    """`phi_i = exp(LSE_local,i - LSE_i)`, of the log-sum-exps over the local set and over all keys that it sees."""
+    # Those of padding may be anything.
+    return counted_fidelity(torch.where(is_counted, local_lse - lse, 0.0).exp(), is_counted)
+
+
+def counted_fidelity(fidelity: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
+    """phi without what rounding has put above 1, and 1 where the local set is all that a query sees, or on padding."""
+    return torch.where(is_counted, fidelity.clamp(max=1), 1.0)
 
 
 def context_fidelity(block: torch.Tensor, outside: torch.Tensor, eps: float = 0.0) -> torch.Tensor:

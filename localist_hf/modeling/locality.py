@@ -159,7 +159,7 @@ class Locality:
             `torch.Tensor` of shape `(batch_size, num_heads, query_length, value_head_dim)`.
         """
         layer = module.layer_idx
-        mask = self._checks.visible_keys(module, attention_mask, query.shape[2], is_causal)
+        mask = self._checks.seen_keys(module, attention_mask, query.shape[2], is_causal)
         dial = self.dials[layer]
         self._checks.check_attention(layer, scoring.dropout, dial.is_on, scoring.softcap is not None)
         local_set = self.local_set(layer, query.shape[2], query.device)

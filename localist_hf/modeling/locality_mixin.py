@@ -49,14 +49,14 @@ class LocalityMeasurements:
             Where each query's attention goes: to its own token; to the first tokens of its text, if they are sinks and
             not in its block; to the rest of its local set; outside of it. Float32, differentiable; they sum to 1, and
             are 0 on padding.
-        visible_keys (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
-            Number of keys in each token's local set; on padding it has no meaning.
         block_starts (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
             Position at which each token's block starts; -1 on padding.
-        document_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Position of the first token of each token's text, of which packed rows hold several; -1 on padding.
         entropy (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
             Entropy of each query's attention in bits, float32; 0 on padding. Only with `output_entropy=True`.
+        visible_keys (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
+            Number of keys in each token's local set; on padding it has no meaning.
+        document_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Position of the first token of each token's text, of which packed rows hold several; -1 on padding.
     """
 
     fidelity: tuple[torch.Tensor, ...] | None = None
@@ -66,10 +66,10 @@ class LocalityMeasurements:
     sink_share: tuple[torch.Tensor, ...] | None = None
     block_share: tuple[torch.Tensor, ...] | None = None
     outside_share: tuple[torch.Tensor, ...] | None = None
-    visible_keys: tuple[torch.Tensor, ...] | None = None
     block_starts: tuple[torch.Tensor, ...] | None = None
-    document_starts: torch.Tensor | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
+    visible_keys: tuple[torch.Tensor, ...] | None = None
+    document_starts: torch.Tensor | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As `ModelOutput` does it, which goes through the names of all fields first: a step of a generation feels it.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..evaluation.attended import Attended
+from ..evaluation.kept_attention import KeptAttention
 from ..modeling.localist_attention import eager_attention
 
 
-class AttentionRows(Attended):
+class AttentionRows(KeptAttention):
     """
     The attention weights of any query of one text, each made when it is asked for.
 

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .answers import answer
-from .readings import Load, Readings, max_characters
+from .reading_server import Load, Readings, max_characters
 from .saved_page import TITLE, own_file, page_script
 
 

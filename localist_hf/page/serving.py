@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .answers import AT_WORK
-from .readings import max_characters
+from .reading_server import max_characters
 
 
 #: Where Gradio looks for a port, and how many it tries.

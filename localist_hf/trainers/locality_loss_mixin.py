@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 
 from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
-from ..evaluation.attended import Attended
 from ..evaluation.check_model import check_model, core_model, num_positions
+from ..evaluation.kept_attention import KeptAttention
 from ..evaluation.locality_meter import label_losses
 from ..evaluation.share_sums import share_means, share_sums
 from ..modeling.block_partition import document_starts
@@ -198,7 +198,7 @@ class LocalityLossMixin(ResumptionMixin):
         if not self._lambdas or self.args.locality_weight == 0:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        attended = Attended(self.model.config) if self.args.locality_objective == "contrast" else None
+        attended = KeptAttention(self.model.config) if self.args.locality_objective == "contrast" else None
         request = {} if attended is None else {"observer": attended.keep}
         measured = MeasuredModel(model, output_fidelity=tuple(self._lambdas), **request)
         text = {name: inputs[name] for name in _TEXT_ARGUMENTS if inputs.get(name) is not None}
@@ -229,7 +229,7 @@ class LocalityLossMixin(ResumptionMixin):
         return is_normalized or self.compute_loss_func is not None
 
     def _on_moved_blocks(
-        self, measured: LocalityMeasurements, attended: Attended, text: dict[str, torch.Tensor]
+        self, measured: LocalityMeasurements, attended: KeptAttention, text: dict[str, torch.Tensor]
     ) -> LocalityMeasurements:
         """What the attention measures, given the same, on the text's blocks moved along it, anew in every batch."""
         starts = measured.block_starts[-1]

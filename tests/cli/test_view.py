@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_refused(
         ),
         (
             [folders[0], "--text-file", str(tmp_path / "empty.txt"), *save],
-            "empty.txt', which cannot be read: the file is",
+            "empty.txt'; the file is",
         ),
         ([folders[0], "--locality", '{"sinks": 1}', *save], "`locality` is "),
         ([folders[0], "--save", str(tmp_path / "none" / "page.html")], "`save` is "),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.page.answers import AT_WORK, answer
-from localist_hf.page.readings import Readings
+from localist_hf.page.reading_server import Readings
 
 
 ASKED = {

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from localist_hf.page import serving
-from localist_hf.page.readings import CHARACTERS_PER_TOKEN, MAX_TOKENS
+from localist_hf.page.reading_server import CHARACTERS_PER_TOKEN, MAX_TOKENS
 from localist_hf.page.serving import launch_settings, port_to_serve_on
 
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.page import Passage, Reading, read, read_beside
-from localist_hf.page import readings as module
+from localist_hf.page import reading_server as module
 from localist_hf.page.page_data import page_data
-from localist_hf.page.readings import MAX_TOKENS, Readings
+from localist_hf.page.reading_server import MAX_TOKENS, Readings
 
 
 TEXT = "Sentence number 12 says something. some more of the words here\nnumber 3 says more."

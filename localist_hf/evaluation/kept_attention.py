@@ -25,7 +25,7 @@ class AttentionInputs(NamedTuple):
     arguments: dict[str, Any]
 
 
-class Attended:
+class KeptAttention:
     """
     The queries, keys and values of every layer in one forward pass, which do not depend on the layer's own blocks: its
     attention can be measured on any. That pass is given `keep` as its `observer`; at a dial above 0 lower layers have
