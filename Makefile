@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family base study results smollm2 test test-versions test-oldest browser test-slow test-gpu bench lint clean anew
+.PHONY: demo family base study results smollm2 test test-versions test-oldest browser test-slow test-gpu bench lint docs clean anew
 
 demo: $(READY)
 	$(BIN)/localist-hf family quick --output-dir runs/demo --jobs 2
@@ -72,8 +72,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, into `site`: open site/index.html.
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest runs site .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 # Installed anew when the pinned versions or the package's metadata change.
 $(READY): pyproject.toml constraints.txt
@@ -84,6 +88,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 .venv-oldest/.ready: RESOLUTION := lowest-direct
 .venv-newest/.ready: RESOLUTION := highest

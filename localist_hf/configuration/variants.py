@@ -11,6 +11,7 @@ from typing import Any
 from ..modeling import LocalityFields
 
 
+#: The fields of [`LocalityFields`] that each named configuration sets.
 VARIANTS: dict[str, dict[str, Any]] = {
     "distributed": {"locality_schedule": "distributed"},  # no layer is local: plain fine-tuning
     "linear": {"locality_schedule": "linear"},

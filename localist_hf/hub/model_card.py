@@ -41,8 +41,11 @@ from .run_record import PLACEHOLDER_NAMESPACE, RunRecord
 from .siblings import load_siblings
 
 
+#: The card's file in a run's folder and in a repository.
 CARD_FILE = "README.md"
+#: The card's picture.
 PICTURE_FILE = "shares_over_depth.png"
+#: What the Hub reads of the card as results of an evaluation.
 EVAL_RESULTS_FILE = ".eval_results/localist-hf.yaml"
 
 _METRICS = {
