@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the site's files are those of the repository, by the same paths, so that every link holds in both."""
+"""A hook of mkdocs: the site has the files of the repository, by the same paths, so that every link holds in both."""
 
 from pathlib import Path
 
