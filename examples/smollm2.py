@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -97,8 +98,9 @@ def train(model: PreTrainedModel, parts: dict[str, Dataset], folder: Path, steps
         layers_to_transform=list(range(layers // 2, layers)),
         task_type="CAUSAL_LM",
     )
+    adapted: Any = get_peft_model(model, adapter)
     trainer = LocalistTrainer(
-        model=get_peft_model(model, adapter),
+        model=adapted,
         args=LocalistTrainingArguments(
             output_dir=str(folder / "training"),
             max_steps=steps,
@@ -115,7 +117,8 @@ def train(model: PreTrainedModel, parts: dict[str, Dataset], folder: Path, steps
         train_dataset=parts["variants"],
     )
     trainer.train()
-    return trainer.model.merge_and_unload()
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
 
 
 def publish_and_load(folder: Path) -> None:

@@ -121,7 +121,7 @@ def about(study: Study) -> str:
 
 def render(models: Sequence[Model]) -> str:
     """The whole page."""
-    parts = [INTRODUCTION.rstrip()]
+    parts = [INTRODUCTION.rstrip(), "## In short", in_short(models)]
     for model in models:
         parts += [
             f"## {model.title}",
@@ -162,8 +162,8 @@ def longer_training(study: Study) -> list[str]:
     ]
 
 
-def answer(models: Sequence[Model]) -> str:
-    """What the README says: the primary comparisons, a column for each model."""
+def in_short(models: Sequence[Model]) -> str:
+    """The primary comparisons, a column for each model, and what each model gives and costs."""
     columns: dict[str, Callable[[Primary], str]] = {
         "comparison": lambda each: each.question,
         "figure": lambda each: each.unit,
@@ -172,10 +172,10 @@ def answer(models: Sequence[Model]) -> str:
         cells = dict.fromkeys(PRIMARIES, "not asked")
         cells |= {each.primary: f"{each.found}, {each.verdict}" for each in findings(model.study)}
         columns[f"{model.title} ({len(model.study.seeds)} seeds)"] = cells.__getitem__
-    return "\n\n".join([table_of(PRIMARIES, columns), *map(in_short, models)])
+    return "\n\n".join([table_of(PRIMARIES, columns), *map(gain_and_cost, models)])
 
 
-def in_short(model: Model) -> str:
+def gain_and_cost(model: Model) -> str:
     """What the loss gives and costs on one model, and what training at dial 1 does."""
     study = model.study
     free, by_loss = (mean_figure(study.runs[name], "psi") for name in (BASELINE, "quintic"))
@@ -200,6 +200,30 @@ def in_short(model: Model) -> str:
             f"another text's blocks, at {cost(longer, name)} times the perplexity of free training."
         )
     return text
+
+
+def answer(models: Sequence[Model]) -> str:
+    """What the README says, in a line for each model and for each of two claims."""
+    lines = []
+    for model in models:
+        study = model.study
+        free, by_loss = (mean_figure(study.runs[name], "psi") for name in (BASELINE, "quintic"))
+        lines.append(
+            f"**{model.title}**: the last layer keeps {by_loss:.0%} of its attention to other words inside their "
+            f"block, where free training leaves {free:.0%}, at {cost(study, 'quintic')} times the perplexity"
+        )
+        at_1 = dict(study.held_pairs).get("quintic-previous1")
+        if at_1 is not None:
+            price, control = (cost(study, at_1, setting=each) for each in ("dial 1", "self only"))
+            lines[-1] += (
+                f"; trained at dial 1 instead, it is held wholly to its block and the one before at {price} times "
+                f"(blocks of one token, the control: {control})"
+            )
+    verdicts = [{each.primary: each.verdict for each in findings(model.study)} for model in models]
+    for claim in (PRIMARIES[0], PRIMARIES[2]):  # what the paper claims, and what blocks by meaning are worth
+        said = (f"{each[claim]} ({model.title})" for each, model in zip(verdicts, models, strict=True))
+        lines.append(f"{claim.question[0].upper()}{claim.question[1:]}, {claim.unit}: {'; '.join(said)}")
+    return "\n".join(f"- {line}." for line in lines)
 
 
 def between_markers(text: str, new: str) -> str:
