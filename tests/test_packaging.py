@@ -275,8 +275,8 @@ def test_the_scripts_of_users_type_check(distributions: Distributions, tmp_path:
     (scripts / "wrong.py").write_text(WRONG)
     done = subprocess.run(
         [
-            sys.executable, "-m", "mypy", "--strict", "--implicit-reexport", "--ignore-missing-imports", "--follow-imports=silent",
-            "--config-file=", f"--cache-dir={tmp_path / 'cache'}",
+            sys.executable, "-m", "mypy", "--strict", "--implicit-reexport", "--ignore-missing-imports",
+            "--follow-imports=silent", "--config-file=", f"--cache-dir={tmp_path / 'cache'}",
             f"--python-executable={tmp_path / 'venv' / 'bin' / 'python'}", *map(str, sorted(scripts.glob("*.py"))),
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False,
