@@ -131,7 +131,7 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
         is_of_hub = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
         if is_of_hub and (fault := unreachable(name)) is not None:
             raise InputError(f"`{flag}` is {name!r}; {_missing(name)}{fault}.") from error.__cause__
-        if not settings:
+        if not settings or isinstance(error.__cause__, OSError):  # no setting keeps a file from being read
             raise
         try:
             _localised_config(name, {}, revision)
