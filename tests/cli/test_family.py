@@ -337,7 +337,7 @@ def test_another_plan_is_not_mixed_with_what_is_there(workspace: Path, capsys) -
         ({"sequence_length": 65}, [], "`sequence_length` is 65; the model allows 2 to 64"),
         ({"training": {"per_device_train_batch_size": 500}}, [], "one step needs 500"),
         ({"controls": {"dials": [0.5]}}, [], "`dials`"),
-        ({"controls": {"dials": 0.5}}, [], "`controls` sets 'dials' to 0.5; it must be a list of numbers"),
+        ({"controls": {"dials": 0.5}}, [], "`controls` sets 'dials' to 0.5; it must be a list of numbers."),
         ({"controls": {"num_previous_blocks": [0, -1]}}, [], "`num_previous_blocks` holds -1"),
         ({}, ["--held-out-text", "short.txt"], "tokens"),
         ({}, ["--held-out-text", "one.txt"], "two are needed"),
