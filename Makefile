@@ -72,7 +72,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The site, into `site`: open site/index.html.
+# The site, into `site`: open site/index.html, or, for the search, `python -m http.server --directory site`.
 docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
