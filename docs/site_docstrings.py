@@ -36,6 +36,8 @@ class TransformersDocstrings(griffe.Extension):
                 each.docstring = comment_of(each)
             if each.docstring is not None:
                 each.docstring.value = as_markdown(each.docstring.value, shown)
+        if missing := [public for _, public, thing in shown.values() if thing.docstring is None and public[0] != "_"]:
+            raise ValueError(f"Public names without a docstring: {', '.join(missing)}.")
         for module, public, thing in shown.values():
             if thing.parent is not module:
                 module.members[public] = griffe.Alias(public, thing, parent=module)
