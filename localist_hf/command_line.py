@@ -107,10 +107,8 @@ def check_output_folder(name: str, folder: str | Path) -> None:
         ValueError: for a path at which there is no folder, and none can be made.
     """
     folder = Path(folder)
-    fault, place = (
-        None,
-        next(place for place in (folder, *folder.parents) if os.path.lexists(place) or place.name == ""),
-    )
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place) or place.name == "")
+    fault = None
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in folder.parts):
         fault = f"a name in it has more than {_NAME_BYTES} bytes"
     elif len(os.fsencode(folder.absolute())) > _PATH_BYTES - _ADDED_BYTES:

@@ -122,7 +122,7 @@ class _Parser(CommandParser, HfArgumentParser):
     """The parser of dataclasses, with errors that can be told where they came from."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises a [`InputError`]."""
+        """Raises an [`InputError`]."""
         raise InputError(message)
 
 

@@ -128,10 +128,8 @@ def check_training(values: dict[str, Any]) -> None:
     mode = values.get("torch_compile_mode")
     if mode is not None or (backend is not None and backend.lower() != "no"):
         what = f"`torch_compile_backend` is {backend!r} and `torch_compile_mode` {mode!r}, which cannot be used: "
-        with reraised_as(InputError, Exception, what=what):
-            torch.compile(
-                nn.Identity(), backend=(backend or "inductor").lower(), mode=mode
-            )  # compiled at the first call
+        with reraised_as(InputError, Exception, what=what):  # it would be compiled at the first call
+            torch.compile(nn.Identity(), backend=(backend or "inductor").lower(), mode=mode)
     if "tpu_metrics_debug" in (values.get("debug") or ()) and not is_torch_xla_available():
         raise InputError("`debug` is 'tpu_metrics_debug', for which the package `torch_xla` is missing.")
     if (names := values.get("label_names")) not in (None, ["labels"]):

@@ -12,13 +12,12 @@ from .model_card import (
 )
 from .publish import Publication, prepare, publish
 from .push_to_hub import push_to_hub
-from .record_file import check_record
+from .record_file import RECORD_FILE, check_record
 from .repositories import PublishError, card_on_hub, find_model, full_repository_id, upload, with_own_text_of
 from .repository_files import repository_files
 from .run_record import RunRecord
 from .space import find_bases, find_space
 from .update import update
-from .weights import RECORD_FILE
 
 
 __all__ = [

@@ -9,6 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .model_card import CARD_FILE
 from .own_text import own_text
+from .record_file import RECORD_FILE
 from .repositories import (
     PublishError,
     card_on_hub,
@@ -22,7 +23,6 @@ from .repository_files import repository_files
 from .run_record import RunRecord
 from .siblings import load_siblings, siblings
 from .space import Space, find_bases, find_space, is_space_of_ours, make_space
-from .weights import RECORD_FILE
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from transformers.utils import logging
 
 from .model_card import CARD_FILE
 from .own_text import own_text, with_own_text
+from .record_file import RECORD_FILE
 from .repositories import full_repository_id, upload
 from .repository_files import repository_files
 from .run_record import RunRecord
-from .weights import RECORD_FILE, weight_hashes
+from .weights import weight_hashes
 
 
 logger = logging.get_logger(__name__)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..whole_file import write_whole
-from .weights import RECORD_FILE
 
 
+#: The record's file in a run's folder.
+RECORD_FILE = "run.json"
 #: The fields of a record that hold an evaluation, in which `null` stands for NaN.
 METRICS_FIELDS = ("metrics", "metrics_on_base_blocks")
 

@@ -18,10 +18,10 @@ from ..modeling.modeling_localist import auto_map
 from .loading import load_tokenizer
 from .model_card import card_files
 from .model_code import code_files, renewed_code
+from .record_file import RECORD_FILE
 from .repositories import TOKENIZER_FILES, check_repository_id
 from .run_record import RunRecord
 from .siblings import load_siblings
-from .weights import RECORD_FILE
 
 
 # What transformers notes about the machine that saved a tokenizer.

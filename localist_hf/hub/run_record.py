@@ -19,8 +19,8 @@ from ..evaluation.locality_meter import QUANTITIES
 from ..modeling import LOCALITY_FIELDS
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
-from .record_file import METRICS_FIELDS, read_values, write_values
-from .weights import RECORD_FILE, weight_hashes
+from .record_file import METRICS_FIELDS, RECORD_FILE, read_values, write_values
+from .weights import weight_hashes
 
 
 #: Stands for the namespace where it is not known yet.

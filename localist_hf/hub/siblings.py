@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .record_file import RECORD_FILE
 from .run_record import RunRecord
-from .weights import RECORD_FILE
 
 
 logger = logging.get_logger(__name__)

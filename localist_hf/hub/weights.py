@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .record_file import RECORD_FILE
 
-#: The record's file in a run's folder.
-RECORD_FILE = "run.json"
+
 #: The files from which transformers and PEFT load a model's and an adapter's weights.
 WEIGHT_FILES = r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors"
 

@@ -63,7 +63,7 @@ class BlockSearch:
         self._states = {
             layer: state
             for layer in (self.defining if self._seen else ())
-            if (state := state_after(self._seen, cache.layers[layer])) is not None
+            if (state := _state_after(self._seen, cache.layers[layer])) is not None
         }
         #: By each layer whose values the search needs, the layers whose blocks are searched anew with them.
         self._anew: dict[int, list[int]] = {}
@@ -196,7 +196,7 @@ def token_blocks(
         return None
     seen = cache.get_seq_length() if cache is not None else 0
     cached = cache.layers[0] if seen else None
-    state = state_after(seen, cached) if seen else None
+    state = _state_after(seen, cached) if seen else None
     known = cached.token_ids if isinstance(cached, SearchLayer) else None
     is_known = not seen or (known is not None and known.shape[1] == seen)
     if input_ids is None or (state is None and not is_known):
@@ -214,6 +214,6 @@ def token_blocks(
     return TokenBlocks(blocks, state, all_ids)
 
 
-def state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
+def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
     """Where the search for blocks stands after so many tokens, if the layer's cache knows it."""
     return cached.state_after(num_tokens) if isinstance(cached, SearchLayer) else None
