@@ -1,4 +1,4 @@
-"""Arguments of the locality loss, for the arguments of any trainer."""
+"""Arguments of localist training, for the arguments of any trainer."""
 
 import math
 import re
@@ -17,10 +17,22 @@ _LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?)")
 @dataclass
 class LocalityArguments:
     r"""
-    The arguments of the locality loss, to stand before those of a trainer. Which layers are how local is no matter of
-    training: it stands in the model's configuration (`locality_schedule`).
+    The arguments of localist training, to stand before those of a trainer. Which layers are how local is no matter of
+    training: it stands in the model's configuration (`locality_schedule`). [`RECIPES`] has the arguments that are
+    recommended.
 
     Args:
+        training_dials (`list[float]`, *optional*):
+            The places of the dial at which the model trains, in place of the one that is set. `[1]`: held, nothing
+            outside the local sets being in sight, as far as the schedule goes. `[0, 1]`: one set of weights for both
+            ends; rows are dealt over them by their index in the global batch, whatever batches and processes it is cut
+            into. An evaluation measures at the dial that is set, and the loss and the perplexity at these too.
+        distillation_weight (`float`, *optional*, defaults to 0.0):
+            alpha in [0, 1]: the model's own free predictions teach it, `(1 - alpha) * loss + alpha * KL(p_teacher ||
+            p)`, the KL being of the positions whose labels count. See [`~localist_hf.trainers.Teacher`].
+        max_loss_increase (`float`, *optional*):
+            epsilon in nats: the locality loss is trained within a budget in place of a weight. Its weight grows while
+            the KL from the teacher is below, and shrinks while it is above; `locality_weight` is of no account.
         locality_objective (`str`, *optional*, defaults to `"context"`):
             What the loss asks of a localised layer. `"context"`: of the attention that a query pays to other words, a
             share in its block (psi), which cannot be had by looking at itself or at a sink. `"contrast"`: the same, and
@@ -53,6 +65,17 @@ class LocalityArguments:
     ```
     """
 
+    training_dials: list[float] | None = field(
+        default=None, metadata={"help": "Places of the dial to train at, over which rows are dealt: 1, or 0 1."}
+    )
+    distillation_weight: float = field(
+        default=0.0,
+        metadata={"help": "Share of the loss that is KL from the model's own free predictions before training."},
+    )
+    max_loss_increase: float | None = field(
+        default=None,
+        metadata={"help": "Nats of KL from those predictions that locality may cost, in place of --locality-weight."},
+    )
     locality_objective: str = field(
         default="context",
         metadata={
@@ -80,11 +103,39 @@ class LocalityArguments:
         if self.locality_exponent not in (1, 2):
             raise ValueError(f"`locality_exponent` is {self.locality_exponent!r}; it must be 1 or 2.")
         check_not_negative(self, ("locality_weight", "locality_warmup_steps"))
+        self._check_dials()
+        alpha, budget = self.distillation_weight, self.max_loss_increase
+        if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+            raise ValueError(f"`distillation_weight` is {alpha!r}; it must lie in [0, 1].")
+        if budget is not None and not (isinstance(budget, Real) and math.isfinite(budget) and budget > 0):
+            raise ValueError(f"`max_loss_increase` is {budget!r}; it must be a finite number above 0, or None.")
+        if budget is not None and self.locality_weight == 0:
+            raise ValueError(
+                f"`max_loss_increase` is {budget!r} and `locality_weight` 0, which turns the locality loss off that it "
+                "is a budget for; leave one of them out."
+            )
         metric = self.metric_for_best_model
         if self.greater_is_better is None and metric is not None and _LOWER_IS_BETTER.fullmatch(metric):
             self.greater_is_better = False
         super().__post_init__()
 
+    def _check_dials(self) -> None:
+        dials = self.training_dials
+        if dials is None:
+            return
+        is_list = isinstance(dials, Sequence) and not isinstance(dials, str) and dials
+        if not is_list or not all(isinstance(dial, Real) and 0 <= dial <= 1 for dial in dials):
+            raise ValueError(f"`training_dials` is {dials!r}; it must be a list of numbers in [0, 1], or None.")
+        if len(set(dials)) < len(dials):
+            raise ValueError(f"`training_dials` is {dials!r}; no dial may be there twice.")
+
+
+#: Arguments of training that are recommended, by name: `LocalistTrainingArguments(output_dir, **RECIPES["hold"])`.
+#: `"hold"`: for attention that is read at dial 1; `"both"`: for one model at either end of the dial.
+RECIPES: dict[str, dict[str, Any]] = {
+    "hold": {"training_dials": [1], "distillation_weight": 0.9, "locality_weight": 0},
+    "both": {"training_dials": [0, 1], "distillation_weight": 0.9, "locality_weight": 0},
+}
 
 #: These arguments and what trainers set where nothing else is said.
 LOCALITY_ARGUMENTS: dict[str, Any] = {each.name: each.default for each in fields(LocalityArguments)}

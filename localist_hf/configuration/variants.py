@@ -1,6 +1,6 @@
 """
-The locality configurations by name: the seven of arXiv:2511.18375, the paper's losing baseline, fixed windows, and the
-control of its argument, the quintic schedule upside down.
+The locality configurations by name: the seven of arXiv:2511.18375, the paper's losing baseline, fixed windows, the
+control of its argument, the quintic schedule upside down, and the upper half.
 
 A variant is what it sets of [`LocalityFields`]; everything else keeps its default there, so all seven share one way of
 finding blocks and differ in their schedule alone.
@@ -20,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "quartic": {"locality_schedule": "quartic"},
     "quintic": {"locality_schedule": "quintic"},
     "localist": {"locality_schedule": "localist"},  # every layer is local
+    # The layers of the upper half wholly local: where it matters most how blocks are found.
+    "upper_half": {"locality_schedule": "upper_half"},
     # The quintic schedule on blocks that ignore the text, so that the partition is all that differs from `quintic`.
     "window": {"locality_schedule": "quintic", "block_partition": "window"},
     # Early layers local and late ones free: worse, if the paper is right about which layers to localise.

@@ -34,9 +34,15 @@ _WORDS = {
     "num_sink_tokens": "sinks",
     "locality_weight": "weight",
     "locality_dial": "dial",
+    "training_dials": "dials",
+    "distillation_weight": "taught",
+    "max_loss_increase": "budget",
+    "max_steps": "steps",
 }
 #: Of a run's name: the file system takes no more, with what is put behind it.
 _MOST_BYTES = 200
+#: What is of no account where no layer is local. A teacher is.
+_OF_LOCALITY = LOCALITY_ARGUMENTS.keys() - {"distillation_weight"}
 _LOCALITY_FIELDS = {each.name: each.default for each in fields(LocalityFields)}
 
 
@@ -206,13 +212,13 @@ class Grid:
             variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
             training = {name: value for name, value in given.items() if name not in locality}
             if variant == BASELINE_VARIANT:  # without local layers there is no use for them
-                training = {name: value for name, value in training.items() if name not in LOCALITY_ARGUMENTS}
+                training = {name: value for name, value in training.items() if name not in _OF_LOCALITY}
             differences = {
                 name: value
                 for name, value in given.items()
                 if name not in VARIANTS[variant] and name in locality | training
             }
-            words = [f"{_WORDS.get(name, name.replace('_', '-'))}{value}" for name, value in differences.items()]
+            words = [f"{_WORDS.get(name, name.replace('_', '-'))}{_word(value)}" for name, value in differences.items()]
             yield "-".join([variant, *words]), variant, locality, self.training | training
 
     def _shared(self, name: str) -> Any:
@@ -250,6 +256,10 @@ def load_grid(name: str | Path) -> Grid:
         if needed not in values:
             raise ValueError(f"`grid` is {str(name)!r}, which has no `{needed}`.")
     return Grid(**values)
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _check_different(name: str, values: list[Any]) -> None:

@@ -110,9 +110,13 @@ def check_types(name: str, given: Mapping[str, Any], dataclass: type) -> None:
 def _check_hints(name: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
     for key in given.keys() & hints.keys():
         value, hint = given[key], hints[key]
-        is_whole = type(value) is int and float in (hint, *get_args(hint))  # which a float may be
+        checked, kinds = value, (hint, *get_args(hint))  # a float may be a whole number
+        if type(value) is int and float in kinds:
+            checked = float(value)
+        elif isinstance(value, list) and list[float] in kinds:
+            checked = [float(each) if type(each) is int else each for each in value]
         with reraised_as(InputError, TypeError, ValueError, what=f"`{name}` sets {key!r} to {value!r}: "):
-            type_validator(key, float(value) if is_whole else value, hint)
+            type_validator(key, checked, hint)
 
 
 def check_training(values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..configuration import LOCALITY_ARGUMENTS
 from ..whole_file import write_whole
 
 
@@ -38,6 +39,9 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ValueError("it holds no JSON object.")
     if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
         raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
+    for part in (values, *(values.get("earlier_parts") or ())):
+        if isinstance(training := part.get("training"), dict):  # what a version did not know yet is as by default
+            part["training"] = LOCALITY_ARGUMENTS | training
     if isinstance(controls := values.get("controls"), dict):
         values["controls"] = with_present_names(controls)
     for name in METRICS_FIELDS:

@@ -239,7 +239,8 @@ class RunRecord:
     @property
     def settings(self) -> dict[str, Any]:
         """`dict[str, Any]`: what comparable runs may differ in, but for the seed."""
-        return {name: self.locality[name] for name in _VARIANT_FIELDS} | (self.objective or {})
+        taught = {"distillation_weight": self.training["distillation_weight"]}
+        return {name: self.locality[name] for name in _VARIANT_FIELDS} | (self.objective or taught)
 
     def is_base_of(self, other: "RunRecord") -> bool:
         """Whether the other run started from this one's weights."""

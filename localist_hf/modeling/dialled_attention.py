@@ -116,7 +116,7 @@ class _Part(NamedTuple):
 
 def _attend_fused(
     query, key, value, mask, scoring: Scoring, local_set: LocalSet, dial: LayerDial, wanted: Wanted
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
     """As `attend`, by fused kernels: output, parts of the fidelity, fidelity, and entropy in nats, as far as wanted."""
     width, value_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     if query.shape[-1] != value_dim:  # zeros change no score and no output
@@ -167,8 +167,8 @@ def _attend_fused(
         output, entropy = whole.output, whole.entropy
         is_counted = local_set.is_counted()[:, None]
         if not dial.is_on:
-            inside = parts(whole.lse)
-            fidelity = counted_fidelity(sum(inside), is_counted)
+            inside = parts(whole.lse) if wanted.shares else []
+            fidelity = counted_fidelity(sum(inside), is_counted) if wanted.shares else None
         else:
             free = fidelity_of_sums(local.lse, whole.lse, is_counted)
             fidelity, share = dial.turn(free)

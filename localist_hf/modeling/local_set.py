@@ -94,6 +94,10 @@ class LocalSet(NamedTuple):
         starts = torch.where(self.starts < 0, -1, self.starts - first)
         return self._replace(starts=starts, documents=self.documents - first, num_tokens=self.num_tokens - first)
 
+    def of_rows(self, rows: torch.Tensor) -> "LocalSet":
+        """That of some rows of the batch; there is no cache."""
+        return self._replace(starts=self.starts[rows], documents=self.documents[rows])
+
     def for_heads(self, groups: int) -> "LocalSet":
         """The same, its sinks repeated for the query heads that share keys."""
         if self.sink_keys is None:

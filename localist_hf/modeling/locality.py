@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .attention_checks import AttentionChecks
 from .block_partition import document_starts
 from .block_search import BlockSearch, TokenBlocks, token_blocks
-from .dialled_attention import Wanted, attend
+from .dialled_attention import Attended, Wanted, attend
 from .fidelity import LayerDial, Shares
 from .fused_attention import Scoring
 from .local_cache import LocalCacheLayer, check_cache, prepare_cache
@@ -38,6 +38,13 @@ class LayerResult(NamedTuple):
     local_set: LocalSet
 
 
+class RowDials(NamedTuple):
+    """The dial of each layer, for some rows of a batch; `None` for all of them."""
+
+    rows: torch.LongTensor | None
+    of_layers: list[LayerDial]
+
+
 class Locality:
     """
     One forward pass.
@@ -49,8 +56,8 @@ class Locality:
             Layers to measure.
         wanted ([`Wanted`]):
             What is measured of them.
-        dials (`list[LayerDial]`):
-            The dial of each layer.
+        dials (`list[RowDials]`):
+            The dial of each layer; where rows have dials of their own, for each dial.
         documents (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
             First position of each position's document, -1 on padding; those in the cache come first.
         is_packed (`bool`, *optional*, defaults to `False`):
@@ -66,20 +73,22 @@ class Locality:
         config: LocalityFields,
         measured: frozenset[int],
         wanted: Wanted,
-        dials: list[LayerDial],
+        dials: list[RowDials],
         documents: torch.Tensor,
         is_packed: bool = False,
         blocks: TokenBlocks | None = None,
         cache: DynamicCache | None = None,
     ) -> None:
-        self.config, self.measured, self.wanted, self.dials = config, measured, wanted, dials
+        self.config, self.measured, self.wanted = config, measured, wanted
+        self._rows = [each.rows for each in dials]
+        self._dials = list(zip(*(each.of_layers for each in dials), strict=True))  # of each layer
         self.documents, self.is_packed = documents, is_packed
         self._blocks, self._cache = blocks, cache
         self.seen = cache.get_seq_length() if cache is not None else 0
         #: Layers that attend to their local sets only.
-        self.only_local = {layer for layer, dial in enumerate(dials) if dial.is_hard}
+        self.only_local = {layer for layer, some in enumerate(self._dials) if all(dial.is_hard for dial in some)}
         #: Layers that need blocks; the others are plain attention.
-        self.layers = measured | {layer for layer, dial in enumerate(dials) if dial.is_on}
+        self.layers = measured | {layer for layer, some in enumerate(self._dials) if any(dial.is_on for dial in some)}
         #: What is measured, by layer.
         self.results: dict[int, LayerResult] = {}
         # Read once: a configuration's attributes are slow. A text has no more sinks than tokens.
@@ -92,6 +101,11 @@ class Locality:
         self._search = BlockSearch(config, documents, self.layers, cache, None if blocks is None else blocks.blocks)
         self._checks = AttentionChecks(documents, self._sliding_windows, is_packed, self.layers, cache)
         self._local_sets: dict[tuple, LocalSet] = {}
+
+    @property
+    def has_row_dials(self) -> bool:
+        """`bool`: whether rows have dials of their own."""
+        return len(self._rows) > 1
 
     @property
     def num_new_tokens(self) -> int:
@@ -160,19 +174,38 @@ class Locality:
         """
         layer = module.layer_idx
         mask = self._checks.seen_keys(module, attention_mask, query.shape[2], is_causal)
-        dial = self.dials[layer]
-        self._checks.check_attention(layer, scoring.dropout, dial.is_on, scoring.softcap is not None)
+        dials = self._dials[layer]
+        is_dialled = any(dial.is_on for dial in dials)
+        self._checks.check_attention(layer, scoring.dropout, is_dialled, scoring.softcap is not None)
         local_set = self.local_set(layer, query.shape[2], query.device)
         cached = self._cache.layers[layer] if self._cache is not None else None
         if self._num_sinks and isinstance(cached, LocalCacheLayer):
             cached.keep_sinks(self._first_keys[:, 0].to(query.device), key, value)
             local_set = local_set._replace(sink_keys=cached.sinks[0], sink_values=cached.sinks[1])
         wanted = self.wanted if layer in self.measured else Wanted()
-        output, shares, entropy = attend(query, key, value, mask, scoring, local_set, dial, wanted)
+        if all(dial == dials[0] for dial in dials):
+            attended = attend(query, key, value, mask, scoring, local_set, dials[0], wanted)
+        else:
+            attended = self._attend_by_rows(query, key, value, mask, scoring, local_set, dials, wanted)
         if layer in self.measured:
             starts = self._search.blocks_of(layer).starts[:, -query.shape[2] :]
-            self.results[layer] = LayerResult(shares, entropy, starts, local_set)
-        return output
+            self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set)
+        return attended.output
+
+    def _attend_by_rows(self, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
+        """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
+        parts = []
+        for rows, dial in zip(self._rows, dials, strict=True):
+            tensors = [each if each is None or len(each) == 1 else each[rows] for each in (query, key, value, mask)]
+            parts.append(attend(*tensors, scoring, local_set.of_rows(rows), dial, wanted))
+        order = torch.cat(self._rows).argsort()
+        output = torch.cat([part.output for part in parts])[order]
+        shares = entropy = None
+        if wanted.shares:
+            shares = Shares(*(torch.cat(share)[order] for share in zip(*(part.shares for part in parts), strict=True)))
+        if wanted.entropy:
+            entropy = torch.cat([part.entropy for part in parts])[order]
+        return Attended(output, shares, entropy)
 
     def local_set(self, layer: int, query_length: int, device: torch.device) -> LocalSet:
         """What is local to the last queries of a layer; layers may be spread over several devices."""
@@ -208,11 +241,14 @@ def build_locality(
         setting = current_setting(model_config)
         dial = setting.dial if dial is None else dial
         floor = setting.min_fidelity if floor is None else floor
-    check_share("locality_dial", dial)
+    by_dial = {dial: None} if not isinstance(dial, torch.Tensor) else _rows_by_dial(dial, inputs)
+    for each in by_dial:
+        check_share("locality_dial", each)
     check_share("min_fidelity", floor)
     measured, lambdas = request.measured_layers(config.num_hidden_layers), config.locality_lambdas
-    is_dialled = (dial > 0 or floor > 0) and any(lambdas)
-    if (dial > 0 or floor > 0) and not is_dialled:
+    is_asked = floor > 0 or any(each > 0 for each in by_dial)
+    is_dialled = is_asked and any(lambdas)
+    if is_asked and not is_dialled:
         logger.warning_once(
             f"`locality_dial` is {dial} and `min_fidelity` {floor}, which change nothing: no layer is local under the "
             f"`locality_schedule` {config.locality_schedule!r}."
@@ -231,8 +267,29 @@ def build_locality(
     blocks = request.given_blocks(documents, config.num_previous_blocks, query_length, cache)
     if blocks is None:
         blocks = token_blocks(config, inputs.input_ids, documents, cache)
-    dials = [LayerDial.of_layer(dial, floor, value) for value in lambdas]
+    dials = [
+        RowDials(rows, [LayerDial.of_layer(each, floor, value) for value in lambdas]) for each, rows in by_dial.items()
+    ]
     wanted = Wanted(shares=True, entropy=request.output_entropy)
     locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache)
     check_cache(cache, locality.only_local)
     return locality
+
+
+def _rows_by_dial(dial: torch.Tensor, inputs: NativeInputs) -> dict[float, torch.LongTensor | None]:
+    """The rows of a batch by their dial, where each has its own; `None` for all rows."""
+    shape = () if inputs.tokens is None else inputs.tokens.shape[:1]
+    if dial.shape != shape:
+        raise ValueError(
+            f"`locality_dial` has the shape {tuple(dial.shape)}; it must be a number, or, of a batch, one for each row "
+            f"{tuple(shape)}."
+        )
+    if torch.compiler.is_compiling():
+        raise ValueError("`locality_dial` is a tensor, whose values no compiled graph reads; compile with a number.")
+    of_rows = dial.tolist()
+    if len(set(of_rows)) == 1:
+        return {of_rows[0]: None}
+    if inputs.cache is not None or inputs.use_cache:
+        raise ValueError("`locality_dial` differs from row to row, which no cache allows; pass `use_cache=False`.")
+    places = {each: [row for row, value in enumerate(of_rows) if value == each] for each in sorted(set(of_rows))}
+    return {each: torch.tensor(rows, device=inputs.tokens.device) for each, rows in places.items()}

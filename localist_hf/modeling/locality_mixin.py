@@ -174,7 +174,7 @@ class LocalistMixin:
 
     def _prepare_cache(self, locality: Locality, kwargs: dict[str, Any]) -> None:
         """The cache that the native model would make, ready for what is asked."""
-        if locality.is_packed:
+        if locality.is_packed or locality.has_row_dials:
             kwargs["use_cache"] = False  # transformers separates packed documents only where there is no cache
         use_cache = self.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
         made = None

@@ -36,7 +36,7 @@ _PACKED_AND_CACHED = (
 
 @dataclass(frozen=True)
 class LocalityRequest:
-    """
+    r"""
     The arguments that localist models add to those of the native ones.
 
     Args:
@@ -54,15 +54,17 @@ class LocalityRequest:
         local_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             In place of blocks, for measuring what is no partition, such as the last n keys: the first key of the
             stretch that is local to each token. The whole stretch then counts as its block.
-        locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*):
-            The dial and the guarantee of the configuration, for this call in place of what is set.
+        locality_dial (`float` or `torch.Tensor` of shape `(batch_size,)`, *optional*), min_fidelity (`float`, \
+        *optional*):
+            The dial and the guarantee of the configuration, for this call in place of what is set. A tensor has a dial
+            for each row, where there is no cache.
     """
 
     output_fidelity: bool | Sequence[int] | None = None
     output_entropy: bool = False
     block_starts: torch.LongTensor | None = None
     local_starts: torch.LongTensor | None = None
-    locality_dial: float | None = None
+    locality_dial: float | torch.Tensor | None = None
     min_fidelity: float | None = None
 
     def measured_layers(self, num_layers: int) -> frozenset[int]:

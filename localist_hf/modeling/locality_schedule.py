@@ -7,12 +7,14 @@ from collections.abc import Sequence
 #: Exponent p of each polynomial schedule, `lambda_l = (l / (L - 1)) ** p`.
 POLYNOMIAL_DEGREES = {"linear": 1, "quadratic": 2, "cubic": 3, "quartic": 4, "quintic": 5}
 
+#: Wholly local from layer `num_layers // 2` on, free below: this project's own, to compare ways of finding blocks by.
+_UPPER_HALF = "upper_half"
 #: A polynomial schedule from the last layer to the first, as `"reverse_quintic"`: early layers local, late ones free.
 _REVERSE = "reverse_"
 
 #: Every schedule that has a name. Any list of `num_layers` numbers in [0, 1] is a schedule too.
 SCHEDULE_NAMES = (
-    "distributed", *POLYNOMIAL_DEGREES, "localist", *(f"{_REVERSE}{name}" for name in POLYNOMIAL_DEGREES)
+    "distributed", *POLYNOMIAL_DEGREES, "localist", _UPPER_HALF, *(f"{_REVERSE}{name}" for name in POLYNOMIAL_DEGREES)
 )  # fmt: skip
 
 
@@ -24,7 +26,8 @@ def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[f
     the first layer is free and the last fully localised; `"distributed"` is 0 and `"localist"` 1 in every layer
     (arXiv:2511.18375). A model of one layer has `lambda = 1` under every polynomial schedule. With `"reverse_"` before
     its name a polynomial schedule runs from the last layer to the first, which is the control of the paper's argument
-    that late layers are the ones to localise.
+    that late layers are the ones to localise. `"upper_half"` is 1 in the layers from `num_layers // 2` on and 0 below,
+    where the blocks matter most (this project's own).
 
     Args:
         schedule (`str` or `Sequence[float]`):
@@ -48,6 +51,8 @@ def schedule_lambdas(schedule: str | Sequence[float], num_layers: int) -> list[f
     if isinstance(schedule, str):
         if schedule == "distributed":
             return [0.0] * num_layers
+        if schedule == _UPPER_HALF:
+            return [float(layer >= num_layers // 2) for layer in range(num_layers)]
         degree = POLYNOMIAL_DEGREES.get(schedule.removeprefix(_REVERSE))
         if schedule == "localist" or (degree is not None and num_layers == 1):
             return [1.0] * num_layers

@@ -1,6 +1,7 @@
-"""Training with the scheduled locality loss."""
+"""Training with the scheduled locality loss, at dials, under a teacher and within a budget."""
 
 from ..configuration import LocalityArguments
+from .distillation import Teacher
 from .localist_trainer import LocalistTrainer
 from .localist_training_arguments import LocalistTrainingArguments
 from .locality_loss import locality_loss
@@ -11,5 +12,5 @@ from .run_history import RunHistory
 
 __all__ = [
     "LocalistTrainer", "LocalistTrainingArguments", "LocalityArguments", "LocalityLossMixin", "RunHistory",
-    "locality_loss", "record_of_trainer",
+    "Teacher", "locality_loss", "record_of_trainer",
 ]  # fmt: skip

@@ -1,6 +1,12 @@
-"""The locality loss of one layer."""
+"""The locality loss of one layer, and its weight under a budget."""
+
+import math
 
 import torch
+
+
+# How fast the weight under a budget changes in a step, and its bounds.
+_RATE, _LEAST, _MOST = 0.05, 1e-3, 1e3
 
 
 def locality_loss(
@@ -41,3 +47,18 @@ def locality_loss(
     totals = torch.zeros_like(shortfall).scatter_add(1, documents, shortfall)
     counts = torch.zeros_like(shortfall).scatter_add(1, documents, fidelity_mask.to(shortfall.dtype))
     return (totals / counts.clamp(min=1)).sum(dim=1)
+
+
+def next_weight(weight: float, divergence: float, budget: float) -> float:
+    """
+    The weight of the locality loss in the next step, under a budget: more of it while the divergence from the teacher
+    is below the budget, less while it is above, as GECO (arXiv:1810.00597) moves the multiplier of a constraint.
+
+    Args:
+        weight (`float`):
+            That of this step.
+        divergence (`float`), budget (`float`):
+            KL from the teacher, the mean of the last steps, and what it may be, in nats.
+    """
+    slack = max(-1.0, min(1.0, 1 - divergence / budget))
+    return max(_LEAST, min(_MOST, weight * math.exp(_RATE * slack)))

@@ -15,7 +15,6 @@ from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.kept_attention import KeptAttention
-from ..evaluation.locality_meter import label_losses
 from ..evaluation.share_sums import share_means, share_sums
 from ..modeling.block_partition import document_starts
 from ..modeling.fidelity import context_fidelity
@@ -25,6 +24,7 @@ from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
 from .resumption import ResumptionMixin
 from .run_history import RunHistory, find_history
+from .self_teaching import SelfTeachingMixin, label_losses_of_rows
 
 
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
@@ -36,7 +36,7 @@ _LOGGED_SUMS = (*SHARES, "num_counted")
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
 
-class LocalityLossMixin(ResumptionMixin):
+class LocalityLossMixin(SelfTeachingMixin):
     """
     Adds the scheduled locality loss to the loss of a [`~transformers.Trainer`] of any kind, before which it stands
     among the bases of a class: `loss + locality_weight * warm(t) * (1 / L) * sum_l lambda_l * loss_l`, with `lambda_l`
@@ -58,6 +58,10 @@ class LocalityLossMixin(ResumptionMixin):
     perplexity where batches have labels; `eval_loss` is the trainer's own. Where TRL's trainers log an `entropy`, it is
     that of the predictions; that of the attention stands in `eval_entropy_layer_<l>`.
 
+    With `training_dials` the model trains at these places of the dial. With `distillation_weight` or
+    `max_loss_increase` it has a [`Teacher`]: the logs hold the KL from it over the positions of the labels, in nats, as
+    `distillation_loss`, and, under a budget, the weight that the locality loss has come to as `locality_weight`.
+
     A run that goes on from a checkpoint ends as if it had not been stopped; see [`ResumptionMixin`].
 
     Tested with `Trainer`, and TRL's `SFTTrainer` and `DPOTrainer`. Batches must hold `input_ids`: trainers that write
@@ -66,6 +70,9 @@ class LocalityLossMixin(ResumptionMixin):
     Args:
         args, kwargs:
             What the trainer takes. Its `args` must be [`LocalityArguments`] too.
+        teacher (`nn.Module`, *optional*):
+            A causal language model with the same tokenizer to learn from, in place of the model's own predictions
+            before the training; it is frozen.
 
     Raises:
         ValueError: for a model, arguments or a trainer of another kind, or for sequences longer than the model's
@@ -83,7 +90,7 @@ class LocalityLossMixin(ResumptionMixin):
     ```
     """
 
-    _of_epoch = (*ResumptionMixin._of_epoch, "_training_sums", "_first_step")
+    _of_epoch = (*SelfTeachingMixin._of_epoch, "_log_sums", "_log_begin")
     #: Whether `eval_loss` is the mean over all labels, and not the trainer's own mean over batches.
     _measures_loss = False
 
@@ -117,6 +124,7 @@ class LocalityLossMixin(ResumptionMixin):
             check_model("model", model)
         super().__init__(*args, **kwargs)
         check_model("model", self.model)
+        self._find_teacher()
         for name, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
             parts = dataset if isinstance(dataset, Mapping) else {None: dataset}
             for part, rows in parts.items():
@@ -129,8 +137,8 @@ class LocalityLossMixin(ResumptionMixin):
     def _begin_run(self) -> None:
         """Forgets what a run before has left, however that ended: trainers are used again."""
         self._num_sequences: int | torch.Tensor = 0  # of the accumulated batch, the mean over processes
-        self._training_sums: torch.Tensor | None = None  # since the last log, and the step at which they began
-        self._first_step = 0
+        self._log_sums: dict[str, torch.Tensor] = {}  # since the last log, and the step at which they began
+        self._log_begin = 0
         self._has_labels = False
         super()._begin_run()
 
@@ -145,6 +153,7 @@ class LocalityLossMixin(ResumptionMixin):
         check_model("model_init()", model)
         if "callback_handler" in vars(self):  # at the beginning of a run; before, the trainer is being made
             find_history(self).restart(model.name_or_path)
+            self._find_teacher(model)
         return model
 
     def get_batch_samples(
@@ -187,35 +196,55 @@ class LocalityLossMixin(ResumptionMixin):
                 nothing = measured.measurements.fidelity_mask[0].new_zeros(len(inputs["input_ids"]))
                 self._meter.add(measured.measurements, nothing, nothing, self.accelerator.gather)
             else:
-                losses = _label_losses(measured.outputs, labels)
+                losses = label_losses_of_rows(measured.outputs, labels)
                 self._meter.add(measured.measurements, *losses, self.accelerator.gather_for_metrics)
+                if self._lambdas:
+                    self._add_losses_at_dials(model, inputs, labels)
             if not return_outputs:
                 return result
             loss, outputs = result
             # What is measured is no prediction for `Trainer` to gather.
             return loss, type(outputs)(**{name: outputs[name] for name in outputs if name not in MEASUREMENTS})
 
-        if not self._lambdas or self.args.locality_weight == 0:
+        is_local = bool(self._lambdas) and self.args.locality_weight > 0
+        request = self._dial(inputs) if self._lambdas else {}
+        if not is_local and not request and self._teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        attended = KeptAttention(self.model.config) if self.args.locality_objective == "contrast" else None
-        request = {} if attended is None else {"observer": attended.keep}
-        measured = MeasuredModel(model, output_fidelity=tuple(self._lambdas), **request)
+        dial = {"locality_dial": None} | request
+        attended = None
+        if is_local:
+            request["output_fidelity"] = tuple(self._lambdas)
+            if self.args.locality_objective == "contrast":
+                attended = KeptAttention(self.model.config)
+                request["observer"] = attended.keep
+        measured = MeasuredModel(model, self._teacher, **request)
         text = {name: inputs[name] for name in _TEXT_ARGUMENTS if inputs.get(name) is not None}
         result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
         own_loss = (result[0] if return_outputs else result).mean()  # `nn.DataParallel` gives one for each device
         is_part = self._is_part(num_items_in_batch)
-        documents = measured.measurements.document_starts if _is_packed(inputs) else None
-        if is_part:
-            num_sequences = self._num_sequences
-        else:
-            num_sequences = len(inputs["input_ids"]) if documents is None else _count_documents(documents)
-        moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text)
-        locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
-        locality = locality.to(own_loss.device)
         steps = 1 if is_part else self.current_gradient_accumulation_steps
-        self._add_to_log(own_loss, locality, measured.measurements, steps)
-        loss = own_loss + self.args.locality_weight * self._warmup() * locality
+        self._add_to_log(own=own_loss.detach() / steps)
+        loss = own_loss
+        if self._teacher is not None:
+            divergence = self._divergence(measured, labels, num_items_in_batch if is_part else None)
+            divergence = divergence.to(own_loss.device)
+            self._add_to_log(divergence=divergence.detach() / steps)
+            loss = loss.lerp(divergence, self.args.distillation_weight)
+        if is_local:
+            documents = measured.measurements.document_starts if _is_packed(inputs) else None
+            if is_part:
+                num_sequences = self._num_sequences
+            else:
+                num_sequences = len(inputs["input_ids"]) if documents is None else _count_documents(documents)
+            moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text, dial)
+            locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
+            locality = locality.to(own_loss.device)
+            shares = share_sums(measured.measurements)
+            shares = torch.stack([shares[name][..., 0].sum(0) for name in _LOGGED_SUMS])
+            self._add_to_log(locality=locality.detach() / steps, shares=shares)
+            weight = self.args.locality_weight if self.args.max_loss_increase is None else self._budget_weight
+            loss = loss + weight * self._warmup() * locality
         return (loss, result[1]) if return_outputs else loss
 
     def _is_part(self, num_items_in_batch: torch.Tensor | int | None) -> bool:
@@ -229,7 +258,11 @@ class LocalityLossMixin(ResumptionMixin):
         return is_normalized or self.compute_loss_func is not None
 
     def _on_moved_blocks(
-        self, measured: LocalityMeasurements, attended: KeptAttention, text: dict[str, torch.Tensor]
+        self,
+        measured: LocalityMeasurements,
+        attended: KeptAttention,
+        text: dict[str, torch.Tensor],
+        dial: dict[str, Any],
     ) -> LocalityMeasurements:
         """What the attention measures, given the same, on the text's blocks moved along it, anew in every batch."""
         starts = measured.block_starts[-1]
@@ -239,7 +272,7 @@ class LocalityLossMixin(ResumptionMixin):
                 f"has {text['input_ids'].shape[1]}) does not allow; choose 'context'."
             )
         moved = moved_blocks(starts, measured.document_starts.to(starts.device), torch.rand(()).item())
-        dial = {"locality_dial": None, "min_fidelity": None}  # as the model's own
+        dial |= {"min_fidelity": None}  # as the model's own
         return attended.measure(text, tuple(self._lambdas), **dial, block_starts=moved)
 
     def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
@@ -282,33 +315,35 @@ class LocalityLossMixin(ResumptionMixin):
         steps = steps * self.state.max_steps if steps < 1 else steps
         return min(1.0, (self.state.global_step + 1) / steps) if steps else 1.0
 
-    def _add_to_log(
-        self, own_loss: torch.Tensor, locality: torch.Tensor, measured: LocalityMeasurements, steps: int
-    ) -> None:
-        """Adds a batch's losses, and the sums and number of its counted attention shares, to those of the next log."""
-        of_rows = share_sums(measured)
-        shares = torch.cat([of_rows[name] for name in _LOGGED_SUMS], dim=-1).sum(0)
-        losses = torch.stack((own_loss.detach(), locality.detach())) / steps
-        sums = torch.cat([each.flatten().to(own_loss.device, torch.float32) for each in (losses, shares)])
-        if self._training_sums is None:
-            self._training_sums, self._first_step = sums, self.state.global_step
-        else:
-            self._training_sums = self._training_sums.to(sums.device) + sums
+    def _add_to_log(self, **sums: torch.Tensor) -> None:
+        """Adds to the sums of the next log."""
+        if not self._log_sums:
+            self._log_begin = self.state.global_step
+        for name, value in sums.items():
+            former = self._log_sums.get(name)
+            value = value.float()
+            self._log_sums[name] = value if former is None else former.to(value.device) + value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs what the trainer logs; a training step's losses and attention shares with it."""
-        if "loss" in logs and self._training_sums is not None:
-            sums = self.accelerator.reduce(self._training_sums.to(self.args.device), "mean").tolist()
-            steps = max(1, self.state.global_step - self._first_step)
-            own_loss = "lm_loss" if self._has_labels else "task_loss"
-            logs |= {own_loss: sums[0] / steps, "locality_loss": sums[1] / steps}
-            totals = torch.tensor(sums[2:], dtype=torch.float64).view(-1, len(_LOGGED_SUMS))
-            means = share_means(dict(zip(_LOGGED_SUMS, totals.T, strict=True)))
-            for at, layer in enumerate(self._lambdas):
-                if totals[at, -1]:
-                    names = (*SHARES, "fidelity", *(["context_fidelity"] if means["context_share"][at] > 0 else []))
-                    logs |= {f"{name}_layer_{layer}": means[name][at].item() for name in names}
-            self._training_sums = None
+        if "loss" in logs and self._log_sums:
+            sums = self.accelerator.reduce(
+                {name: value.to(self.args.device) for name, value in self._log_sums.items()}, "mean"
+            )
+            steps = max(1, self.state.global_step - self._log_begin)
+            names = {"own": "lm_loss" if self._has_labels else "task_loss"}
+            names |= {"divergence": "distillation_loss", "locality": "locality_loss"}
+            logs |= {names[name]: value.item() / steps for name, value in sums.items() if name in names}
+            if self.args.max_loss_increase is not None:
+                logs["locality_weight"] = self._budget_weight
+            if "shares" in sums:
+                totals = sums["shares"].cpu().double()
+                means = share_means(dict(zip(_LOGGED_SUMS, totals, strict=True)))
+                for at, layer in enumerate(self._lambdas):
+                    if totals[-1, at]:
+                        names = (*SHARES, "fidelity", *(["context_fidelity"] if means["context_share"][at] > 0 else []))
+                        logs |= {f"{name}_layer_{layer}": means[name][at].item() for name in names}
+            self._log_sums = {}
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -335,14 +370,6 @@ class LocalityLossMixin(ResumptionMixin):
             super()._save(output_dir, state_dict)
         finally:
             model.__class__ = sharded
-
-
-def _label_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As [`~localist_hf.evaluation.locality_meter.label_losses`], of the outputs of TRL's head too."""
-    length = labels.shape[1]  # before which PEFT may put learned tokens of its own
-    if "log_probs" in outputs:
-        return -outputs.log_probs[:, 1 - length :].sum(1), outputs.label_mask[:, 1 - length :].sum(1)
-    return label_losses(outputs.logits[:, -length:], labels)
 
 
 def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:

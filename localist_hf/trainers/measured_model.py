@@ -7,6 +7,7 @@ from torch import nn
 
 from ..evaluation.check_model import core_model
 from ..modeling.locality_mixin import LocalityMeasurements
+from .distillation import Teacher, logits_of_head
 
 
 class MeasuredModel:
@@ -18,17 +19,22 @@ class MeasuredModel:
     Args:
         model (`nn.Module`):
             The model as the trainer calls it, perhaps wrapped or with an adapter.
+        teacher ([`Teacher`], *optional*):
+            Whose predictions of the same are wanted.
         request (`Any`):
             Arguments of the model's `forward` that ask for measurements.
     """
 
-    def __init__(self, model: nn.Module, **request: Any) -> None:
+    def __init__(self, model: nn.Module, teacher: Teacher | None = None, **request: Any) -> None:
         self._model = model
+        self._teacher = teacher
         self._request = request
         self._is_differentiated = torch.is_grad_enabled()
         self._measurements: LocalityMeasurements | None = None
         #: What the call returned.
         self.outputs: Any = None
+        #: What the teacher predicts, where there is one.
+        self.teacher_logits: torch.Tensor | None = None
 
     @property
     def measurements(self) -> LocalityMeasurements:
@@ -42,12 +48,21 @@ class MeasuredModel:
             raise RuntimeError("The trainer's `compute_loss` did not call the model that it was given.")
         return self._measurements
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """What the call predicted, also where the trainer makes no logits."""
+        if "logits" in self.outputs:
+            return self.outputs.logits
+        return logits_of_head(core_model(self._model), self.measurements.last_hidden_state)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.outputs is not None or torch.is_grad_enabled() != self._is_differentiated:
             return self._model(*args, **kwargs)
+        if self._teacher is not None:  # before the call, whose activations stay
+            self.teacher_logits = self._teacher.logits(self._model, kwargs)
         kwargs |= self._request
         if not kwargs.get("fused_lm_head"):
             self.outputs = self._measurements = self._model(*args, **kwargs)

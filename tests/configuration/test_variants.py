@@ -6,12 +6,12 @@ from localist_hf import LocalistGPT2Config
 from localist_hf.configuration import BASELINE_VARIANT, PAPER_VARIANTS, VARIANTS, variant_config, variant_name
 
 
-def test_the_seven_of_the_paper_its_baseline_and_its_reverse() -> None:
+def test_the_seven_of_the_paper_its_baseline_its_reverse_and_the_upper_half() -> None:
     assert list(VARIANTS) == [
-        "distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist", "window",
-        "reverse_quintic",
+        "distributed", "linear", "quadratic", "cubic", "quartic", "quintic", "localist", "upper_half",
+        "window", "reverse_quintic",
     ]  # fmt: skip
-    assert [*PAPER_VARIANTS, "window", "reverse_quintic"] == list(VARIANTS)
+    assert [*PAPER_VARIANTS, "upper_half", "window", "reverse_quintic"] == list(VARIANTS)
     assert BASELINE_VARIANT in VARIANTS
 
 

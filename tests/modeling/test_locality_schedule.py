@@ -8,13 +8,21 @@ from localist_hf.modeling.locality_schedule import SCHEDULE_NAMES, schedule_lamb
 POLYNOMIALS = {"linear": 1, "quadratic": 2, "cubic": 3, "quartic": 4, "quintic": 5}
 
 
-def test_the_seven_schedules_of_the_paper_and_the_reverse_ones_have_names():
+def test_the_seven_schedules_of_the_paper_the_upper_half_and_the_reverse_ones_have_names():
     assert set(SCHEDULE_NAMES) == {
         "distributed",
         "localist",
+        "upper_half",
         *POLYNOMIALS,
         *(f"reverse_{name}" for name in POLYNOMIALS),
     }
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "lambdas"), [(1, [1]), (2, [0, 1]), (5, [0, 0, 1, 1, 1]), (6, [0, 0, 0, 1, 1, 1])]
+)
+def test_the_upper_half_is_local_and_the_rest_free(num_layers: int, lambdas: list[int]):
+    assert schedule_lambdas("upper_half", num_layers) == lambdas
 
 
 @pytest.mark.parametrize("name", POLYNOMIALS)

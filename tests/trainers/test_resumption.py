@@ -31,7 +31,8 @@ def make_trainer(make_model, make_text) -> Callable[..., Trainer]:
     """A trainer of a tiny model with dropout, five sequences of training text, two in a batch: three steps an epoch."""
 
     def make(folder: Path, kind: str = "own", callbacks: list | None = None, **arguments) -> Trainer:
-        model = make_model(n_layer=2, n_embd=16, locality_schedule="linear", attn_pdrop=0.1, resid_pdrop=0.1)
+        dropout = 0.0 if kind == "without dropout" else 0.1
+        model = make_model(n_layer=2, n_embd=16, locality_schedule="linear", attn_pdrop=dropout, resid_pdrop=0.1)
         if kind == "adapter":
             model = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
         of_trainer, of_arguments = (
@@ -106,6 +107,11 @@ SETTINGS = {
     "few are kept": {"save_total_limit": 1, "include_num_input_tokens_seen": "non_padding"},
     "in an order by length": {"train_sampling_strategy": "group_by_length", "max_steps": 7, "save_steps": 3},
     "an adapter": {"kind": "adapter", "max_steps": 3},
+    "held and taught": {"training_dials": [0, 1], "distillation_weight": 0.9, "kind": "without dropout"},
+    "an adapter within a budget": {
+        "kind": "adapter", "max_loss_increase": 0.05, "locality_objective": "context", "save_steps": 1,
+        "gradient_accumulation_steps": 2,
+    },
     "a trainer of one's own": {"kind": "mixin", "max_steps": 3},
 }  # fmt: skip
 
