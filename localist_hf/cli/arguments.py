@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..command_line import CommandParser
-from ..configuration import LOCALITY_ARGUMENTS, VARIANTS, variant_config
+from ..configuration import LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config
 from ..errors import INPUT_ERRORS, InputError, one_line, reraised_as
 from ..experiments.json_text import load_json
 from ..experiments.text_files import file_fault
@@ -41,6 +41,12 @@ class RunArguments:
         metadata={
             "help": f"Locality configuration: {', '.join(VARIANTS)}; {DEFAULT_VARIANT} if neither it nor a "
             "`locality_schedule` in --locality is given."
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Recommended training arguments by name, {' or '.join(RECIPES)}; flags that are given come first."
         },
     )
     model: str = field(
@@ -113,7 +119,7 @@ _FIXED = (
 )  # fmt: skip
 #: Flags of one part of a run alone, and what is secret.
 _NOT_KEPT = {
-    "config", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_token", "local_rank",
+    "config", "recipe", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "hub_token", "local_rank",
 }  # fmt: skip
 _JSON_FLAGS = ("locality", *JSON_FLAGS)
 
@@ -202,12 +208,17 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
 
 
 def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
-    """Reads the flags of a command line; before them come those of its YAML file, and before these the saved ones."""
+    """
+    Reads the flags of a command line; before them come those of its YAML file, before these the saved ones, and first
+    of all those of the recipe that it names.
+    """
     parser = build_parser()
     path = parser.parse_args(arguments).config
-    flags = _as_flags(saved or {}, parser)
-    if path is not None:
-        flags += _yaml_flags(path, parser)
+    flags = [] if path is None else _yaml_flags(path, parser)
+    recipe = parser.parse_args([*flags, *arguments]).recipe
+    if recipe is not None and recipe not in RECIPES:
+        raise InputError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
+    flags = [*_as_flags(RECIPES.get(recipe, {}) | (saved or {}), parser), *flags]
     return parser.parse_args([*flags, *arguments])
 
 
@@ -298,7 +309,7 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
     known = vars(build_parser().parse_args([])).keys() - _NOT_KEPT
     if isinstance(saved, dict):
-        saved = {"locality_objective": "context"} | saved  # which 0.2 left out
+        saved = LOCALITY_ARGUMENTS | saved  # of which earlier versions had not all
     if not isinstance(saved, dict) or not set(_FIXED) <= saved.keys() <= known | {TEXT_PREFIX}:
         raise InputError(f"{str(path)!r} is not complete, or was written by another version of `localist-hf train`.")
     return saved

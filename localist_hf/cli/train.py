@@ -1,6 +1,7 @@
 """`localist-hf train`: fine-tune one model under one locality configuration."""
 
 import copy
+import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from ..configuration import variant_config, variant_name
+from ..configuration import RECIPES, variant_config, variant_name
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import layer_table, text_prefix
+from ..evaluation.block_controls import Losses
+from ..evaluation.measure import evaluation_batches
 from ..experiments.data import check_source, check_token_ids, load_text, train_and_validation
 from ..experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
 from ..experiments.training_checks import check_metric, check_optimizer, check_rank, check_schedule
@@ -28,7 +31,7 @@ from ..hub.loading import (
     load_tokenizer,
     without_weights,
 )
-from ..modeling.locality_dial import DIAL_FIELDS
+from ..modeling.locality_dial import DIAL_FIELDS, current_setting
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
 from .arguments import TEXT_PREFIX, RunArguments, parse
@@ -177,6 +180,35 @@ def card_of(run: RunArguments) -> dict[str, Any]:
     return data | {"evaluation_split": "validation", "language": run.language, "license": run.license}
 
 
+def free_loss(trainer: LocalistTrainer) -> float:
+    """The mean loss of the evaluation's labels at dial 0 before the training, in nats."""
+    model, losses = trainer.model, Losses()
+    batches = evaluation_batches(model, trainer.eval_dataset, trainer.args.per_device_eval_batch_size, None)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # of which a loader takes
+        for inputs, labels in batches:
+            losses.add(model(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0), labels)
+    return losses.sums.sum().item() / losses.num_labels
+
+
+def warn_of_damage(before: float, after: float, args: LocalistTrainingArguments) -> None:
+    """Says so where a model predicts held-out text worse at dial 0 than it did before the training."""
+    if not after > before:
+        return
+    remedies = [f"a lower `--learning-rate` (it is {args.learning_rate:g})"]
+    if args.distillation_weight == 0:
+        remedies.append("`--distillation-weight 0.9`, which keeps the model to its own predictions")
+    if args.training_dials is not None and 0 not in args.training_dials:
+        remedies.append("`--recipe both`, if it is to be used at dial 0: this one was trained at another")
+    print(
+        f"\nAt dial 0 the training has done damage: perplexity {math.exp(before):.2f} on held-out text before, "
+        f"{math.exp(after):.2f} after. Try {'; or '.join(remedies)}."
+    )
+
+
+def _as_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf train` with these arguments."""
     run, args, kept = parse(arguments)
@@ -190,11 +222,21 @@ def main(arguments: list[str]) -> None:
             if run.overwrite_output_dir:
                 start_anew(folder)
             claim(folder, "run", TRAINING_FILES)
+        if run.recipe is not None and args.process_index == 0:
+            flags = (f"--{name.replace('_', '-')} {_as_text(getattr(args, name))}" for name in RECIPES[run.recipe])
+            print(f"`recipe` {run.recipe!r} stands for: {' '.join(flags)}", flush=True)
+        before = free_loss(trainer) if args.process_index == 0 else math.nan
         metrics = run_training(trainer, kept, **card_of(run))
     if args.process_index > 0:
         return
     locality = trainer.model.config.locality
     under = "".join(f", {name} {value:g}" for name in DIAL_FIELDS if (value := getattr(locality, name)))
-    print(f"\n{run.variant or 'own schedule'}{under}: perplexity {metrics['perplexity']:.2f} on held-out text\n")
+    of_dials = {name.removeprefix("perplexity_at_"): metrics[name] for name in metrics if "perplexity_at_" in name}
+    others = "".join(f", {value:.2f} at {name.replace('_', ' ')}" for name, value in of_dials.items())
+    print(
+        f"\n{run.variant or 'own schedule'}{under}: perplexity {metrics['perplexity']:.2f} on held-out text{others}\n"
+    )
     print(layer_table(metrics, locality.locality_lambdas))
+    if current_setting(trainer.model.config).dial == 0:
+        warn_of_damage(before, metrics["loss"], args)
     print(f"\nSaved to {args.output_dir}")

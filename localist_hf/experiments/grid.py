@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, VARIANTS, variant_config, variant_name
+from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config, variant_name
 from ..modeling import LocalityFields
 from .text_files import file_fault
 from .yaml_files import TypedLoader
@@ -84,8 +84,9 @@ class Grid:
     Args:
         runs (`list[dict[str, Any]]`):
             Products: every combination of the values of its keys, each a value or a list, is a run. `variant` must be
-            among the keys; the others are fields of [`LocalityFields`] and training arguments. What two products
-            have in common is trained once. One run must be of the baseline, `"distributed"`.
+            among the keys; the others are `recipe`, a name in `RECIPES`, fields of [`LocalityFields`] and training
+            arguments. What two products have in common is trained once. One run must be of the baseline,
+            `"distributed"`.
         seeds (`list[int]`):
             Every run is trained from each.
         training (`dict[str, Any]`, *optional*):
@@ -195,8 +196,15 @@ class Grid:
             if not isinstance(variant, str):
                 raise ValueError(f"`variant` is {variant!r}; it must be a name.")
             of_variant = variant_config(variant)
+            recipe = given.pop("recipe", None)
+            if recipe is not None and recipe not in RECIPES:
+                raise ValueError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
+            of_recipe = {} if recipe is None else RECIPES[recipe]
+            if variant == BASELINE_VARIANT:  # without local layers there is no use for the rest
+                given, recipe, of_recipe = of_recipe | given, None, {}
             # What the grid's runs have anyway makes no other run.
-            given = {name: value for name, value in given.items() if name in of_variant or value != self._shared(name)}
+            shared = _LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | self.training | of_recipe
+            given = {name: value for name, value in given.items() if name in of_variant or value != shared.get(name)}
             locality = {name: value for name, value in given.items() if name in _LOCALITY_FIELDS}
             for name, value in locality.items():
                 if of_variant.get(name, value) != value:
@@ -210,8 +218,8 @@ class Grid:
                 )  # so that a run is the same in a grid with windows and in one without
             # `quintic` on windows is the variant `window`.
             variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
-            training = {name: value for name, value in given.items() if name not in locality}
-            if variant == BASELINE_VARIANT:  # without local layers there is no use for them
+            training = of_recipe | {name: value for name, value in given.items() if name not in locality}
+            if variant == BASELINE_VARIANT:
                 training = {name: value for name, value in training.items() if name not in _OF_LOCALITY}
             differences = {
                 name: value
@@ -219,11 +227,8 @@ class Grid:
                 if name not in VARIANTS[variant] and name in locality | training
             }
             words = [f"{_WORDS.get(name, name.replace('_', '-'))}{_word(value)}" for name, value in differences.items()]
-            yield "-".join([variant, *words]), variant, locality, self.training | training
-
-    def _shared(self, name: str) -> Any:
-        """Returns what the grid's runs have if they do not say otherwise."""
-        return (_LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | self.training).get(name)
+            name = "-".join([variant, *filter(None, [recipe]), *words])
+            yield name, variant, locality, self.training | training
 
 
 def load_grid(name: str | Path) -> Grid:
@@ -259,7 +264,7 @@ def load_grid(name: str | Path) -> Grid:
 
 
 def _word(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "_".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _check_different(name: str, values: list[Any]) -> None:

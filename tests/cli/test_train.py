@@ -89,6 +89,29 @@ def test_a_run_leaves_a_model_that_loads_and_its_results(flags, tmp_path: Path, 
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
 
 
+def test_a_recipe_stands_for_its_arguments_which_flags_and_yaml_overrule(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("recipe: hold\nlocality_weight: 2.5\n")
+    _, args, kept = parse(["--config", str(path), "--training-dials", "0", "1"])
+    assert (args.training_dials, args.distillation_weight, args.locality_weight) == ([0, 1], 0.9, 2.5)
+    assert "recipe" not in kept
+    refused(capsys, "`recipe` is 'fry'; allowed are 'hold', 'both'.", "--recipe", "fry")
+
+
+def test_a_held_run_says_what_it_stands_for_what_it_costs_and_what_it_broke(flags, tmp_path: Path, capsys) -> None:
+    train("--recipe", "hold", *flags, "--learning-rate", "0.5")
+    printed = capsys.readouterr().out
+    assert "`recipe` 'hold' stands for: --training-dials 1.0 --distillation-weight 0.9 --locality-weight 0" in printed
+    metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert f"on held-out text, {metrics['eval_perplexity_at_dial_1']:.2f} at dial 1" in printed
+    assert "At dial 0 the training has done damage: perplexity " in printed
+    assert "Try a lower `--learning-rate` (it is 0.5); or `--recipe both`, if it is to be used at dial 0" in printed
+    record = RunRecord.load(tmp_path / "run")
+    assert record.training["training_dials"] == [1]
+    train("--resume_from_checkpoint", "true", "--output-dir", str(tmp_path / "run"))
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
 def test_yaml_and_flags_are_read_together_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
@@ -267,7 +290,7 @@ def test_a_resumed_run_cannot_become_another(stopped: Path, extra, message: str,
 
 def test_every_flag_of_a_run_is_fixed_or_says_nothing_about_it() -> None:
     names = {entry.name for entry in fields(RunArguments)}
-    assert names - {*_FIXED} == {"language", "license", "overwrite_output_dir"}
+    assert names - {*_FIXED} == {"language", "license", "overwrite_output_dir", "recipe"}
     assert {entry.name for entry in fields(LocalityArguments)} <= {*_FIXED}
 
 
@@ -497,4 +520,4 @@ def test_help_names_our_flags_and_works_without_the_long_list(capsys) -> None:
         flag in printed for flag in ("--variant", "--text-file", "--target-fidelity", "--learning-rate", "--config")
     )
     assert "--fsdp" not in printed
-    assert len(printed.splitlines()) < 120
+    assert len(printed.splitlines()) < 135

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localist_hf.configuration import PAPER_VARIANTS, VARIANTS, LocalityArguments
+from localist_hf.configuration import PAPER_VARIANTS, RECIPES, VARIANTS, LocalityArguments
 from localist_hf.experiments import Grid, load_grid
 
 
@@ -75,7 +75,27 @@ def test_what_the_trainer_sets_by_itself_makes_no_run_of_its_own() -> None:
         assert names(grid) == ["distributed", "quintic"], each.name
         grid = Grid(seeds=[0], runs=[{"variant": ["distributed", "quintic"], each.name: "other"}])
         assert [run.variant for run in grid] == ["distributed", "quintic"], each.name
-        assert names(grid)[0] == "distributed", each.name
+        # A teacher is of account without local layers too.
+        name = "distributed-taughtother" if each.name == "distillation_weight" else "distributed"
+        assert names(grid)[0] == name, each.name
+
+
+def test_a_recipe_is_its_arguments_and_names_the_run() -> None:
+    others = {"locality_weight": [0, 5.0], "training_dials": [[1], [0.5, 1]]}
+    runs = [{"variant": ["distributed", "quintic"], "recipe": ["hold", "both"]}]
+    grid = Grid(seeds=[0], runs=[*runs, {"variant": "quintic", "recipe": "hold"} | others])
+    assert names(grid) == [
+        "distributed-taught0.9", "quintic-hold", "quintic-both", "quintic-hold-dials0.5_1", "quintic-hold-weight5.0",
+        "quintic-hold-weight5.0-dials0.5_1",
+    ]  # fmt: skip
+    by_name = {run.name: run.training for run in grid}
+    assert by_name["distributed-taught0.9"] == {"distillation_weight": 0.9}
+    assert by_name["quintic-hold"] == RECIPES["hold"]
+    assert by_name["quintic-hold-weight5.0-dials0.5_1"] == RECIPES["hold"] | {
+        "locality_weight": 5.0, "training_dials": [0.5, 1],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="`recipe` is 'fry'; allowed are 'hold', 'both'"):
+        Grid(seeds=[0], runs=[{"variant": ["distributed", "quintic"], "recipe": "fry"}])
 
 
 @given(

@@ -16,6 +16,18 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 
 
+SETTINGS = {
+    "random": {},
+    # The processes take different numbers of the same sequences.
+    "batch_rebalance": {"train_sampling_strategy": "batch_rebalance"},
+    "both ends of the dial, taught": {"training_dials": [0, 1], "distillation_weight": 0.7},
+    "the same, accumulated": {
+        "training_dials": [0, 1], "distillation_weight": 0.7, "gradient_accumulation_steps": 2,
+    },
+    "within a budget": {"max_loss_increase": 0.01, "max_steps": 3, "learning_rate": 1e-3},
+}  # fmt: skip
+
+
 class KeepGradients(TrainerCallback):
     def __init__(self) -> None:
         self.gradients: dict[str, dict[str, torch.Tensor]] = {}
@@ -30,14 +42,15 @@ def run(folder: Path, processes: int) -> None:
     data = torch.load(folder / "data.pt")
     ragged = Dataset.from_dict({"input_ids": data["ragged"]})
     results = {}
-    # With "batch_rebalance" the processes take different numbers of the same sequences.
-    for strategy in ("random", "batch_rebalance"):
-        args = LocalistTrainingArguments(
-            output_dir=str(folder / f"run-{processes}"), per_device_train_batch_size=8 // processes, max_steps=1,
-            per_device_eval_batch_size=2, max_grad_norm=0, use_cpu=True, report_to="none", save_strategy="no",
-            locality_weight=3.0, disable_tqdm=True, ddp_backend="gloo" if processes > 1 else None,
-            dataloader_pin_memory=False, train_sampling_strategy=strategy,
-        )  # fmt: skip
+    for name, settings in SETTINGS.items():
+        steps = settings.get("gradient_accumulation_steps", 1)
+        defaults = {
+            "per_device_train_batch_size": 8 // processes // steps, "max_steps": 1, "per_device_eval_batch_size": 2,
+            "max_grad_norm": 0, "use_cpu": True, "report_to": "none", "save_strategy": "no", "locality_weight": 3.0,
+            "disable_tqdm": True, "ddp_backend": "gloo" if processes > 1 else None, "dataloader_pin_memory": False,
+            "logging_steps": 1,
+        }  # fmt: skip
+        args = LocalistTrainingArguments(output_dir=str(folder / f"run-{processes}"), **(defaults | settings))
         keeper = KeepGradients()
         trainer = LocalistTrainer(
             model=LocalistGPT2LMHeadModel.from_pretrained(folder / "model"), args=args, callbacks=[keeper],
@@ -48,7 +61,8 @@ def run(folder: Path, processes: int) -> None:
             stream = Dataset.from_dict({"input_ids": data["whole"]}).to_iterable_dataset()
             results["evaluation of a stream"] = trainer.evaluate(stream)
         trainer.train()
-        results[strategy] = keeper.gradients
+        results[name] = keeper.gradients
+        results[f"{name}, log"] = [entry for entry in trainer.state.log_history if "lm_loss" in entry]
     if trainer.is_world_process_zero():
         torch.save(results, folder / f"{processes}.pt")
 
@@ -70,12 +84,24 @@ def results(make_model: Callable, make_text: Callable, tmp_path_factory: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
-def test_two_processes_give_the_gradients_of_one(results: list[dict], strategy: str) -> None:
-    one, two = results
-    assert one["random"].keys() == two[strategy].keys()
-    for name, gradient in one["random"].items():
-        assert_close(two[strategy][name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_give_the_gradients_of_one(results: list[dict], name: str) -> None:
+    one, two = results[0]["random" if name == "batch_rebalance" else name], results[1][name]
+    assert one.keys() == two.keys()
+    for parameter, gradient in one.items():
+        assert_close(two[parameter], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, at=parameter: f"{at}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "batch_rebalance"])
+def test_two_processes_log_what_one_does(results: list[dict], name: str) -> None:
+    """The weight that a budget has come to too."""
+    for one, two in zip(*(result[f"{name}, log"] for result in results), strict=True):
+        assert one.keys() == two.keys()
+        logged = ("lm_loss", "distillation_loss", "locality_loss", "locality_weight")
+        assert [two[key] for key in logged if key in two] == pytest.approx(
+            [one[key] for key in logged if key in one], rel=1e-5, abs=1e-6
+        )
 
 
 @pytest.mark.slow

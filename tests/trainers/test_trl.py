@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, kl_div, logsigmoid, nll_loss
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel
@@ -168,6 +168,53 @@ def test_sft_on_completions_counts_the_attention_of_prompts_too(make_trainer, ma
     assert log["locality_loss"] == pytest.approx(local, rel=1e-4)
     assert log["loss"] == pytest.approx(lm_loss + WEIGHT * local, rel=1e-4)
     assert {"context_fidelity_layer_3", "mean_token_accuracy"} <= log.keys()
+
+
+@pytest.mark.parametrize("split", [(6, 1), (2, 3)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_sft_on_completions_is_taught_where_its_own_loss_counts(
+    make_trainer, make_model, texts, split, lora: bool
+) -> None:
+    """By a copy that TRL's head does not lead back to the student."""
+    adapter = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    rows = {"prompt": [words(text[:4]) for text in texts], "completion": [" " + words(text[4:]) for text in texts]}
+    torch.manual_seed(3)
+    trainer = make_trainer(
+        LocalSFTTrainer, rows, per_device_train_batch_size=split[0], gradient_accumulation_steps=split[1],
+        locality_weight=0, training_dials=[0, 1], distillation_weight=0.7, peft_config=adapter if lora else None,
+        train_sampling_strategy="sequential", shuffle_dataset=False, max_steps=2, learning_rate=1e-2,
+    )  # fmt: skip
+    _, log = train(trainer)
+    assert log["distillation_loss"] > 0.01
+    teacher = make_model(locality_schedule="linear")
+    probe = {"input_ids": texts[0][None], "attention_mask": torch.ones(1, len(texts[0]), dtype=torch.long)}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trainer._teacher.logits(trainer.model, probe), teacher(**probe).logits, msg="the teacher has moved"
+        )
+    if lora:
+        return
+    model = make_model(locality_schedule="linear")
+    num_labels = sum(len(ended(text)) - 4 for text in texts)
+    taught = 0.0
+    for at, text in enumerate(map(ended, texts)):
+        logits = model(text[None], locality_dial=float(at % 2)).logits[0, 3:-1].log_softmax(-1)
+        with torch.no_grad():
+            target = teacher(text[None]).logits[0, 3:-1].log_softmax(-1)
+        divergence = kl_div(logits, target, reduction="sum", log_target=True) / num_labels
+        (0.3 * nll_loss(logits, text[4:], reduction="sum") / num_labels + 0.7 * divergence).backward()
+        taught += divergence.item()
+    assert log["distillation_loss"] == pytest.approx(taught, rel=1e-4)
+
+
+def test_preferences_are_neither_dealt_over_dials_nor_taught(make_trainer, make_model, texts) -> None:
+    rows = {name: [words(text[:9]) for text in texts] for name in ("prompt", "chosen", "rejected")}
+    settings = {"locality_weight": 0, "ref_model": make_model(locality_schedule="linear")}
+    with pytest.raises(ValueError, match=r"`training_dials` is \[0, 1\], but the batches have no 'labels'"):
+        make_trainer(LocalDPOTrainer, rows, training_dials=[0, 1], **settings).train()
+    with pytest.raises(ValueError, match="are of the positions of 'labels', which the batches of LocalDPOTrainer"):
+        make_trainer(LocalDPOTrainer, rows, distillation_weight=0.5, **settings).train()
+    make_trainer(LocalDPOTrainer, rows, training_dials=[1], **settings).train()
 
 
 @pytest.mark.parametrize("settings", [
