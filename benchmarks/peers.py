@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from rows import Shape
 from torch.nn import functional as F
 from transformers import (
@@ -26,12 +27,15 @@ from transformers import (
 )
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
+from localist_hf.configuration import RECIPES
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
 from localist_hf.modeling.fidelity import context_fidelity
 from localist_hf.modeling.fused_attention import attention_with_lse
 from localist_hf.modeling.local_set import LocalSet
 from localist_hf.modeling.locality_request import CACHE_ARGUMENTS
+from localist_hf.trainers import Teacher
+from localist_hf.trainers.distillation import counted_predictions, kl_divergence_sum
 from localist_hf.trainers.locality_loss import locality_loss
 
 
@@ -225,6 +229,49 @@ def _(shape: Shape) -> Task:
 @_task("our unmeasured step")
 def _(shape: Shape) -> Task:
     return _training_step(our_model(shape), plain_loss, shape)
+
+
+def taught_loss(model: PreTrainedModel, input_ids: torch.Tensor, teacher: Teacher) -> torch.Tensor:
+    """The loss of `LocalistTrainer` under `RECIPES["hold"]`."""
+    recipe, is_counted = RECIPES["hold"], counted_predictions(input_ids)
+    target = teacher.logits(model, {"input_ids": input_ids})
+    outputs = model(input_ids=input_ids, labels=input_ids, locality_dial=float(recipe["training_dials"][0]))
+    divergence = kl_divergence_sum(outputs.logits, target, is_counted) / is_counted.sum()
+    return outputs.loss.lerp(divergence, recipe["distillation_weight"])
+
+
+def both_ends_loss(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """The language modeling loss with the rows dealt over both ends of the dial."""
+    dials = torch.arange(len(input_ids)) % 2
+    return model(input_ids=input_ids, labels=input_ids, locality_dial=dials.double()).loss
+
+
+def _adapted(model: PreTrainedModel) -> PeftModel:
+    target = ["c_attn"] if model.config.model_type.endswith("gpt2") else ["q_proj", "k_proj", "v_proj"]
+    is_transposed = target == ["c_attn"]
+    return get_peft_model(model, LoraConfig(r=16, target_modules=target, fan_in_fan_out=is_transposed))
+
+
+@_task("taught step")
+def _(shape: Shape) -> Task:
+    model = our_model(shape, "quintic")
+    return _training_step(model, taught_loss, shape, Teacher(model))
+
+
+@_task("both ends step")
+def _(shape: Shape) -> Task:
+    return _training_step(our_model(shape, "quintic"), both_ends_loss, shape)
+
+
+@_task("plain adapter step")
+def _(shape: Shape) -> Task:
+    return _training_step(_adapted(plain_model(shape)), plain_loss, shape)
+
+
+@_task("taught adapter step")
+def _(shape: Shape) -> Task:
+    model = _adapted(our_model(shape, "quintic"))
+    return _training_step(model, taught_loss, shape, Teacher(model))
 
 
 @_task("eager step")

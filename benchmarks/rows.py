@@ -180,6 +180,19 @@ def _steps(shape: Shape, quintic: bool, seconds: float) -> Experiment:
     return Experiment((*rows, *_parts(shape)), shape, seconds=seconds)
 
 
+def _taught(length: int) -> Experiment:
+    title = f"training step held and taught, quintic, T = {length}: ours / plain SDPA"
+    plain = {"plain step": 1}
+    row = Row(f"taught-{length}", f"{title}, a frozen copy", {"taught step": 1}, plain, at_most=1.4)
+    adapter = {"taught adapter step": 1}, {"plain adapter step": 1}
+    return Experiment((row, Row(f"taught-adapter-{length}", f"{title}, LoRA", *adapter)), Shape(length), seconds=60)
+
+
+def _taught_memory(name: str, teacher: str, kind: str, at_most: float) -> Row:
+    title = f"peak memory held and taught, quintic, T = 4096: ours / plain SDPA, {teacher}"
+    return Row(name, title, {f"taught {kind}step": 1}, {f"plain {kind}step": 1}, at_most=at_most)
+
+
 def _eager(length: int, at_least: float, warm_up_length: int | None = None) -> Experiment:
     title = f"training step, T = {length}: eager `output_attentions` / ours"
     row = Row(f"eager-{length}", title, {"eager step": 1}, {"our step": 1}, at_least=at_least)
@@ -257,6 +270,30 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 {"plain step": 1},
                 at_most=1.02,
             ),
+        ),
+        Shape(4096),
+        rounds=1,
+        is_memory=True,
+    ),
+    _taught(2048),
+    Experiment(
+        (
+            Row(
+                "both-ends-2048",
+                "training step with rows dealt over both ends of the dial, quintic, T = 2048, batch 2: ours / plain "
+                "SDPA",
+                {"both ends step": 1},
+                {"plain step": 1},
+                at_most=1.05,
+            ),
+        ),
+        Shape(2048, 2),
+        seconds=60,
+    ),
+    Experiment(
+        (
+            _taught_memory("taught-memory-4096", "a frozen copy", "", at_most=1.25),
+            _taught_memory("taught-memory-adapter-4096", "LoRA, the adapter off", "adapter ", at_most=1.1),
         ),
         Shape(4096),
         rounds=1,

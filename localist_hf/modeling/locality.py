@@ -23,7 +23,7 @@ from .local_cache import LocalCacheLayer, check_cache, prepare_cache
 from .local_set import LocalSet
 from .locality_config import LocalityFields
 from .locality_dial import check_share, current_setting
-from .locality_request import LocalityRequest, NativeInputs
+from .locality_request import LocalityRequest, NativeInputs, rows_by_dial
 
 
 logger = logging.get_logger(__name__)
@@ -241,7 +241,7 @@ def build_locality(
         setting = current_setting(model_config)
         dial = setting.dial if dial is None else dial
         floor = setting.min_fidelity if floor is None else floor
-    by_dial = {dial: None} if not isinstance(dial, torch.Tensor) else _rows_by_dial(dial, inputs)
+    by_dial = {dial: None} if not isinstance(dial, torch.Tensor) else rows_by_dial(dial, inputs)
     for each in by_dial:
         check_share("locality_dial", each)
     check_share("min_fidelity", floor)
@@ -274,22 +274,3 @@ def build_locality(
     locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache)
     check_cache(cache, locality.only_local)
     return locality
-
-
-def _rows_by_dial(dial: torch.Tensor, inputs: NativeInputs) -> dict[float, torch.LongTensor | None]:
-    """The rows of a batch by their dial, where each has its own; `None` for all rows."""
-    shape = () if inputs.tokens is None else inputs.tokens.shape[:1]
-    if dial.shape != shape:
-        raise ValueError(
-            f"`locality_dial` has the shape {tuple(dial.shape)}; it must be a number, or, of a batch, one for each row "
-            f"{tuple(shape)}."
-        )
-    if torch.compiler.is_compiling():
-        raise ValueError("`locality_dial` is a tensor, whose values no compiled graph reads; compile with a number.")
-    of_rows = dial.tolist()
-    if len(set(of_rows)) == 1:
-        return {of_rows[0]: None}
-    if inputs.cache is not None or inputs.use_cache:
-        raise ValueError("`locality_dial` differs from row to row, which no cache allows; pass `use_cache=False`.")
-    places = {each: [row for row, value in enumerate(of_rows) if value == each] for each in sorted(set(of_rows))}
-    return {each: torch.tensor(rows, device=inputs.tokens.device) for each, rows in places.items()}

@@ -220,6 +220,30 @@ class NativeInputs(NamedTuple):
         return self.position_ids if starts_anew else None
 
 
+def rows_by_dial(dial: torch.Tensor, inputs: NativeInputs) -> dict[float, torch.LongTensor | None]:
+    """
+    The rows of a batch by their dial, where each has its own; `None` for all rows.
+
+    Raises:
+        ValueError: for a tensor of another shape, for a cache, and under `torch.compile`.
+    """
+    shape = () if inputs.tokens is None else inputs.tokens.shape[:1]
+    if dial.shape != shape:
+        raise ValueError(
+            f"`locality_dial` has the shape {tuple(dial.shape)}; it must be a number, or, of a batch, one for each row "
+            f"{tuple(shape)}."
+        )
+    if torch.compiler.is_compiling():
+        _refuse_compiled("`locality_dial` is a tensor, whose values no compiled graph reads; compile with a number.")
+    of_rows = dial.tolist()
+    if len(set(of_rows)) == 1:
+        return {of_rows[0]: None}
+    if inputs.cache is not None or inputs.use_cache:
+        raise ValueError("`locality_dial` differs from row to row, which no cache allows; pass `use_cache=False`.")
+    places = {each: [row for row, value in enumerate(of_rows) if value == each] for each in sorted(set(of_rows))}
+    return {each: torch.tensor(rows, device=inputs.tokens.device) for each, rows in places.items()}
+
+
 @torch.compiler.disable  # raised in a graph, it would be traced no further and done again outside
 def _refuse_compiled(message: str) -> None:
     raise ValueError(message)
