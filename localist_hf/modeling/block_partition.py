@@ -11,6 +11,7 @@ or those of given ids. What the search for blocks must remember of the tokens be
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,11 @@ from torch.nn import functional as F
 from .opaque_ops import opaque_without_gradient
 
 
-# A length closer to the threshold than this does not separate, so that rounding cannot (in a text that repeats one
-# token the standard deviation is rounding noise).
-_TOLERANCE = 1e-4
-# Value vectors are no shorter, for the logarithm.
-_SHORTEST = 1e-6
+#: A length closer to the threshold than this does not separate, so that rounding cannot (in a text that repeats one
+#: token the standard deviation is rounding noise).
+TOLERANCE = 1e-4
+#: Value vectors are no shorter, for the logarithm.
+SHORTEST = 1e-6
 
 
 def document_starts(
@@ -93,9 +94,13 @@ class BlockState(NamedTuple):
     @classmethod
     def at_first(cls, documents: torch.Tensor, num_previous_blocks: int) -> "BlockState":
         """The state before the first token, for the rows and on the device of `documents`."""
-        sums = torch.zeros(len(documents), 3, dtype=torch.float64, device=_device_of_sums(documents.device))
+        sums = torch.zeros(len(documents), 3, dtype=torch.float64, device=device_of_sums(documents.device))
         starts = documents.new_full((len(documents), 1 + num_previous_blocks), -1)
         return cls(sums, starts[:, 0] >= 0, starts)
+
+    def select(self, select: Callable[[torch.Tensor], torch.Tensor]) -> "BlockState":
+        """That of other rows, as a function of tensors chooses them."""
+        return BlockState(*map(select, self))
 
 
 class Blocks(NamedTuple):
@@ -114,6 +119,8 @@ class Blocks(NamedTuple):
 
     def last(self, length: int, device: torch.device) -> "Blocks":
         """Those of the last tokens, on this device."""
+        if self.starts.shape[1] == length and self.starts.device == device:  # as in every step of a generation
+            return self
         return Blocks(*(starts[:, -length:].to(device) for starts in self))
 
 
@@ -138,7 +145,7 @@ def value_lengths(values: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, length)`, float32 (float64 for float64 values).
     """
-    return value_norms(values).clamp(min=_SHORTEST).log().mean(dim=1)
+    return value_norms(values).clamp(min=SHORTEST).log().mean(dim=1)
 
 
 def semantic_blocks(
@@ -177,32 +184,6 @@ def semantic_blocks(
         separators.to(documents.device), documents, min_block_length, max_block_length, state, seen
     )
     return blocks, state._replace(sums=sums)
-
-
-def semantic_step(
-    norms: list[torch.Tensor],
-    documents: torch.Tensor,
-    threshold: float,
-    min_block_length: int,
-    max_block_length: int,
-    state: BlockState,
-    seen: int,
-) -> tuple[Blocks, BlockState]:
-    """
-    [`semantic_blocks`] of one token a row, as every step of a generation has it, for numbers that a CPU can look at.
-
-    Args:
-        norms (`list[torch.Tensor]` of shape `(batch_size, num_key_value_heads)`):
-            [`value_norms`] of the token, in one layer or in several; nu is the mean over them of its value lengths.
-        documents, threshold, min_block_length, max_block_length, state, seen:
-            As in [`semantic_blocks`].
-
-    Returns:
-        `tuple(Blocks, BlockState)`: as [`semantic_blocks`].
-    """
-    settings = (threshold, min_block_length, max_block_length, seen)
-    state = BlockState(*_search_one(norms, documents, *settings, *state))
-    return Blocks(state.starts[:, :1], state.starts[:, -1:]), state
 
 
 def delimiter_blocks(
@@ -246,56 +227,9 @@ def with_previous_blocks(starts: torch.Tensor, documents: torch.Tensor, num_prev
     return Blocks(starts, _going_back(starts, documents, nothing, seen=0)[0])
 
 
-def _device_of_sums(device: torch.device) -> torch.device:
+def device_of_sums(device: torch.device) -> torch.device:
     """Where float64 sums are made: not every device has the dtype, and they are few numbers."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-@opaque_without_gradient(
-    "(Tensor[] norms, Tensor documents, float threshold, SymInt min_block_length, SymInt max_block_length, "
-    "SymInt seen, Tensor sums, Tensor separated, Tensor before) -> (Tensor, Tensor, Tensor)",
-    lambda norms, documents, *rest: tuple(entry.new_empty(entry.shape) for entry in rest[-3:]),
-)
-def _search_one(
-    norms: list[torch.Tensor],
-    documents: torch.Tensor,
-    threshold: float,
-    min_block_length: int,
-    max_block_length: int,
-    seen: int,
-    sums: torch.Tensor,
-    separated: torch.Tensor,
-    before: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    The rule as it reads, in numbers: as tensors they would take ten times as long on a CPU. Gives the fields of a
-    [`BlockState`].
-    """
-    layers = [entry.tolist() for entry in norms]
-    states = [tensor.tolist() for tensor in (documents, sums, separated, before)]
-    rows = []
-    for row, ((document,), (count, total, square), after_separator, starts) in enumerate(zip(*states, strict=True)):
-        if document < 0 or document == seen:
-            rows.append(([0.0, 0.0, 0.0], False, [document] * len(starts)))
-            continue
-        nu = 0.0
-        for layer in layers:
-            heads = layer[row]
-            if min(heads) < _SHORTEST:
-                heads = [max(norm, _SHORTEST) for norm in heads]
-            nu += sum(map(math.log, heads)) / len(heads)
-        nu /= len(layers)
-        count, total, square = count + 1, total + nu, square + nu * nu
-        mean = total / count
-        std = math.sqrt(max(0.0, square / count - mean * mean))
-        if seen - starts[0] >= (min_block_length if after_separator else max_block_length):
-            starts = [seen, *starts[:-1]]
-        rows.append(([count, total, square], nu < mean - threshold * std - _TOLERANCE, starts))
-    sums_after, separates, starts = map(list, zip(*rows, strict=True))
-    # Most steps change neither of these.
-    separates = separated if separates == states[2] else separated.new_tensor(separates)
-    starts = before if starts == states[3] else before.new_tensor(starts)
-    return sums.new_tensor(sums_after), separates, starts
 
 
 @opaque_without_gradient(
@@ -318,7 +252,7 @@ def _find_separators(
     sums = sums + _document_cumsum(powers, (documents - seen).clamp(min=0))
     mean, mean_square = (sums[..., 1:] / sums[..., :1].clamp(min=1)).unbind(-1)
     std = (mean_square - mean.square()).clamp(min=0).sqrt()
-    separators = counts & (lengths < mean - threshold * std - _TOLERANCE)
+    separators = counts & (lengths < mean - threshold * std - TOLERANCE)
     return separators, sums[:, -1]
 
 

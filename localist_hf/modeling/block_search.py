@@ -12,12 +12,12 @@ from .block_partition import (
     BlockState,
     delimiter_blocks,
     semantic_blocks,
-    semantic_step,
     value_lengths,
     value_norms,
     window_block_starts,
     with_previous_blocks,
 )
+from .block_step import StepState, semantic_step
 from .local_cache import LocalCacheLayer, SearchLayer
 from .locality_config import LocalityFields
 
@@ -70,8 +70,10 @@ class BlockSearch:
         for layer in sorted(self.defining):
             for other in self._band_below(layer):
                 self._anew.setdefault(other, []).extend([] if layer in self._states else [layer])
-        # Most tokens whose values are searched in any layer.
-        self._num_searched = documents.shape[1] - (0 if any(self._anew.values()) else self._seen)
+        # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
+        num_searched = documents.shape[1] - (0 if any(self._anew.values()) else self._seen)
+        self._is_step = num_searched == 1 and documents.device.type == "cpu"
+        self._new_documents = documents[:, self._seen :]
         self._settings = (config.semantic_threshold, config.min_block_length, config.max_block_length)
         self._value_lengths: dict[int, torch.Tensor] = {}
 
@@ -112,9 +114,7 @@ class BlockSearch:
                 f"of layer {self._anew[layer][0]} stands: it was filled without one, or tokens were removed. Pass "
                 "`block_starts`, or start with a new cache."
             )
-        # One token's numbers are looked at where that is free; of more, or elsewhere, tensors are made.
-        is_step = self._num_searched == 1 and self._documents.device.type == "cpu"
-        if is_step:
+        if self._is_step:
             self._value_lengths[layer] = value_norms(value[:, :, -1])
         else:
             self._value_lengths[layer] = value_lengths(value[:, :, -num_searched:])
@@ -127,16 +127,18 @@ class BlockSearch:
                 "with: the model does not hand its keyword arguments on to it. Pass `block_starts`."
             )
         lengths = [self._value_lengths[other] for other in band]
-        seen = self._seen if layer in self._states else 0
-        documents = self._documents[:, seen:].to(value.device)
-        state = self._states.get(layer) or BlockState.at_first(documents, self._config.num_previous_blocks)
-        settings = (*self._settings, state, seen)
-        if is_step:
-            self._blocks[layer], state = semantic_step(lengths, documents, *settings)
+        is_known = layer in self._states
+        seen, documents = (self._seen, self._new_documents) if is_known else (0, self._documents)
+        state = self._states[layer] if is_known else BlockState.at_first(documents, self._config.num_previous_blocks)
+        if self._is_step:
+            self._blocks[layer], state = semantic_step(lengths, documents, *self._settings, state, seen)
         else:
+            documents = documents.to(value.device)
             lengths = [entry[:, -documents.shape[1] :].to(value.device) for entry in lengths]
             lengths = torch.stack(lengths).mean(dim=0)
-            self._blocks[layer], state = semantic_blocks(lengths, documents, *settings)
+            if isinstance(state, StepState):
+                state = state.in_tensors(value.device)
+            self._blocks[layer], state = semantic_blocks(lengths, documents, *self._settings, state, seen)
         cached = self.cache.layers[layer] if self.cache is not None else None
         if isinstance(cached, SearchLayer):
             cached.block_state, cached.searched = state, self._documents.shape[1]
@@ -214,6 +216,6 @@ def token_blocks(
     return TokenBlocks(blocks, state, all_ids)
 
 
-def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | None:
+def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | StepState | None:
     """Where the search for blocks stands after so many tokens, if the layer's cache knows it."""
     return cached.state_after(num_tokens) if isinstance(cached, SearchLayer) else None

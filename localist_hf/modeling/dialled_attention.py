@@ -203,8 +203,8 @@ def _attend_once(query, key, value, mask, scale, weight, *fields) -> torch.Tenso
     else:
         length, differs = min(max_length, key.shape[2]), True
         if starts.device.type == "cpu":  # elsewhere to look would be to wait
-            of_rows = starts.flatten().tolist()
-            length, differs = min(length, end - min(of_rows)), any(start != of_rows[0] for start in of_rows)
+            of_rows = {start for (start,) in starts.tolist()}
+            length, differs = min(length, end - min(of_rows)), len(of_rows) > 1
         sinks = ()
         if num_sinks and kept_sinks[0] is not None:
             sinks = kept_sinks

@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .block_partition import BlockState
+from .block_step import StepState
 from .locality_config import LocalityFields
 
 
@@ -23,7 +24,7 @@ class SearchLayer:
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.block_state: BlockState | None = None
+        self.block_state: BlockState | StepState | None = None
         #: Number of tokens that have been searched.
         self.searched = 0
         #: Their ids, where blocks are found by them: no key tells.
@@ -56,13 +57,13 @@ class SearchLayer:
         if self.token_ids is not None:
             self.token_ids = self.token_ids[:, : self.get_seq_length()]
 
-    def state_after(self, num_tokens: int) -> BlockState | None:
+    def state_after(self, num_tokens: int) -> BlockState | StepState | None:
         """Where the search stands if it has been through so many tokens; `None` where it has not."""
         return self.block_state if self.searched == num_tokens else None
 
     def _map_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.block_state is not None:
-            self.block_state = BlockState(*map(select, self.block_state))
+            self.block_state = self.block_state.select(select)
         if self.token_ids is not None:
             self.token_ids = select(self.token_ids)
 
@@ -119,10 +120,14 @@ class LocalCacheLayer(SearchLayer, DynamicSlidingWindowLayer):
         keys.narrow(2, self._filled, 1).copy_(key_states)
         values.narrow(2, self._filled, 1).copy_(value_states)
         self._filled += 1
-        kept, seen = (min(self._filled, length) for length in (self.sliding_window - 1, self.sliding_window))
-        self.keys, self.values = (rows.narrow(2, self._filled - kept, kept) for rows in self._room)
+        seen = min(self._filled, self.sliding_window)
+        first = self._filled - seen
+        keys, values = keys.narrow(2, first, seen), values.narrow(2, first, seen)
+        self.keys, self.values = keys, values
+        if seen == self.sliding_window:  # the first of them is seen for the last time
+            self.keys, self.values = keys.narrow(2, 1, seen - 1), values.narrow(2, 1, seen - 1)
         self._kept = self.keys
-        return keys.narrow(2, self._filled - seen, seen), values.narrow(2, self._filled - seen, seen)
+        return keys, values
 
     def keep_sinks(self, first: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """

@@ -213,9 +213,9 @@ class Locality:
         which = (self._search.defined_by(layer), window, device)
         if which not in self._local_sets:
             blocks = self._search.blocks_of(layer).last(query_length, device)
-            documents = self._first_keys[:, -query_length:].to(device)
+            documents = self._first_keys[:, -query_length:] if self.is_packed else self._first_keys
             limits = (self.documents.shape[1], self._max_length, self._num_sinks, window)
-            self._local_sets[which] = LocalSet.of_blocks(blocks, documents, *limits)
+            self._local_sets[which] = LocalSet.of_blocks(blocks, documents.to(device), *limits)
         return self._local_sets[which]
 
     def check_attended(self, model: str, cache: Cache | None) -> None:

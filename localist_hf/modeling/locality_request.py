@@ -257,9 +257,9 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
             f"`attention_mask` {given}; to measure locality its shape must be "
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
-    is_token = attention_mask.bool()
-    if not torch.compiler.is_compiling() and is_token.all():
+    if not torch.compiler.is_compiling() and attention_mask.all():
         return
+    is_token = attention_mask.bool()
     stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
     refuse_where(
         stretches.max() > 1,

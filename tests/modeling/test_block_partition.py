@@ -14,11 +14,11 @@ from localist_hf.modeling.block_partition import (
     document_starts,
     place_block_starts,
     semantic_blocks,
-    semantic_step,
     value_lengths,
     window_block_starts,
     with_previous_blocks,
 )
+from localist_hf.modeling.block_step import semantic_step
 
 
 PARTITIONS = ("semantic", "delimiter", "window")
@@ -62,8 +62,9 @@ class Partition:
         found = semantic_blocks(lengths, *settings)
         if ids.shape[1] == 1:  # a step of a generation, which knows how it stands in numbers
             norms = lengths.double().exp()
-            step = semantic_step([norms.sqrt(), norms.sqrt() * norms], *settings)  # two layers, of this mean
-            torch.testing.assert_close(step, found)
+            # Two layers, of this mean.
+            blocks, state_after = semantic_step([norms.sqrt(), norms.sqrt() * norms], *settings)
+            torch.testing.assert_close((blocks, state_after.in_tensors(ids.device)), found)
         return found
 
     def blocks(self, ids: torch.Tensor, documents: torch.Tensor, lengths: torch.Tensor | None = None) -> Blocks:
@@ -304,10 +305,10 @@ def test_a_text_that_repeats_one_token_makes_no_spurious_starts(dtype, head_dim:
 
 def test_devices_without_float64_keep_the_sums_on_the_cpu(monkeypatch):
     """MPS: a stand-in that shows where the sums would be made."""
-    assert block_partition._device_of_sums(torch.device("mps")) == torch.device("cpu")
-    assert block_partition._device_of_sums(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert block_partition.device_of_sums(torch.device("mps")) == torch.device("cpu")
+    assert block_partition.device_of_sums(torch.device("cuda", 1)) == torch.device("cuda", 1)
     asked = []
-    monkeypatch.setattr(block_partition, "_device_of_sums", lambda device: asked.append(device) or torch.device("cpu"))
+    monkeypatch.setattr(block_partition, "device_of_sums", lambda device: asked.append(device) or torch.device("cpu"))
     lengths = torch.randn(2, 50)
     starts = find(lengths, None, 1.0, 3, 9)
     assert len(asked) == 1  # with the state

@@ -17,9 +17,9 @@ from localist_hf.modeling.block_partition import (
     document_starts,
     place_block_starts,
     semantic_blocks,
-    semantic_step,
     with_previous_blocks,
 )
+from localist_hf.modeling.block_step import semantic_step
 from localist_hf.modeling.dialled_attention import Wanted, attend
 from localist_hf.modeling.fidelity import LayerDial
 from localist_hf.modeling.fused_attention import Scoring
