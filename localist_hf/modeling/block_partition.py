@@ -52,10 +52,7 @@ def document_starts(
     Returns:
         `torch.LongTensor` of shape `(batch_size, length)`: -1 on padding.
     """
-    is_whole = attention_mask is None and position_ids is None
-    if attention_mask is not None and attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
-        is_whole = bool(attention_mask.all())  # what costs nothing to look at spares a step of a generation the rest
-    if is_whole:
+    if attention_mask is None and position_ids is None:
         return torch.zeros(batch_size, length, dtype=torch.long, device=device)
     if attention_mask is not None:
         is_token = attention_mask.to(device=device, dtype=torch.bool)

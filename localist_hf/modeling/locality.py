@@ -259,11 +259,11 @@ def build_locality(
     if not measured and not is_dialled:
         check_cache(cache, only_local=())
         return None
-    inputs.check(model_config)
+    attention_mask = inputs.check(model_config)
     batch_size, query_length = inputs.tokens.shape[:2]
     length = query_length + (cache.get_seq_length() if cache is not None else 0)
     packed = inputs.packed_positions(default=model_config.use_cache and not is_training)
-    documents = document_starts(batch_size, length, inputs.attention_mask, packed, inputs.tokens.device)
+    documents = document_starts(batch_size, length, attention_mask, packed, inputs.tokens.device)
     blocks = request.given_blocks(documents, config.num_previous_blocks, query_length, cache)
     if blocks is None:
         blocks = token_blocks(config, inputs.input_ids, documents, cache)

@@ -82,8 +82,9 @@ class LocalityFields:
     @property
     def semantic_band(self) -> range:
         """`range`: the layers whose value vectors define the semantic blocks of those above."""
-        last = 3 * self.num_hidden_layers // 4 if self.semantic_layer is None else self.semantic_layer
-        return range(min(3 * self.num_hidden_layers // 8, last), last + 1)
+        num_layers, last = self.num_hidden_layers, self.semantic_layer
+        last = 3 * num_layers // 4 if last is None else last
+        return range(min(3 * num_layers // 8, last), last + 1)
 
     @property
     def max_local_length(self) -> int:

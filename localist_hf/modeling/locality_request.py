@@ -144,13 +144,16 @@ class NativeInputs(NamedTuple):
         """The tokens or their embeddings, `(batch_size, query_length, ...)`."""
         return self.input_ids if self.input_ids is not None else self.inputs_embeds
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig) -> torch.Tensor | None:
         """
         Refuses a call in which locality can be neither measured nor held.
 
         Args:
             config ([`~transformers.PreTrainedConfig`]):
                 The model's.
+
+        Returns:
+            `torch.Tensor`, *optional*: the `attention_mask`, where it has padding.
 
         Raises:
             ValueError: which names the argument.
@@ -191,9 +194,11 @@ class NativeInputs(NamedTuple):
             )
         if tokens.shape[1] == 0:
             raise ValueError("`input_ids` or `inputs_embeds` hold no token; there is nothing to measure or to hold.")
-        if self.attention_mask is not None:
-            cached = cache.get_seq_length() if cache is not None else 0
-            check_attention_mask(self.attention_mask, len(tokens), cached + tokens.shape[1])
+        if self.attention_mask is None:
+            return None
+        cached = cache.get_seq_length() if cache is not None else 0
+        is_whole = check_attention_mask(self.attention_mask, len(tokens), cached + tokens.shape[1])
+        return None if is_whole else self.attention_mask
 
     def packed_positions(self, default: bool) -> torch.Tensor | None:
         """
@@ -249,7 +254,8 @@ def _refuse_compiled(message: str) -> None:
     raise ValueError(message)
 
 
-def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> None:
+def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> bool:
+    """Refuses what is no mask of such a text, and padding between tokens; True where it is seen that none is there."""
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != (batch_size, length):
         is_tensor = isinstance(attention_mask, torch.Tensor)
         given = f"has the shape {tuple(attention_mask.shape)}" if is_tensor else f"is a {type(attention_mask).__name__}"
@@ -258,13 +264,14 @@ def check_attention_mask(attention_mask: torch.Tensor, batch_size: int, length: 
             f"{(batch_size, length)}: one entry for each token, those in the cache included."
         )
     if not torch.compiler.is_compiling() and attention_mask.all():
-        return
+        return True
     is_token = attention_mask.bool()
     stretches = is_token[:, 0] + (is_token[:, 1:] & ~is_token[:, :-1]).sum(1)
     refuse_where(
         stretches.max() > 1,
         "`attention_mask` has padding between tokens; to measure locality it may only stand at the ends.",
     )
+    return False
 
 
 def refuse_where(condition: torch.Tensor, message: str) -> None:

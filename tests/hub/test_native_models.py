@@ -40,8 +40,8 @@ TOKENS = torch.arange(2, 40).view(2, 19)
 CODE = {
     "attention_checks.py", "block_attention.py", "block_partition.py", "block_search.py", "block_step.py",
     "dialled_attention.py", "explicit_attention.py", "fidelity.py", "fused_attention.py", "local_cache.py",
-    "local_set.py", "localist_attention.py", "locality.py", "locality_config.py", "locality_dial.py", "locality_mixin.py",
-    "locality_request.py", "locality_schedule.py", "modeling_localist.py", "opaque_ops.py",
+    "local_set.py", "localist_attention.py", "locality.py", "locality_config.py", "locality_dial.py",
+    "locality_mixin.py", "locality_request.py", "locality_schedule.py", "modeling_localist.py", "opaque_ops.py",
 }  # fmt: skip
 TEXTS = {
     "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"
