@@ -135,6 +135,9 @@ class ControlResults:
             What of this belongs to each sequence of the data set.
         block_lift (`float`, *optional*):
             Of the own blocks at the given boundaries (see [`block_lift`]).
+        share_out_of_reach (`float`, *optional*):
+            Where every layer is wholly local: the mean share of the context that a prediction at dial 1 cannot depend
+            on.
     """
 
     layers: list[int]
@@ -148,6 +151,7 @@ class ControlResults:
     divergence: float
     documents: DocumentSums
     block_lift: float | None = None
+    share_out_of_reach: float | None = None
 
     @property
     def perplexity(self) -> float:

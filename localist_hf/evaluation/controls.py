@@ -15,6 +15,7 @@ from .control_results import ControlResults, DialFigures, DocumentSums
 from .divergence import divergence_bits
 from .measure import evaluation_batches
 from .progress import progress_of_passes
+from .reach import shares_out_of_reach
 from .share_sums import add_rows, share_sums
 from .texts import Texts
 
@@ -96,7 +97,7 @@ def measure_controls(
     # At dial 1 on four kinds of blocks, of which two lie between two lengths.
     num_passes = len(dials) + 3 + len(numbers) + (6 if localised else 0)
     with progress_of_passes(model, num_passes * len(batches), "Controls"):
-        sweep, others, divergence, losses, own_starts = _at_dials(model, batches, texts, layers, dials)
+        sweep, others, divergence, losses, own_starts, out_of_reach = _at_dials(model, batches, texts, layers, dials)
         own = texts.line(own_starts)
         blocks, shares, on_blocks_losses = [], {}, {}
         for number in numbers:
@@ -124,6 +125,7 @@ def measure_controls(
             },
         ),
         block_lift=None if marks is None else _block_lift(texts, own, marks),
+        share_out_of_reach=out_of_reach,
     )
 
 
@@ -146,12 +148,14 @@ def _at_dials(
     texts: Texts,
     layers: list[int],
     dials: Sequence[float],
-) -> tuple[list[DialFigures], dict[str, Losses], float, dict[str, Losses], list[torch.Tensor]]:
+) -> tuple[list[DialFigures], dict[str, Losses], float, dict[str, Losses], list[torch.Tensor], float | None]:
     """
-    The dial sweep, the losses of other settings by name, the divergence, the losses at each dial, and the last layer's
-    blocks of each batch.
+    The dial sweep, the losses of other settings by name, the divergence, the losses at each dial, the last layer's
+    blocks of each batch, and the share of the context that is out of reach, where every layer is local.
     """
     config, own_starts = model.config, []
+    is_all_local = all(value == 1 for value in config.locality.locality_lambdas)
+    reach = torch.zeros(2, dtype=torch.float64)
     losses = {dial: Losses() for dial in dials}
     totals = dict.fromkeys(dials)
     others = {name: Losses() for name in ("self_only", "all_local", "all_local_self_only")}
@@ -166,6 +170,8 @@ def _at_dials(
                 free_logits = outputs.logits
                 own_starts.append(outputs.block_starts[-1].cpu())
         divergence += _divergence(free_logits, outputs.logits, labels)
+        if is_all_local:
+            reach += shares_out_of_reach(outputs, config.locality)
         del free_logits, outputs
 
         alone = inputs | {"block_starts": texts.rows(texts.place, index).to(labels.device)}
@@ -177,7 +183,9 @@ def _at_dials(
     sweep = [DialFigures(dial, losses[dial].perplexity, figures_of(totals[dial])) for dial in dials]
     num_labels = losses[dials[0]].num_labels
     by_name = {f"dial {dial:g}": each for dial, each in losses.items()}
-    return sweep, others, divergence / num_labels if num_labels else math.nan, by_name, own_starts
+    divergence = divergence / num_labels if num_labels else math.nan
+    share = (reach[0] / reach[1]).item() if is_all_local and reach[1] else None
+    return sweep, others, divergence, by_name, own_starts, share
 
 
 def _divergence(free: torch.Tensor, dialled: torch.Tensor, labels: torch.Tensor) -> float:
