@@ -1,9 +1,10 @@
 """What adapters bring along beside their own weights: embeddings of added tokens, and a tokenizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import is_offline_mode
-from peft import load_peft_weights
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
@@ -28,7 +29,7 @@ def brings_embeddings(folder: Path, vocabulary_size: int) -> bool:
     return any(len(shape) == 2 and shape[0] == vocabulary_size and ".lora_" not in key for key, shape in shapes.items())
 
 
-def fit_embeddings(model: PreTrainedModel, adapter: str, revision: str | None = None) -> None:
+def fit_embeddings(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
     """
     Gives a base as many embeddings as an adapter was trained with. Where tokens were added for that, PEFT saves the
     embeddings whole, and they do not fit those that the base was saved with.
@@ -36,24 +37,21 @@ def fit_embeddings(model: PreTrainedModel, adapter: str, revision: str | None = 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The base.
-        adapter (`str`):
-            The adapter's folder or Hub id.
-        revision (`str`, *optional*):
-            Of the adapter on the Hub.
+        weights (`Mapping[str, torch.Tensor]`):
+            The adapter's, by the names that PEFT saves them under.
 
     Raises:
         ValueError: for embeddings without a head of as many tokens.
     """
-    shapes = {key: weight.shape for key, weight in load_peft_weights(adapter, device="cpu", revision=revision).items()}
 
     def saved_rows(module: nn.Module) -> int | None:
         """How many rows there are of a module's weight, whatever PEFT has put around it."""
         prefix = next(f"base_model.model.{name}." for name, own in model.named_modules() if own is module)
         width = module.weight.shape[1:]
         rows = [
-            shape[0]
-            for key, shape in shapes.items()
-            if key.startswith(prefix) and key.endswith(".weight") and ".lora_" not in key and shape[1:] == width
+            len(weight)
+            for key, weight in weights.items()
+            if key.startswith(prefix) and key.endswith(".weight") and ".lora_" not in key and weight.shape[1:] == width
         ]
         return rows[0] if rows else None
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from peft import PeftType, get_peft_model_state_dict, load_peft_weights
+from peft import PeftType
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -131,9 +131,6 @@ def _merged_model(source: str, base: PreTrainedModel) -> PreTrainedModel:
     # In bf16 every step would round, and hide from the check whether the merging is right.
     base.to(torch.promote_types(dtype, torch.float32))
     adapted = load_adapter(base, source, flag="source").eval()
-    # PEFT leaves those that are missing as it has made them.
-    if missing := get_peft_model_state_dict(adapted).keys() - load_peft_weights(source, device="cpu").keys():
-        raise ValueError(f"`source` is {source!r}, whose adapter lacks the weights {', '.join(sorted(missing))}.")
     logits = _probe_logits(adapted)
     merged = adapted.merge_and_unload()
     _check_logits("the merged adapter", _probe_logits(merged), logits, tolerance=_MERGE_TOLERANCE)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -259,10 +259,31 @@ def adapter_settings(name: str, revision: str = "main", flag: str = "model") -> 
 
 
 def load_adapter(model: PreTrainedModel, name: str, revision: str = "main", flag: str = "model") -> PeftModel:
-    """Puts an adapter on its base, and the embeddings of tokens that were added for it."""
-    with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, whose adapter cannot be loaded: "):
-        fit_embeddings(model, name, revision)
-        return PeftModel.from_pretrained(model, name, revision=revision)
+    """
+    Puts an adapter on its base with all of its weights, and the embeddings of tokens that were added for it; PEFT would
+    leave those that are missing as it has made them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The base.
+        name (`str`):
+            The adapter's folder or Hub id.
+        revision (`str`, *optional*, defaults to `"main"`), flag (`str`, *optional*, defaults to `"model"`):
+            As for [`load_config`].
+
+    Raises:
+        ValueError: for weights that cannot be read, are missing or do not fit the base.
+    """
+    what = f"`{flag}` is {name!r}, whose adapter "
+    with reraised_as(InputError, Exception, what=f"{what}cannot be loaded: "):
+        saved = load_peft_weights(name, device="cpu", revision=revision)
+        fit_embeddings(model, saved)
+        adapted = PeftModel.from_pretrained(model, name, revision=revision)
+        # Embeddings that were not trained need not be there.
+        missing = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - saved.keys()
+    if missing:
+        raise ValueError(f"{what}lacks the weights {_some(missing)}.")
+    return adapted
 
 
 def load(

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -226,3 +228,13 @@ def test_an_adapter_of_a_base_with_added_tokens_is_loaded_with_them(adapters, is
         assert torch.equal(model.eval()(ids).logits, adapted(ids).logits)
     assert model.config.vocab_size == 312 > len(tokenizer)
     assert read(model, Passage.of(tokenizer, "some<new-1>")).passage.input_ids.max() >= len(tokenizer) - 3
+
+
+def test_an_adapter_that_lacks_weights_is_refused_by_their_names(adapters) -> None:
+    name, _ = adapters(0)
+    path = Path(name) / "adapter_model.safetensors"
+    weights = load_file(path)
+    lacking = [key for key in weights if "lora_B" in key]
+    save_file({key: weight for key, weight in weights.items() if key not in lacking}, path)
+    with pytest.raises(ValueError, match=re.escape(f"whose adapter lacks the weights {min(lacking)} and 1 more.")):
+        load(name, {})
