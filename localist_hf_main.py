@@ -7,6 +7,7 @@ import atexit
 import os
 import signal
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -122,6 +123,7 @@ def _listen(handler: Any) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
+@cache
 def _module(name: str) -> Any:
     """A module of the package that imports nothing of it, without the package."""
     spec = spec_from_file_location(f"_localist_hf_{name}", Path(__file__).parent / "localist_hf" / f"{name}.py")

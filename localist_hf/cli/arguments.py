@@ -1,6 +1,7 @@
 """The flags of `localist-hf train`: from the command line, a YAML file and the run that is gone on with."""
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -132,8 +133,9 @@ class _Parser(CommandParser, HfArgumentParser):
         raise InputError(message)
 
 
+@functools.cache
 def build_parser() -> HfArgumentParser:
-    """The parser of `localist-hf train`."""
+    """The parser of `localist-hf train`, made once, since a command reads several times; not to be changed."""
     parser = _Parser(
         (RunArguments, LocalistTrainingArguments),
         prog="localist-hf train",
@@ -214,12 +216,12 @@ def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse
     """
     parser = build_parser()
     path = parser.parse_args(arguments).config
-    flags = [] if path is None else _yaml_flags(path, parser)
+    values, flags = ({}, []) if path is None else _yaml_flags(path, parser)
     recipe = parser.parse_args([*flags, *arguments]).recipe
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
-    flags = [*_as_flags(RECIPES.get(recipe, {}) | (saved or {}), parser), *flags]
-    return parser.parse_args([*flags, *arguments])
+    first_values, first_flags = _as_flags(RECIPES.get(recipe, {}) | (saved or {}), parser)
+    return parser.parse_args([*first_flags, *flags, *arguments], argparse.Namespace(**(first_values | values)))
 
 
 def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:
@@ -288,8 +290,9 @@ def _kept(values: dict[str, Any]) -> dict[str, Any]:
     """Selects the flags for those who go on with a run: what makes it what it is, and what else is not by default."""
     defaults = vars(build_parser().parse_args([]))
     kept = {}
-    for name, value in values.items():
-        if name not in _NOT_KEPT and (name in _FIXED or value != defaults[name]):
+    for name, default in defaults.items():
+        if name not in _NOT_KEPT and (name in _FIXED or values[name] != default):
+            value = values[name]
             is_json = name in _JSON_FLAGS and isinstance(value, str) and value.startswith("{")
             kept[name] = json.loads(value) if is_json else value.value if isinstance(value, Enum) else value
     for name in ("model", "dataset", "text_file"):
@@ -315,8 +318,8 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
-    """Reads the flags in a YAML file as they would stand on the command line, so that both are read in one way."""
+def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], list[str]]:
+    """Reads the flags in a YAML file as [`_as_flags`] has them, so that both are read in one way."""
     what = f"`config` is {path!r}, "
     with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         if (fault := file_fault(path)) is not None:
@@ -347,28 +350,31 @@ def _yaml_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             raise InputError(f"{what}which sets {key!r} to a mapping; it takes a value.")
         # A mapping has no text, and nothing is no value.
         flags[name] = typed[key] if isinstance(value, dict) or typed[key] is None else value
-    arguments = _as_flags(flags, parser)
+    values, arguments = _as_flags(flags, parser)
     try:
         parser.parse_args(arguments)
     except InputError as error:
         raise InputError(f"{what}in which {error}") from None
-    return arguments
+    return values, arguments
 
 
-def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+def _as_flags(values: dict[str, Any], parser: argparse.ArgumentParser) -> tuple[dict[str, Any], list[str]]:
     """
     Turns values by their flags' names into arguments of a command line; those that are `None` stay at their default. A
-    list for a flag that takes one value there, such as `report_to`, becomes the parser's default; so does a number, of
+    list for a flag that takes one value there, such as `report_to`, stands in its place as it is; so does a number, of
     which a flag may make another (0.0 of 0), and the run's record another with it.
+
+    Returns:
+        `tuple[dict[str, Any], list[str]]`: what holds as it is where no argument says otherwise, and the arguments.
     """
     nargs = {action.dest: action.nargs for action in parser._actions}
-    arguments = []
+    kept, arguments = {}, []
     for name, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number or (isinstance(value, list) and nargs[name] not in ("+", "*")):
-            parser.set_defaults(**{name: value})
+            kept[name] = value
         elif isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
             arguments.append(f"--{name}={json.dumps(value, default=str) if isinstance(value, (dict, bool)) else value}")
-    return arguments
+    return kept, arguments
