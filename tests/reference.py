@@ -23,13 +23,15 @@ def visible_keys(documents: torch.Tensor, query_length: int) -> torch.Tensor:
 
 def local_starts(block_starts: torch.Tensor, documents: torch.Tensor, num_previous_blocks: int) -> torch.Tensor:
     """The start of the block that lies so many blocks before each position's own, or as far as its document goes."""
-    starts = block_starts.clone()
-    for row in range(starts.shape[0]):
-        for i in range(starts.shape[1]):
+    rows = []
+    for of_blocks, of_documents in zip(block_starts.tolist(), documents.tolist(), strict=True):
+        rows.append([])
+        for start, document in zip(of_blocks, of_documents, strict=True):
             for _ in range(num_previous_blocks):
-                if starts[row, i] > documents[row, i] >= 0:
-                    starts[row, i] = block_starts[row, starts[row, i] - 1]
-    return starts
+                if start > document >= 0:
+                    start = of_blocks[start - 1]
+            rows[-1].append(start)
+    return torch.tensor(rows)
 
 
 def local_set(
@@ -108,18 +110,18 @@ def place_block_starts(
     candidates: torch.Tensor, documents: torch.Tensor, min_block_length: int, max_block_length: int
 ) -> torch.Tensor:
     """Goes along the text: a block starts at a candidate once the last is long enough, or when it is full."""
-    starts = torch.full_like(documents, -1)
-    for row in range(documents.shape[0]):
+    rows = []
+    for is_candidate, of_documents in zip(candidates.tolist(), documents.tolist(), strict=True):
+        rows.append([])
         start = -1
-        for i in range(documents.shape[1]):
-            if documents[row, i] < 0:
-                continue
-            length = i - start
-            is_wanted = bool(candidates[row, i]) and length >= min_block_length
-            if documents[row, i] == i or is_wanted or length >= max_block_length:
-                start = i
-            starts[row, i] = start
-    return starts
+        for i, document in enumerate(of_documents):
+            if document >= 0:
+                length = i - start
+                is_wanted = is_candidate[i] and length >= min_block_length
+                if document == i or is_wanted or length >= max_block_length:
+                    start = i
+            rows[-1].append(start if document >= 0 else -1)
+    return torch.tensor(rows)
 
 
 def value_lengths(values: torch.Tensor) -> torch.Tensor:
@@ -131,22 +133,20 @@ def semantic_block_starts(
     lengths: torch.Tensor, documents: torch.Tensor, threshold: float, min_block_length: int, max_block_length: int
 ) -> tuple[torch.Tensor, float]:
     """The blocks for these `nu`, `(batch, length)`, and how near a decision came to its threshold."""
-    starts = torch.full(lengths.shape, -1)
-    margin = math.inf
-    for row in range(lengths.shape[0]):
-        for i in range(lengths.shape[1]):
-            document = int(documents[row, i])
-            if document < 0:
-                continue
+    rows, margin = [], math.inf
+    for nu, of_documents in zip(lengths.double().numpy(), documents.tolist(), strict=True):
+        rows.append([])
+        start, separates = -1, False
+        for i, document in enumerate(of_documents):
             if i == document:
                 start, separates = i, False
-            elif i - start >= max_block_length or (separates and i - start >= min_block_length):
+            elif document >= 0 and (i - start >= max_block_length or (separates and i - start >= min_block_length)):
                 start = i
-            starts[row, i] = start
-            if i > document:
-                seen = lengths[row, document + 1 : i + 1].double()
-                gap = float(seen.mean() - threshold * seen.std(correction=0) - seen[-1])
+            rows[-1].append(start if document >= 0 else -1)
+            if i > document >= 0:
+                seen = nu[document + 1 : i + 1]
+                gap = float(seen.mean() - threshold * seen.std() - seen[-1])
                 if abs(gap) > 1e-9:  # what is equal, as the first of all always is, is not below
                     margin = min(margin, abs(gap))
                 separates = gap > 1e-9
-    return starts, margin
+    return torch.tensor(rows), margin

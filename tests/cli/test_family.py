@@ -28,7 +28,7 @@ QUICK = {
     "seeds": [0],
     "training": {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
     "controls": {"dials": [0, 1], "num_previous_blocks": []},
-    "sequence_length": 48,
+    "sequence_length": 40,
     "measured_sequences": 2,
     "runs": [{"variant": ["distributed", "quintic"]}],
 }
@@ -53,7 +53,8 @@ def workspace(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn, which takes half of the time that a tiny family does."""
-    monkeypatch.setattr(Figure, "savefig", lambda *given, **settings: None)
+    monkeypatch.setattr(comparison.Comparison, "draw", lambda comparison: [])
+    monkeypatch.setattr(Figure, "savefig", lambda *given, **settings: None)  # of the cards
 
 
 def flags(folder: str = "family", **changes) -> list[str]:

@@ -90,11 +90,12 @@ def figures_by_matrix(model, native, rows: list[list[int]], previous: int, layer
         for layer, table in zip(layers, tables, strict=True):
             window = model.config.locality.sliding_windows[layer] or length
             visible = reference.visible_keys(documents, length) & (position[:, None] - position < window)
-            for name, local in local_sets.items():
-                seen = local & visible
-                of = reference.shares(attentions[layer], seen, nowhere, documents, sinks)
-                shares = [of[f"{part}_share"][0].mean(0) for part in ("block", "outside")]
-                entry = (*shares, seen[0, 0].sum(-1), reference.counted(visible, seen, documents)[0])
+            seen = torch.cat(list(local_sets.values())) & visible  # all at once, each a row of a batch
+            like_rows = [each.expand(len(seen), *each.shape[1:]) for each in (nowhere, documents)]
+            of = reference.shares(attentions[layer], seen, *like_rows, sinks)
+            shares = [of[f"{part}_share"].mean(1) for part in ("block", "outside")]
+            counted = reference.counted(visible, seen, like_rows[1])
+            for name, *entry in zip(local_sets, *shares, seen[:, 0].sum(-1), counted, strict=True):
                 table.setdefault(name, []).append(entry)
     return [
         {name: [torch.cat(parts) for parts in zip(*entries, strict=True)] for name, entries in table.items()}

@@ -239,7 +239,7 @@ def test_generation_with_a_cache_equals_generation_without(make_model, make_text
             model.generate(
                 ids,
                 attention_mask=mask,
-                max_new_tokens=25,
+                max_new_tokens=16,  # more than a block
                 use_cache=use_cache,
                 pad_token_id=0,
                 **GENERATION[mode],
@@ -248,7 +248,7 @@ def test_generation_with_a_cache_equals_generation_without(make_model, make_text
         )
     assert torch.equal(*texts)
     torch.manual_seed(3)
-    plain = model.generate(ids, attention_mask=mask, max_new_tokens=25, pad_token_id=0, **GENERATION[mode])
+    plain = model.generate(ids, attention_mask=mask, max_new_tokens=16, pad_token_id=0, **GENERATION[mode])
     assert not torch.equal(plain, texts[0])
 
 
@@ -285,10 +285,10 @@ def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
         locality_schedule=[0.5, 1.0, 1.0, 1.0], block_partition=partition, num_sink_tokens=2,
         num_previous_blocks=previous,
     )  # fmt: skip
-    ids = make_text(2, 110)
+    ids = make_text(2, 87)
     whole = model(ids, locality_dial=1.0, output_fidelity=True, use_cache=False)
     cache, pieces = DynamicCache(config=model.config), []
-    for piece in ids.split([40, 1, 30, *[1] * 39], dim=1):
+    for piece in ids.split([40, 1, 30, *[1] * 16], dim=1):
         pieces.append(model(piece, past_key_values=cache, locality_dial=1.0, output_fidelity=True))
     assert_close(torch.cat([piece.logits for piece in pieces], dim=1), whole.logits, atol=1e-4, rtol=0)
     for layer in range(4):
@@ -297,7 +297,7 @@ def test_at_one_the_cache_holds_the_longest_local_set_and_the_sinks(
         fidelities = torch.cat([piece.fidelity[layer] for piece in pieces], dim=2)
         assert_close(fidelities, whole.fidelity[layer], atol=1e-4, rtol=0)
     longest = (1 + previous) * (7 if partition == "window" else 12)
-    assert cache.layers[0].keys.shape[2] == 110
+    assert cache.layers[0].keys.shape[2] == 87
     for layer in cache.layers[1:]:
         assert layer.keys.shape[2] < longest
         assert layer.sinks[0].shape[2] == 2

@@ -29,6 +29,9 @@ class PlainTrainer(LocalityLossMixin, Trainer):
 @pytest.fixture(scope="module")
 def make_trainer(make_model, make_text) -> Callable[..., Trainer]:
     """A trainer of a tiny model with dropout, five sequences of training text, two in a batch: three steps an epoch."""
+    rows = [Dataset.from_dict({"input_ids": make_text(number, 20, seed=number).tolist()}) for number in (5, 3)]
+    # The collator makes the labels, which a plain trainer takes from the rows.
+    rows = [part.add_column("labels", part["input_ids"]) for part in rows]
 
     def make(folder: Path, kind: str = "own", callbacks: list | None = None, **arguments) -> Trainer:
         dropout = 0.0 if kind == "without dropout" else 0.1
@@ -44,9 +47,6 @@ def make_trainer(make_model, make_text) -> Callable[..., Trainer]:
             "save_steps": 2, "logging_steps": 3, "locality_objective": "contrast",
         }  # fmt: skip
         args = of_arguments(**(defaults | arguments))
-        rows = [Dataset.from_dict({"input_ids": make_text(number, 20, seed=number).tolist()}) for number in (5, 3)]
-        # The collator makes the labels, which a plain trainer takes from the rows.
-        rows = [part.add_column("labels", part["input_ids"]) for part in rows]
         return of_trainer(model=model, args=args, train_dataset=rows[0], eval_dataset=rows[1], callbacks=callbacks)
 
     return make
