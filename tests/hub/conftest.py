@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,38 +150,15 @@ def runs(family: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def _keep_plain(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the test hub is on this machine
-    patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-
-
 @pytest.fixture
 def plain_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep Xet, any token of this machine and progress bars out of the in-process client."""
-    _keep_plain(monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the test hub is on this machine
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     disable_progress_bars()
     yield
     enable_progress_bars()
-
-
-@pytest.fixture(scope="session")
-def in_environment() -> Callable[[HubServer], AbstractContextManager[None]]:
-    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them, said to this one for a while."""
-
-    @contextmanager
-    def within(hub: HubServer) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            _keep_plain(patch)
-            patch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-            url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-            patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-            patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-            patch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was first made with
-            patch.setenv("HF_TOKEN", TOKEN)
-            yield
-
-    return within
 
 
 @pytest.fixture
@@ -197,9 +173,14 @@ def api(hub: HubServer, plain_client: None) -> HfApi:
 
 
 @pytest.fixture
-def environment(hub: HubServer, plain_client: None, in_environment: Callable) -> Iterator[None]:
-    with in_environment(hub):
-        yield
+def environment(hub: HubServer, plain_client: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `HF_ENDPOINT` and `HF_TOKEN` say to a process that starts with them."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was first made with
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @pytest.fixture

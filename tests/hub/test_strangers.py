@@ -3,13 +3,11 @@ The proof: what is published is loaded by processes that know nothing of this pa
 that they know through `HF_ENDPOINT` only.
 """
 
-import contextlib
-import io
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,11 +64,14 @@ def stranger(hub: HubServer, home: Path, code: str, **env: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def published(hub: HubServer, runs: Path, in_environment: Callable) -> str:
+def published(hub: HubServer, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Publishes the family with the command; what it printed."""
-    with in_environment(hub), contextlib.redirect_stdout(io.StringIO()) as printed:
-        main(["publish", str(runs), "--namespace", "org", "--collection", "Localist models"])
-    return printed.getvalue()
+    home = tmp_path_factory.mktemp("publisher")
+    program = "from localist_hf.cli.main import main; main()"
+    arguments = ("publish", str(runs), "--namespace", "org", "--collection", "Localist models")
+    done = run(hub, home, program, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def local_logits(folder: Path, **kwargs: float) -> torch.Tensor:
