@@ -209,7 +209,8 @@ def view_parser() -> CommandParser:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?",
         help="model or LoRA adapter: a local folder or a Hub id; or a folder of runs, such as runs/demo, to choose "
-        "from. By default the small base that the package comes with, under the quintic schedule",
+        "from, of which the most telling one is read beside its baseline. By default the small base that the package "
+        "comes with, under the quintic schedule",
     )  # fmt: skip
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")

@@ -10,5 +10,8 @@ def main(arguments: list[str]) -> None:
     args = export_parser().parse_args(arguments)
     with reraised_as(InputError, *INPUT_ERRORS), reraised_as(RunError, RuntimeError):
         export_gpt2(args.source, args.folder)
-    print(f"{args.source} written to {args.folder} as plain GPT-2. Load it with")
+    print(
+        f"{args.source} written to {args.folder} as plain GPT-2: without code or dial, in neither of our two formats."
+    )
+    print("Load it, and its tokenizer, with nothing trusted:")
     print(f"transformers.AutoModelForCausalLM.from_pretrained({args.folder!r})")

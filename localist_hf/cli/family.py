@@ -1,5 +1,8 @@
 """`localist-hf family`: one base, fine-tuned under the configurations of a grid, and the comparison."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from ..command_line import family_parser
@@ -12,6 +15,7 @@ from ..experiments.grid_runs import GridWork, do_tasks
 from ..experiments.preparation import prepare_grid
 from ..experiments.training_checks import MOST_PROCESSES
 from ..hub import check_card
+from ..hub.formats import how_to_load
 
 
 PROMPT = "def __init__(self"
@@ -43,11 +47,12 @@ def main(arguments: list[str]) -> None:
     # One process compares; another one's work is not in its way.
     with lock_folder(args.output_dir):
         claim(args.output_dir, "grid", GRID_FILES)
-        report(work, args.model is None, args.model_cards)
-    print(f"\nAll of it: {args.output_dir}")
+        comparison = report(work, args.model is None, args.model_cards)
+    print(f"\n{how_to_load(comparison.records[comparison.shown][0])}")
+    print(f"\nAll of it: {args.output_dir}\n\n{what_next(comparison)}")
 
 
-def report(work: GridWork, has_own_base: bool, model_cards: Path | None) -> None:
+def report(work: GridWork, has_own_base: bool, model_cards: Path | None) -> Comparison:
     """Writes the tables, the pictures and the cards, and prints the tables and a generated sentence."""
     comparison = Comparison(work)
     print(f"\n{comparison.write_tables()}")
@@ -55,3 +60,21 @@ def report(work: GridWork, has_own_base: bool, model_cards: Path | None) -> None
     for card in comparison.write_cards(has_own_base, model_cards):
         print(f"Model card: {card}")
     print(f"\n{comparison.write_on(PROMPT)}")
+    return comparison
+
+
+def what_next(comparison: Comparison) -> str:
+    """The commands to go on with, as this one was called."""
+    command = "localist-hf" if shutil.which("localist-hf") else shlex.quote(sys.argv[0])
+    pair = " beside ".join(dict.fromkeys((comparison.shown, comparison.baseline)))
+    text = "--train-text book.txt --held-out-text other.txt"  # names for the reader's own
+    return (
+        f"What next:\n"
+        f"  read {pair} in a browser, and turn the dial:\n"
+        f"    {command} view {shlex.quote(str(comparison.work.folder))}\n"
+        f"  measure any model as it is:\n"
+        f"    {command} evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt\n"
+        f"  the same comparison of your own model, on your own text:\n"
+        f"    {command} family quick --model openai-community/gpt2 {text} --output-dir runs/own\n"
+        f"  guides and the meaning of each number: README.md and docs/ of the repository, or `make docs`"
+    )

@@ -19,6 +19,7 @@ from ..hub import (
     publish,
     with_own_text_of,
 )
+from ..hub.formats import how_to_load
 from ..hub.reachability import check_answers
 
 
@@ -49,6 +50,8 @@ def show(publication: Publication, api: HfApi) -> None:
         show_repository(f"{api.endpoint}/spaces/{space.repo_id}", found[space.repo_id], files, texts)
     for path, reason in publication.left_out.items():
         print(f"left out: {path}: {reason}")
+    for text in dict.fromkeys(map(how_to_load, publication.records.values())):
+        print(text)
     where = f"{len(publication.repositories)} repositories{'' if space is None else ' and a Space'}"
     print(f"Dry run: nothing was uploaded; it would go to {where}.")
 

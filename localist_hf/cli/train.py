@@ -22,7 +22,8 @@ from ..experiments.data import check_source, check_token_ids, load_text, train_a
 from ..experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
 from ..experiments.training_checks import check_metric, check_optimizer, check_rank, check_schedule
 from ..experiments.training_run import run_training, start_anew
-from ..hub import check_card
+from ..hub import RunRecord, check_card
+from ..hub.formats import how_to_load
 from ..hub.loading import (
     check_name,
     checked_sequence_length,
@@ -239,4 +240,4 @@ def main(arguments: list[str]) -> None:
     print(layer_table(metrics, locality.locality_lambdas))
     if current_setting(trainer.model.config).dial == 0:
         warn_of_damage(before, metrics["loss"], args)
-    print(f"\nSaved to {args.output_dir}")
+    print(f"\nSaved to {args.output_dir}\n{how_to_load(RunRecord.load(folder))}")

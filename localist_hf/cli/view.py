@@ -21,8 +21,8 @@ from ..experiments.base import BASE
 from ..experiments.data import check_source, has_rows
 from ..experiments.python_text import python_reference
 from ..experiments.text_files import ENCODING
-from ..hub import RECORD_FILE
 from ..hub.loading import load
+from ..hub.siblings import pair_to_show, records_in
 from ..page import page_of
 from ..page.reading import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
@@ -40,14 +40,21 @@ def default_text() -> str:
     return python_reference()[DEFAULT_TOPIC][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
 
 
-def models_of(name: str) -> list[str]:
-    """Lists the model of this name, or the runs in a folder that holds no model itself."""
+def models_of(name: str) -> tuple[list[str], str | None]:
+    """
+    Lists the model of this name, or the runs in a folder that holds no model itself: first the one that shows most, and
+    which one stands beside it ([`pair_to_show`]).
+    """
     folder = Path(name)
     if not os.path.isdir(folder) or any(  # which takes names that no folder can have
         (folder / file).is_file() for file in ("config.json", "adapter_config.json")
     ):
-        return [name]
-    return sorted(str(record.parent) for record in folder.glob(f"*/{RECORD_FILE}")) or [name]
+        return [name], None
+    runs = {str(path): record for path, record in records_in(folder).items()}
+    if not runs:
+        return [name], None
+    first, beside = pair_to_show(runs)
+    return list(dict.fromkeys(filter(None, (first, beside, *runs)))), beside
 
 
 def beginning(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
@@ -72,8 +79,9 @@ def load_for_reading(
 def main(arguments: list[str]) -> None:
     """Runs `localist-hf view` with these arguments."""
     args = view_parser().parse_args(arguments)
-    names = [str(BASE)] if args.model is None else models_of(args.model)
-    wanted = [names[0]] if args.compare is None else [names[0], args.compare]
+    names, beside = ([str(BASE)], None) if args.model is None else models_of(args.model)
+    compare = args.compare or beside
+    wanted = [names[0]] if compare is None else [names[0], compare]
     if args.port is not None and not 1 <= args.port <= 65535:
         raise InputError(f"`port` is {args.port}; it must be in 1 to 65535.")
     if args.max_tokens is not None and args.max_tokens < 1:
@@ -102,7 +110,7 @@ def main(arguments: list[str]) -> None:
             from ..page.serving import port_to_serve_on  # only those who open a page have Gradio
 
             port_to_serve_on(args.host, args.port)
-        flags = {args.compare: "compare"} if args.compare not in names else {}
+        flags = {compare: "compare"} if compare not in names else {}
         loaded = {model: load_for_reading(model, settings, flag=flags.get(model, "model")) for model in wanted}
         models = [loaded[model] for model in wanted]
         if args.text is None and args.text_file is None:
@@ -124,7 +132,7 @@ def main(arguments: list[str]) -> None:
 
     # Strangers choose among these models only.
     is_open = _is_loopback(args.host) and not args.share
-    page = live_page(load_by_name, names, text, args.compare, is_open, args.max_tokens)
+    page = live_page(load_by_name, names, text, compare, is_open, args.max_tokens)
     with reraised_as(InputError, ValueError):
         port = port_to_serve_on(args.host, args.port)  # somebody may have taken it meanwhile
     with reraised_as(InputError, OSError, ValueError, what=f"`host` is {args.host!r} and `port` {port}: "):

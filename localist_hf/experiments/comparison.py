@@ -16,6 +16,7 @@ from ..evaluation.tables import comparison_table, differences_table
 from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
+from ..hub.siblings import pair_to_show
 from ..whole_file import write_whole
 from .folders import CARD_FILES, claim
 from .grid import GridRun
@@ -40,11 +41,12 @@ class Comparison:
         self.records = {name: [RunRecord.load(folder) for folder in group] for name, group in self.folders.items()}
         self.baseline = next(name for name, group in self.runs.items() if group[0].variant == BASELINE_VARIANT)
         #: The run that is shown beside the baseline.
-        self.shown = "quintic" if "quintic" in self.runs else list(self.runs)[-1]
+        self.shown = pair_to_show({name: group[0] for name, group in self.records.items()})[0]
 
     def write_tables(self) -> str:
         """Writes the tables to the grid's folder, and returns them."""
-        text = tables(self.records, self.baseline)
+        order = dict.fromkeys((self.baseline, self.shown, *self.records))  # what is to be compared stands together
+        text = tables({name: self.records[name] for name in order}, self.baseline)
         write_whole(self.work.folder / "table.md", text)
         return text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, ModelInfo, SpaceInfo
 from huggingface_hub.utils import validate_repo_id
 
+from .formats import how_to_load
 from .model_card import CARD_FILE
 from .own_text import own_text
 from .record_file import RECORD_FILE
@@ -180,6 +181,8 @@ def publish(
         info = found[repo_id]
         commits.append(upload(api, repo_id, files, private=private or None, info=info))
         report(f"{api.endpoint}/{repo_id}: {_what_was_done(commits[-1], info)}")
+    for text in dict.fromkeys(map(how_to_load, publication.records.values())):
+        report(text)
     if publication.space is not None:
         revisions = {repo_id: info.sha for repo_id, info in bases.items()}
         revisions |= {repo_id: commit.oid for repo_id, commit in zip(repositories, commits, strict=True)}

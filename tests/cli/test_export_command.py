@@ -19,7 +19,7 @@ def test_it_writes_the_folder_and_says_how_to_load_it(run: Path, tmp_path: Path,
     out = tmp_path / "out"
     main([str(run), str(out)])
     printed = capsys.readouterr().out.strip().splitlines()
-    assert printed[-2] == f"{run} written to {out} as plain GPT-2. Load it with"
+    assert printed[-3].startswith(f"{run} written to {out} as plain GPT-2")
     line = printed[-1].removeprefix("transformers.")
     assert type(eval(line, {"AutoModelForCausalLM": AutoModelForCausalLM})) is GPT2LMHeadModel
 

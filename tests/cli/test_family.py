@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from localist_hf.cli.main import main
+from localist_hf.command_line import PARSERS
 from localist_hf.experiments import comparison, data, folders, grid_runs, load_grid, preparation
 from localist_hf.hub import RunRecord
 from localist_hf.trainers.checkpoints import mark_as_own
@@ -85,6 +86,11 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
     assert "quintic, loaded with AutoModelForCausalLM" in printed
+    assert "Format: the LocalistGPT2 family." in printed
+    assert "read quintic beside distributed in a browser" in printed.rpartition("What next:")[2]
+    for line in re.findall(r"^    \S+ (.*)$", printed.rpartition("What next:")[2], re.MULTILINE):
+        command, *rest = line.split()
+        PARSERS[command]().parse_args(rest)
     names = ("context_fidelity_over_depth", "shares_over_depth", "frontier", "perplexity_over_dial")
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")

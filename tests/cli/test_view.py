@@ -23,7 +23,7 @@ from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.cli import view
 from localist_hf.cli.main import main
 from localist_hf.experiments.python_text import part_of
-from localist_hf.hub import RECORD_FILE
+from localist_hf.hub import RECORD_FILE, RunRecord
 from localist_hf.hub.loading import load_config, load_model
 from localist_hf.page import Passage, read, read_beside, saved_page
 
@@ -76,12 +76,26 @@ def test_without_a_text_there_is_one(folders: list[str], tmp_path: Path) -> None
 
 
 def test_a_folder_of_runs_is_to_choose_from(tmp_path: Path, folders: list[str]) -> None:
-    assert view.models_of(folders[0]) == [folders[0]]
-    assert view.models_of("org/model") == ["org/model"]
-    assert view.models_of(str(tmp_path)) == [str(tmp_path)]  # nothing in it is a run
-    for folder in folders:
-        (Path(folder) / RECORD_FILE).write_text("{}", encoding="utf-8")
-    assert view.models_of(str(tmp_path)) == folders
+    assert view.models_of(folders[0]) == ([folders[0]], None)
+    assert view.models_of("org/model") == (["org/model"], None)
+    assert view.models_of(str(tmp_path)) == ([str(tmp_path)], None)  # nothing in it is a run
+    (Path(folders[0]) / RECORD_FILE).write_text("{}", encoding="utf-8")
+    assert view.models_of(str(tmp_path)) == ([str(tmp_path)], None)  # nor can it be read as one
+
+
+def test_a_folder_of_runs_opens_on_the_most_local_beside_its_baseline(
+    tmp_path: Path, make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for folder, of in {"a": "base", "b": "distributed", "c": "localist", "d": "quintic"}.items():
+        make_model(0, vocab_size=len(tokenizer)).save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+        RunRecord.load(ROOT / "model_cards" / of).save(tmp_path / folder)
+    paths = [str(tmp_path / folder) for folder in "dbac"]
+    assert view.models_of(str(tmp_path)) == (paths, paths[1])
+    file = tmp_path / "page.html"
+    for more, shown in (([], ["d", "b"]), (["--compare", paths[3]], ["d", "c"])):
+        main(["view", str(tmp_path), "--text", TEXT, "--save", str(file), *more])
+        assert [reading["name"] for reading in data_of(file)["readings"]] == shown
 
 
 def test_without_a_model_the_base_is_read_with_a_dial_that_changes_something(
@@ -175,7 +189,7 @@ def test_what_cannot_be_written_or_listened_on_is_found_before_the_model_is_load
 def test_names_that_no_folder_can_have_are_those_of_models(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for name in ("x" * 300, "x/" * 3000, "a\0b", str(tmp_path / "loop"), str(tmp_path / "loop" / "x")):
-        assert view.models_of(name) == [name]
+        assert view.models_of(name) == ([name], None)
 
 
 def test_the_text_that_nobody_gave_fits_the_model(
