@@ -54,27 +54,9 @@ def dial_controls(groups: Mapping[str, Sequence[RunRecord]], emphasised: str | N
     return markdown_table(rows)
 
 
-def dial_sweep(record: RunRecord, layer: int) -> str:
-    """The way from dial 0 to dial 1."""
-    dials = record.controls["dials"]
-    rows = [["dial", *(f"{dial['dial']:g}" for dial in dials)]]
-    rows.append(["perplexity", *(with_interval([_or_nan(dial["perplexity"])]) for dial in dials)])
-    for name, title in (("context_fidelity", "psi"), ("fidelity", "phi")):
-        rows.append([title, *(with_interval([_at_layer(record, dial["locality"], name, layer)]) for dial in dials)])
-    return markdown_table(rows)
-
-
 def wrong_blocks(runs: Sequence[RunRecord], layer: int) -> dict[str, Any]:
     """psi on the own blocks and on those of another text, as the card shows it, and how far apart runs have them."""
-    number = runs[0].locality["num_previous_blocks"]
-    psi = {}
-    for kind in ("own", "wrong"):
-        of_runs = [
-            next(each for each in run.controls["blocks"] if each["num_previous_blocks"] == number) for run in runs
-        ]
-        psi[kind] = [
-            _at_layer(run, blocks[kind], "context_fidelity", layer) for run, blocks in zip(runs, of_runs, strict=True)
-        ]
+    psi = {kind: _psi_on(runs, kind, layer) for kind in ("own", "wrong")}
     apart = [own - wrong for own, wrong in zip(psi["own"], psi["wrong"], strict=True)]
     return {kind: float(f"{fmean(values):.2f}") for kind, values in psi.items()} | {
         "num_runs": len(runs),
@@ -83,10 +65,16 @@ def wrong_blocks(runs: Sequence[RunRecord], layer: int) -> dict[str, Any]:
     }
 
 
-def all_local(runs: Sequence[RunRecord]) -> dict[str, float]:
-    """What the perplexity at dial 0 is multiplied by with every layer fully local: its means over runs."""
-    ratios = {"blocks": "all local", "self_only": "all self only"}
-    return {name: fmean(_ratio(run.controls, ratio) for run in runs) for name, ratio in ratios.items()}
+def _psi_on(runs: Sequence[RunRecord], kind: str, layer: int) -> list[float]:
+    """psi of each run on these blocks of the controls, with as many before a token's own as the configuration has."""
+    number = runs[0].locality["num_previous_blocks"]
+    of_runs = [next(each for each in run.controls["blocks"] if each["num_previous_blocks"] == number) for run in runs]
+    return [_at_layer(run, blocks[kind], "context_fidelity", layer) for run, blocks in zip(runs, of_runs, strict=True)]
+
+
+def costs(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Perplexities as multiples of that at dial 0, by name; of several runs the means."""
+    return {name: f"{fmean(_ratio(run.controls, name) for run in runs):.3f}" for name in _PERPLEXITIES}
 
 
 def _ratio(controls: Mapping[str, Any], name: str) -> float:

@@ -1,11 +1,12 @@
-"""The tables of a model card: configurations side by side, and layers."""
+"""The table of a model card: configurations side by side."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.differences import perplexity_ratio
-from ..evaluation.tables import differences_table, runs_table, table_of, with_interval
+from ..evaluation.differences import perplexity_differences, perplexity_ratio
+from ..evaluation.tables import table_of, with_ends, with_interval
 from .run_record import RunRecord
 
 
@@ -32,56 +33,40 @@ def mean_over_runs(metrics: Sequence[Mapping[str, float]], name: str) -> float:
     return fmean(run[name] for run in metrics)
 
 
-def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, Any]:
-    """Perplexity with its interval, and means of what the summary says of one layer, from the metrics of runs."""
-    shares = ("context_fidelity", "context_share", "self_share", "sink_share")
-    means = {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in shares}
-    return {"perplexity": with_interval([metrics["perplexity"] for metrics in runs]), **means}
+def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, float]:
+    """Means of what the summary says of one layer, from the metrics of runs."""
+    return {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share")}
 
 
-def _columns(record: RunRecord) -> dict[str, str]:
-    """The shares that tables show, by their metric."""
-    columns = {"context_fidelity": "psi", "context_share": "other words", "self_share": "self"}
-    return columns | ({"sink_share": "sink"} if record.locality["num_sink_tokens"] else {})
-
-
-def comparison(
-    record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, float]]], baseline: str | None, layer: int
-) -> str:
+def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None, layer: int) -> str:
     """
-    A row for each configuration, from the metrics of each seed, this card's own in bold; with the one layer that the
-    card speaks of.
+    A row for each configuration, this card's own in bold: perplexity, as a multiple of the baseline's with the interval
+    where seeds give one, and of the one layer that the card speaks of where its attention goes.
     """
-    columns = {title: f"{metric}_layer_{layer}" for metric, title in _columns(record).items()}
-    columns |= {"phi": f"fidelity_layer_{layer}", "visible keys": f"visible_keys_layer_{layer}"}
-    columns["entropy (bits)"] = "entropy"
-    ratios = {}
-    if baseline is not None and len(results) > 1:
-        ratios[f"/ {baseline}"] = {name: _ratio(by_seed, results[baseline]) for name, by_seed in results.items()}
-    metrics = {name: list(by_seed.values()) for name, by_seed in results.items()}
-    return runs_table(metrics, columns, layer, ratios, {record.name: f"**{record.name}**"})
+    by_seed = metrics_by_seed(groups)
+    columns: dict[str, Callable[[str], str]] = {
+        "configuration": lambda name: f"**{name}**" if name == record.name else name,
+        "perplexity": lambda name: with_interval([run.metrics["perplexity"] for run in groups[name]]),
+    }
+    if baseline is not None and len(groups) > 1:
+        differences = perplexity_differences(by_seed, baseline)
+        columns[f"/ {baseline}"] = lambda name: (
+            with_ends(differences[name].ratio)
+            if name in differences
+            else f"{_ratio(by_seed[name], by_seed[baseline]):.3f}"
+        )
+    columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
+    columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])
+    columns["keys"] = lambda name: with_interval([fmean(_of_layer(groups[name], "visible_keys", layer))], 1)
+    return re.sub(r"(?<=---)-+| +(?= \|)", "", table_of(groups, columns))  # a card is short: no cell is filled up
+
+
+def _of_layer(runs: Sequence[RunRecord], metric: str, layer: int) -> list[float]:
+    return [run.metrics[f"{metric}_layer_{layer}"] for run in runs]
 
 
 def _ratio(by_seed: Mapping[int, Mapping[str, float]], others: Mapping[int, Mapping[str, float]]) -> float:
-    """Of perplexities over the seeds that both have, where there are any, as in the table of differences."""
+    """Of perplexities over the seeds that both have, where there are any."""
     seeds = [seed for seed in others if seed in by_seed]
     runs, baseline_runs = ([each[seed] for seed in seeds or each] for each in (by_seed, others))
     return perplexity_ratio(runs, baseline_runs)
-
-
-def differences(record: RunRecord, results: Mapping[str, Mapping[int, Mapping[str, Any]]], baseline: str | None) -> str:
-    """What each configuration costs against the baseline from the same seeds; empty where none has two of them."""
-    if baseline is None:
-        return ""
-    return differences_table(results, baseline, {record.name: f"**{record.name}**"})
-
-
-def layer_table(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]]) -> str:
-    def mean(metric: str, name: str) -> Callable[[int], str]:
-        return lambda layer: with_interval([mean_over_runs(metrics[name], f"{metric}_layer_{layer}")])
-
-    metrics, lambdas = metrics_of_runs(groups), record.lambdas
-    columns: dict[str, Callable[[int], str]] = {"layer": str, "lambda": lambda layer: f"{lambdas[layer]:.3g}"}
-    for metric, title in (_columns(record) | {"entropy": "entropy (bits)"}).items():
-        columns |= {f"{title}, {name}": mean(metric, name) for name in reversed(metrics)}  # this card's own first
-    return table_of(range(len(lambdas)), columns)

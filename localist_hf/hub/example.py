@@ -1,5 +1,6 @@
 """The example on a model's card: a prompt of several blocks, and what the card's code prints for it."""
 
+import ast
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ PROMPT = (
     "change. When a function returns, the names inside it are gone. In the evening it began to rain, and the old man "
     "closed the window."
 )
+#: How much the card's code prints of the text of a block.
+SHOWN_LETTERS = 30
 
 
 def shown_layer(lambdas: Sequence[float]) -> int:
@@ -92,7 +95,7 @@ def stored_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 @torch.no_grad()
 def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """What the code on the card prints; the very same steps."""
+    """What the code on the card prints, with the text whole; the very same steps."""
     layer = shown_layer(model.config.locality.locality_lambdas)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     outputs = model(**inputs, output_fidelity=True)
@@ -106,3 +109,9 @@ def blocks_and_shares(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: st
         text = tokenizer.decode(inputs["input_ids"][0][here], clean_up_tokenization_spaces=False)
         lines.append(f"{numbers} {text!r}\n")
     return "".join(lines)
+
+
+def shortened_blocks(printed: str) -> str:
+    """What [`blocks_and_shares`] gives, as the code on the card prints it."""
+    lines = (line.split(" ", 5) for line in printed.splitlines())
+    return "".join(f"{' '.join(numbers)} {ast.literal_eval(text)[:SHOWN_LETTERS]!r}\n" for *numbers, text in lines)

@@ -16,9 +16,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from ..configuration import BASELINE_VARIANT, VARIANTS
 from ..evaluation import plot_shares_over_depth
 from ..evaluation.check_model import num_positions
-from ..evaluation.differences import are_of_documents
+from ..evaluation.differences import are_of_documents, perplexity_differences
 from ..whole_file import write_whole
-from .card_controls import all_local, block_controls, dial_controls, dial_sweep, wrong_blocks
+from .card_controls import costs, wrong_blocks
 from .card_phrases import (
     counted,
     evaluation_sequences,
@@ -33,8 +33,8 @@ from .card_phrases import (
     text_name,
     variants_phrase,
 )
-from .card_tables import comparison, differences, figures, layer_table, metrics_by_seed, metrics_of_runs
-from .example import PROMPT, shown_layer
+from .card_tables import comparison, figures, metrics_by_seed, metrics_of_runs
+from .example import PROMPT, SHOWN_LETTERS, shortened_blocks, shown_layer
 from .own_text import own_text, with_own_text
 from .record_file import check_record
 from .run_record import PLACEHOLDER_NAMESPACE, RunRecord
@@ -294,13 +294,9 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
     metrics = metrics_of_runs(groups)
     layer = shown_layer(record.lambdas)
     positions = num_positions(record.model_config)
-    on_base = {name: {run.seed: run.metrics_on_base_blocks for run in runs} for name, runs in groups.items()}
-    has_base_blocks = len(groups) > 1 and all(metrics for runs in on_base.values() for metrics in runs.values())
-    controlled = _controlled(records)
+    # Where the card's own run was not measured for it, the card says nothing of controls.
+    controlled = record.controls and [run for run in groups[record.name] if run.controls is not None]
     by_seed = metrics_by_seed(groups)
-    table = differences(record, by_seed, baseline)
-    of_wrong_blocks = controlled and wrong_blocks(controlled[record.name], layer)
-    without_attention = controlled and all_local(controlled[record.name])
     return {
         "record": record,
         "config": record.model_config,
@@ -321,7 +317,6 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "own": figures(metrics[record.name], layer),
         "others": baseline not in (None, record.name) and figures(metrics[baseline], layer),
         "baseline": baseline,
-        "baseline_variant": BASELINE_VARIANT,
         "has_baseline": baseline is not None,
         "is_baseline": record.variant == BASELINE_VARIANT,
         "from_scratch": record.from_scratch,
@@ -330,18 +325,17 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "base_revision": record.adapter and base_model == record.base_model and record.adapter.get("base_revision"),
         "base_run": record.base_run,
         "localised": any(record.lambdas),
-        "fully_local": 1 in record.lambdas,
         "local_set": local_set_phrase(record),
         "sinks": sinks_phrase(record),
         "layer": -1 if layer == record.num_layers - 1 else layer,
         "layer_name": layer_phrase(record),
         "prompt": prompt_literal(record.example["prompt"] if record.example else PROMPT),
-        "printed": record.example and record.example["printed"],
+        "printed": record.example and shortened_blocks(record.example["printed"]),
+        "num_shown": SHOWN_LETTERS,
         "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
-        "drawn_seeds": {name: ", ".join(map(seed_phrase, runs)) for name, runs in drawn.items() if len(runs) > 1},
-        "num_drawn": len(drawn),
+        "drawn_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_seeds": len(own),
         "seeds": ", ".join(map(seed_phrase, own)),
         "seed": seed_phrase(record),
@@ -350,43 +344,22 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "has_gaps": any(
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
-        "num_previous_blocks": locality["num_previous_blocks"],
-        "comparison": comparison(record, by_seed, baseline, layer),
-        "differences": table,
-        "num_differences": len(table.splitlines()) - 2,
+        "comparison": comparison(record, groups, baseline, layer),
+        "has_intervals": baseline is not None and bool(perplexity_differences(by_seed, baseline)),
         "are_of_documents": are_of_documents(by_seed),
-        "base_blocks_comparison": has_base_blocks and comparison(record, on_base, baseline, layer),
         "partitions": list({runs[0].locality["block_partition"] for runs in groups.values()}),
-        "layer_table": layer_table(record, drawn),
-        "layers_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_layers": record.num_layers,
-        "block_controls": controlled and block_controls(controlled, layer, record.name),
-        "dial_controls": controlled and dial_controls(controlled, record.name),
-        "dial_sweep": controlled and any(record.lambdas) and dial_sweep(record, layer),
-        "controls_are_means": any(len(runs) > 1 for runs in controlled.values()),
-        "wrong_blocks": of_wrong_blocks,
-        "all_local": without_attention
-        if without_attention and not math.isnan(sum(without_attention.values()))
-        else None,
+        "wrong_blocks": controlled and wrong_blocks(controlled, layer),
+        "costs": controlled and costs(controlled),
         "last_steps": record.training["steps"] - sum(part["steps"] for part in record.earlier_parts),
         "hardware": record.hardware,
-        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "localist_version": record.versions["localist-hf"],
         "namespace": namespace,
         "family": _family(records),
     }
 
 
-def _controlled(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """The runs whose controls the card shows, its own first; none where they were not measured for it."""
-    drawn = _drawn(records)
-    if records[0].controls is None:
-        return {}
-    kept = {name: [run for run in runs if run.controls is not None] for name, runs in reversed(drawn.items())}
-    return {name: runs for name, runs in kept.items() if runs}
-
-
 def _family(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The other models of the family, the base first; of one name the last."""
+    """The other models of the family, but for the base, which the card names anyway; of one name the last."""
     others = {other.name: other for other in records[1:] if other.name != records[0].name}
-    return sorted(others.values(), key=lambda run: (not run.from_scratch, _order(run)))
+    return sorted((other for other in others.values() if not other.is_base_of(records[0])), key=_order)

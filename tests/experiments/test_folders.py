@@ -346,7 +346,7 @@ def test_a_card_that_was_edited_is_refused_before_any_work_and_its_own_part_is_k
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     card = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(card.replace("## Citation", "## Mine\n\nMy words.\n\n## Citation"))
+    (folder / "README.md").write_text(card.replace("## Results", "## Mine\n\nMy words.\n\n## Results"))
     before = tree_of(folder)
     resume = [*train(small, folder), "--max_steps", "3", "--resume_from_checkpoint", "true"]
     with pytest.raises(SystemExit):

@@ -1,20 +1,23 @@
 """What the tables of a model card are made of."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from localist_hf.hub.card_tables import differences, metrics_by_seed
-from localist_hf.hub.model_card import environment
+from localist_hf.hub.card_tables import comparison, metrics_by_seed
 
 
 DOCUMENTS = {"labels": [10, 30], "losses": {"dial 0": [30.0, 90.0], "dial 1": [40.0, 120.0]}}
 
 
+LAYER = {"context_fidelity_layer_0": 0.5, "context_share_layer_0": 0.9, "visible_keys_layer_0": 7.0}
+
+
 def run(seed: int = 0, documents: dict | None = DOCUMENTS, dial: dict | None = None, is_local: bool = True):
     return SimpleNamespace(
         seed=seed,
-        metrics={"perplexity": 20.0 + seed},
+        metrics={"perplexity": 20.0 + seed} | LAYER,
         controls=None if documents is None else {"documents": documents},
         dial=dial or {},
         lambdas=[0.0, float(is_local)],
@@ -35,22 +38,23 @@ def run(seed: int = 0, documents: dict | None = DOCUMENTS, dial: dict | None = N
 )
 def test_the_losses_of_documents_are_those_of_the_perplexity(of_run: SimpleNamespace, losses: str | None) -> None:
     found = metrics_by_seed({"quintic": [of_run]})["quintic"][0]
-    expected = {"perplexity": 20.0}
+    expected = {"perplexity": 20.0} | LAYER
     if losses is not None:
         expected |= {"document_losses": DOCUMENTS["losses"][losses], "document_labels": [10, 30]}
     assert found == expected
 
 
-def test_a_card_says_what_its_p_values_are_for() -> None:
-    note = environment().get_template("card_sentences.jinja").module.differences_note
-    of_text, of_seeds = (note("distributed", 2, are_of_documents).split() for are_of_documents in (True, False))
-    assert "p-value are for other seeds and other sequences of such text." in " ".join(of_text)
-    assert "are for other seeds on this text, and say nothing of other text." in " ".join(of_seeds)
+def test_ratios_are_for_other_text_too_where_documents_are_known() -> None:
     # Two seeds 0.1 above on the one document and 0.3 on the other, which has three times the labels.
     higher = DOCUMENTS | {"losses": {"dial 0": [31.0, 99.0]}}
     groups = {"distributed": [run(0), run(1)], "quintic": [run(0, higher), run(1, higher)]}
-    of_text = differences(SimpleNamespace(name="quintic"), metrics_by_seed(groups), "distributed").splitlines()[2]
-    assert "1.284 [" in of_text  # exp(0.25); of their perplexities, which are alike here, it would be 1.000
+    shown = SimpleNamespace(name="quintic")
+    row = comparison(shown, groups, "distributed", 0).splitlines()[3]
+    assert row.startswith("| **quintic** |")
+    assert "| 1.284 [" in row  # exp(0.25); of their perplexities, which are alike here, it would be 1.000
     groups["quintic"][1] = run(1, documents=None)
-    of_seeds = differences(SimpleNamespace(name="quintic"), metrics_by_seed(groups), "distributed").splitlines()[2]
-    assert "1.000 [1.000, 1.000]" in of_seeds
+    assert "| 1.000 [1.000, 1.000] |" in comparison(shown, groups, "distributed", 0).splitlines()[3]
+    # One seed gives no interval, and another one than the baseline's is compared all the same.
+    groups["quintic"] = [run(2)]
+    assert f"| {22 / math.sqrt(20 * 21):.3f} |" in comparison(shown, groups, "distributed", 0).splitlines()[3]
+    assert "/ distributed" not in comparison(shown, {"quintic": [run(0)]}, "distributed", 0)

@@ -118,13 +118,13 @@ def test_a_card_says_nothing_of_gpt2(llama_runs: Path, name: str) -> None:
     assert card.data.base_model == (None if name.endswith("base") else "org/localist-llama-base")
     for block in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
         ast.parse(block)
-    assert "to the last bit" in card.text and "the model is Llama to the last bit" in card.text
+    assert "Llama to the last bit" in card.text
     if name.endswith("lora"):
-        assert "The adapter has two faces. Loaded plainly it adapts plain Llama," in card.text
+        assert "A LoRA adapter. Loaded plainly it adapts plain Llama," in card.text
         assert "plain = AutoPeftModelForCausalLM.from_pretrained(repo_id, revision=revision)\n" in card.text
     else:
         assert "Llama (4 layers, width 32, 4 heads, 0.1 million parameters)" in card.text
-        assert "The repository has two faces. Loaded plainly the model is Llama," in card.text
+        assert "Format: a localised native model. Loaded plainly, without a question, it is Llama," in card.text
         assert "plain = AutoModelForCausalLM.from_pretrained(repo_id, revision=revision)\n" in card.text
 
 
@@ -153,7 +153,7 @@ def test_other_architectures_have_their_own_names(llama_runs: Path, tmp_path: Pa
     record.save(tmp_path)
     card = ModelCard(card_files(tmp_path)["README.md"].decode())
     assert f"{kind} (4 layers, width 32, 4 heads, " in card.text
-    assert f"the model is {kind} to the last bit" in card.text
+    assert f"changes nothing: {kind} to the last bit" in card.text
     assert config.model_type in card.data.tags
     assert record.repository_id() == f"org/localist-{config.model_type}-quintic"
     # Learned positions come to an end.

@@ -31,7 +31,7 @@ def test_every_run_becomes_a_complete_repository_in_one_commit(hub: HubServer, a
         assert set(files_of(hub, name)) == (ADAPTER if name.endswith("lora") else MODEL)
     # Of two seeds the first is published; the other is in the card's statistics.
     assert files_of(hub, "quintic")["model.safetensors"] == (family / "quintic" / "model.safetensors").read_bytes()
-    assert b"2 runs with the seeds" in files_of(hub, "quintic")["README.md"]
+    assert b"means over seeds" in files_of(hub, "quintic")["README.md"]
 
 
 def test_each_record_is_read_once(api: HfApi, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_what_people_wrote_into_a_card_is_kept(hub: HubServer, api: HfApi, runs:
 
 def test_a_card_that_people_have_edited_elsewhere_is_not_overwritten(hub: HubServer, api: HfApi, runs: Path) -> None:
     publish(runs, "org", api=api, report=str)
-    there = edit(files_of(hub, "quintic")["README.md"], "## Citation", "## Mine\n\nMy words.\n\n## Citation")
+    there = edit(files_of(hub, "quintic")["README.md"], "## Results", "## Mine\n\nMy words.\n\n## Results")
     api.upload_file(path_or_fileobj=there, path_in_repo="README.md", repo_id="org/localist-gpt2-quintic")
     heads = {name: hub.repo(f"org/localist-gpt2-{name}").head for name in ("base", "quintic")}
     change_weights(runs / "quintic")  # with it the card of the base is another, which would be uploaded first
@@ -302,7 +302,7 @@ def test_a_card_that_people_have_edited_elsewhere_is_not_overwritten(hub: HubSer
     publish(runs, "org", api=api, report=str)
     assert b"My words." not in files_of(hub, "quintic")["README.md"]
     card = runs / "quintic" / "README.md"
-    card.write_bytes(edit(card.read_bytes(), "## Citation", "## Mine\n\n## Citation"))
+    card.write_bytes(edit(card.read_bytes(), "## Results", "## Mine\n\n## Results"))
     with pytest.raises(ValueError, match=r"README\.md' is not as .* Move the file away"):
         prepare(runs, "org")
 
@@ -315,7 +315,7 @@ def test_a_trainer_asks_for_the_card_before_it_trains(
     trainer = make_trainer(tmp_path / "run", "quintic", runs / "base")
     for trainer.hub_model_id in ("org/localist-gpt2-quintic", "org/new"):
         trainer.check_push()
-    there = edit(files_of(hub, "quintic")["README.md"], "## Citation", "## Mine")
+    there = edit(files_of(hub, "quintic")["README.md"], "## Results", "## Mine")
     api.upload_file(path_or_fileobj=there, path_in_repo="README.md", repo_id="org/localist-gpt2-quintic")
     trainer.hub_model_id = "org/localist-gpt2-quintic"
     with pytest.raises(ValueError, match=r"README\.md of org/localist-gpt2-quintic is not as"):

@@ -368,7 +368,7 @@ def test_a_dry_run_shows_everything_without_a_network(hub: HubServer, runs: Path
     size = (runs / "cubic" / "model.safetensors").stat().st_size
     assert f"  {size:>12,}  model.safetensors" in printed
     assert "/me/localist-gpt2-cubic" in printed
-    assert f"perplexity is {RunRecord.load(runs / 'cubic').metrics['perplexity']:.2f}" in printed
+    assert f"| {RunRecord.load(runs / 'cubic').metrics['perplexity']:.2f} |" in printed
     assert "nothing was uploaded" in printed
     assert "could not be asked" in printed  # without a network it says so, and shows the rest
     assert len(hub.requests) == requests
