@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from claims import PRIMARIES, Primary, aims, findings, primary_table
+from paper_claims import paper_table
 from questions import answers
 from records_of_runs import BASELINE, RECORDS, Study, is_held, mean_figure
 from statistics_of_runs import cost, own_minus
@@ -103,6 +104,18 @@ exploration: its p-values are corrected within a table only, and the next study 
 """
 
 
+PAPER = (
+    "Only the abstracts were read, of arXiv 2511.18375 (v1 to v3: v1 and v2 have seven configurations, v3 five), "
+    "2510.09338, 2510.17358 and 2511.03559 ([what they state](method.md#claims), [their terms](terms.md)). Intervals "
+    "are 95 %, for other seeds and documents. Of a study that has not the runs for a claim there is no figure."
+)
+
+
+def claims(models: Sequence[Model]) -> str:
+    """What the abstracts claim, beside the figures of each model."""
+    return f"{PAPER}\n\n{paper_table({model.title: model.study for model in models})}"
+
+
 def about(study: Study) -> str:
     """What the numbers were measured on."""
     run = study.any_run()
@@ -121,7 +134,7 @@ def about(study: Study) -> str:
 
 def render(models: Sequence[Model]) -> str:
     """The whole page."""
-    parts = [INTRODUCTION.rstrip(), "## In short", in_short(models)]
+    parts = [INTRODUCTION.rstrip(), "## In short", in_short(models), "## The paper's claims", claims(models)]
     for model in models:
         parts += [
             f"## {model.title}",

@@ -3,8 +3,9 @@
 import importlib
 import json
 import math
+import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,3 +195,26 @@ def test_a_study_is_asked_what_its_runs_can_answer(results: ModuleType) -> None:
         for model in results.load_models()
     }
     assert asked == {"small": list("123456789"), "smollm2": list("25689"), "book": list("256789")}
+
+
+def test_the_papers_claims_stand_beside_the_figures_of_every_study_that_has_them(
+    results: ModuleType, statistics: ModuleType
+) -> None:
+    paper = importlib.import_module("paper_claims")
+    studies = {model.title: model.study for model in results.load_models()}
+    lines = paper.paper_table(studies).splitlines()[2:]
+    assert len(lines) == len(paper.CLAIMS)
+    for claim, line in zip(paper.CLAIMS, lines, strict=True):
+        assert "2510." in claim.source or "2511." in claim.source
+        for title, study in studies.items():
+            has_figure = claim.measure is not None and study.runs.keys() >= {*claim.needs} and claim.measure(study)
+            assert (f"<br>{title}: " in line) == bool(has_figure)
+            if claim.needs == ("quintic", "window") and has_figure:
+                assert f"<br>{title}: window {statistics.cost(study, 'window', 'quintic')}" in line
+        # A sentence that holds whatever is measured has no figure of ours.
+        assert not re.search(r"\d\.\d", claim.shows.replace("14.64", ""))
+    # Another study, without most of the runs.
+    few = {"few": SimpleNamespace(runs={"distributed": []})}
+    assert paper.paper_table(few).count("no study has the runs for it") == sum(
+        bool(each.needs) for each in paper.CLAIMS
+    )
