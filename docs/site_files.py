@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "docs/**/*.md", "docs/*.png",
     "docs/site.css", "localist_hf/base/*.md", "localist_hf/base/*.png", "localist_hf/configuration/variants.py",
-    "model_cards/quintic/*.md", "model_cards/quintic/*.png", "benchmarks/*", "examples/*.py", "study/*.py",
+    "model_cards/*/*.md", "model_cards/*/*.png", "benchmarks/*", "examples/*.py", "study/*.py",
     "study/*.yaml",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documents import DOCUMENTS, script_of
+from documents import CARDS, DOCUMENTS, script_of
 
 import localist_hf
 from localist_hf.cli.view import GRADIO
@@ -157,7 +157,13 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "document",
-    [*DOCUMENTS, "CHANGELOG.md", "docs/compatibility.md", "docs/method.md", "docs/results.md", "docs/terms.md"],
+    [
+        *DOCUMENTS,
+        *CARDS,
+        "CHANGELOG.md",
+        "benchmarks/README.md",
+        *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+    ],
 )
 def test_links_into_the_repository_lead_somewhere(document: str):
     path = ROOT / document
@@ -165,6 +171,38 @@ def test_links_into_the_repository_lead_somewhere(document: str):
         linked = path.parent / target if target else path
         assert linked.exists(), f"{document} links to {target}"
         assert not anchor or anchor in anchors(linked), f"{document} links to {target}#{anchor}"
+
+
+def linked_pages(document: str) -> list[str]:
+    """The pages of this repository that a page links to."""
+    path = ROOT / document
+    targets = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    return [(path.parent / target).resolve().relative_to(ROOT).as_posix() for target in targets]
+
+
+def test_every_page_is_reached_from_the_readme_and_stands_in_the_site():
+    reached = ["README.md"]
+    for document in reached:  # which grows meanwhile
+        reached += dict.fromkeys(page for page in linked_pages(document) if page not in reached)
+    pages = {*DOCUMENTS, *CARDS, *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))}
+    assert pages <= {*reached}
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page for page in pages if f": {page}\n" not in site and page not in CARDS] == []
+    # Of the cards the site's list has two; the others are among its files, where links lead to them.
+    (patterns,) = re.findall(
+        r"^PATTERNS = (\(.*?^\))", (ROOT / "docs" / "site_files.py").read_text(), re.DOTALL | re.MULTILINE
+    )
+    shown = {path.relative_to(ROOT).as_posix() for pattern in ast.literal_eval(patterns) for path in ROOT.glob(pattern)}
+    assert {*CARDS} <= shown
+
+
+def test_the_links_of_cards_are_those_of_repositories_that_make_family_would_publish():
+    names = {Path(card).parent.name for card in CARDS}
+    for card in CARDS:
+        text = (ROOT / card).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(https://(?:huggingface\.co|hf\.co)/(.*?)\)", text)
+        assert len(links) == (0 if card.startswith("localist_hf/base/") else len(names) - 1)  # which has none beside it
+        assert {link.removeprefix("org/localist-gpt2-") for link in links} <= names
 
 
 def test_code_refers_to_definitions_that_there_are():

@@ -35,7 +35,7 @@ class LocalistGPT2Config(LocalityFields, GPT2Config):
     ```python
     >>> from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel
 
-    >>> config = LocalistGPT2Config(n_layer=6, locality_schedule="cubic")
+    >>> config = LocalistGPT2Config(n_layer=6, n_embd=128, n_head=4, locality_schedule="cubic")
     >>> model = LocalistGPT2LMHeadModel(config)
     ```
     """
