@@ -27,7 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         [
             "% goes to the token's own block.",
             "the attention to *other words* (not the token itself) that goes to the token's own block, as the model",
-            "elsewhere than to their block; 0",
+            "to all but their block; 0",
             "lambda = 0, 0.0041, 0.13, 1; semantic blocks of 3 to 12 tokens.",
             "Locality loss**: on context fidelity (psi), target 0.9, weight 5, exponent 1.",
             "on the token itself, on other words in its block, elsewhere]",
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
             "*other words* (neither the token itself nor the first 3 tokens) that goes to",
             "on the token itself, on the first 3 tokens (sink), on other words in",
             "tokens that see more than their block and the first 3 tokens: *psi*",
-            "elsewhere than to their block and the first 3 tokens; 0",
+            "to all but their block and the first 3 tokens; 0",
             "nothing to see for a token but itself and the first 3 tokens",
             "; the first 3 tokens of a text count as local everywhere.",
         ],
