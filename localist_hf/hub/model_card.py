@@ -335,6 +335,11 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
+        "perplexities": [
+            f"{each['perplexity']:.2f} at dial {each['dial']:g}"
+            for each in (record.controls or {"dials": ()})["dials"]
+            if each["dial"] in (0, 1)
+        ],
         "drawn_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_seeds": len(own),
         "seeds": ", ".join(map(seed_phrase, own)),
