@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,8 @@ Run = dict[str, Any]
 GRIDS = Path(__file__).parent
 RECORDS = GRIDS / "records"
 BASELINE = BASELINE_VARIANT
+#: The model that every run of a study started from.
+BASE = "base"
 #: The blocks of the controls.
 KINDS = {"own": "own blocks", "wrong": "another text's", "windows": "windows", "recency": "last tokens"}
 
@@ -45,6 +48,19 @@ class Study:
         #: Seeds that every run has; what only some have is left out, so that all comparisons are of the same ones.
         self.seeds = sorted(set.intersection(*map(set, runs.values())))
         self.runs = {name: [runs[name][seed] for seed in self.seeds] for name in sorted(runs, key=_order)}
+
+    def runs_of(self, name: str) -> list[Run]:
+        """A run by seed, or the base, which has none."""
+        return [self.untrained(BASELINE)] * len(self.seeds) if name == BASE else self.runs[name]
+
+    @cached_property
+    def reference(self) -> str:
+        """What costs are ratios to: of the base and of what was trained without locality, the lowest perplexity."""
+        names = [name for name in self.runs if self.settings[name]["locality_schedule"] == BASELINE]
+        names += [BASE] if self._untrained else []
+        return (
+            min(names, key=lambda name: mean_figure(self.runs_of(name), "perplexity")) if len(names) > 1 else names[0]
+        )
 
     def any_run(self) -> Run:
         return next(iter(self.runs.values()))[0]
@@ -79,7 +95,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def is_held(run: Run) -> bool:
     """Whether it was trained at dial 1, where nothing outside the blocks is seen."""
-    return run["settings"]["locality_dial"] == 1
+    return run["settings"]["locality_dial"] == 1 or run["settings"]["training_dials"] == [1]
 
 
 def is_semantic(run: Run) -> bool:
@@ -98,6 +114,7 @@ def figures(run: Run) -> dict[str, float]:
         "another text's": blocks["wrong"]["context_fidelity"],
         "visible keys": blocks["own"]["visible_keys"],
         "self only": controls["self_only_perplexity"] / controls["perplexity"],
+        "out of reach": controls.get("share_out_of_reach"),
         "KL (bits)": controls["divergence"],
         **{f"psi, {title}": blocks[kind]["context_fidelity"] for kind, title in KINDS.items()},
     }

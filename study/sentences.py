@@ -88,7 +88,7 @@ def targets(study: Study, names: Sequence[str]) -> str:
     step = cost(study, greatest, least)
     costs = step.says("costs less than", "costs more than", "is not shown to cost other than")
     return (
-        "Perplexity against distributed by target: "
+        "Perplexity / reference by target: "
         f"{', '.join(f'{value}: {cost(study, name)}' for name, value in values.items())}. A target of "
         f"{values[greatest]} {costs} one of {values[least]} ({step})."
     )
@@ -115,7 +115,7 @@ def reverse(study: Study, names: Sequence[str]) -> str:
     price, kept = (compare(study, "reverse_quintic", "quintic") for compare in (cost, cost_at_dial_1))
     return (
         f"Early layers local and late ones free: perplexity {cost(study, 'reverse_quintic')} times that of "
-        f"distributed, {price.says('less', 'more')} than quintic ({price} times); at dial 1 it loses "
+        f"the reference, {price.says('less', 'more')} than quintic ({price} times); at dial 1 it loses "
         f"{kept.says('less', 'more', 'no demonstrably other share')} than quintic ({kept} times its cost at dial 1). "
         "Psi of its last layer says nothing, since that layer is free."
     )

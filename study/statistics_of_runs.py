@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from records_of_runs import BASELINE, Run, Study
+from records_of_runs import Run, Study
 
 from localist_hf.evaluation.statistics import Interval, paired_difference, ratio_values
 from localist_hf.evaluation.tables import with_ends
@@ -32,14 +32,18 @@ class Comparison(NamedTuple):
 def cost(
     study: Study,
     name: str,
-    baseline: str = BASELINE,
+    baseline: str | None = None,
     setting: str = "dial 0",
     baseline_setting: str = "dial 0",
     expected: float = 1.0,
 ) -> Comparison:
-    """Perplexity as a multiple of another run's, each in a setting of the controls; p is for the `expected` one."""
-    runs = study.runs[name]
-    of_baseline = _of_documents(study.runs[baseline], "losses", baseline_setting)
+    """
+    Perplexity as a multiple of another run's, by default the reference's, each in a setting of the controls; p is for
+    the `expected` one.
+    """
+    runs = study.runs_of(name)
+    others = study.runs_of(study.reference if baseline is None else baseline)
+    of_baseline = _of_documents(others, "losses", baseline_setting)
     return _quotient(_of_documents(runs, "losses", setting), of_baseline, runs, expected)
 
 

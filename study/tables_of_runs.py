@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from records_of_runs import BASELINE, KINDS, Run, Study, dials_of, figures, generated, is_semantic
+from records_of_runs import BASE, BASELINE, KINDS, Run, Study, dials_of, figures, generated, is_semantic
 from statistics_of_runs import Comparison, cost, cost_at_dial_1
 
 from localist_hf.evaluation.statistics import holm
@@ -24,22 +24,32 @@ Cell = Callable[[Line], str]
 
 def mean(title: str, digits: int) -> Cell:
     """Of a figure, with the interval over seeds."""
-    return lambda line: with_interval([figures(run)[title] for run in line.runs], digits)
-
-
-def compared(compare: Callable[..., Comparison], of_baseline: str, **settings: str) -> Cell:
-    """With the interval over seeds and documents."""
 
     def cell(line: Line) -> str:
-        if line.name == BASELINE:
-            return of_baseline
-        return str(compare(line.study, line.name, **settings)) if line.is_trained else "-"
+        values = [figures(run).get(title) for run in line.runs]
+        return "-" if None in values else with_interval(values if line.name != BASE else values[:1], digits)
+
+    return cell
+
+
+def compared(compare: Callable[..., Comparison], is_under_dial: bool = False, **settings: str) -> Cell:
+    """With the interval over seeds and documents; what has no local layer has nothing under the dial."""
+
+    def cell(line: Line) -> str:
+        is_local = line.name != BASE and line.study.settings[line.name]["locality_schedule"] != BASELINE
+        if not line.is_trained or (is_under_dial and not is_local):
+            return "-"
+        if line.name == line.study.reference:
+            return "1"
+        return str(compare(line.study, line.name, **settings))
 
     return cell
 
 
 def of_untrained(title: str) -> Cell:
-    return lambda line: with_interval([figures(line.study.untrained(line.name))[title]], 3)
+    return lambda line: (
+        "-" if line.name == BASE else with_interval([figures(line.study.untrained(line.name))[title]], 3)
+    )
 
 
 def _psi_on_base_blocks(line: Line) -> str:
@@ -49,14 +59,14 @@ def _psi_on_base_blocks(line: Line) -> str:
 
 
 _ON_KINDS = [f"{figure}, {title}" for figure in ("psi", "dial 1") for title in KINDS.values()]
-_COSTS = {f"{setting} / distributed": setting for setting in ("dial 0", "dial 1", "self only")}
+_COSTS = {f"{setting} / reference": setting for setting in ("dial 0", "dial 1", "self only")}
 _SHARES = ("self", "sink", "block", "outside", "other words", "psi", "another text's", "phi")
 COLUMNS: dict[str, Cell] = {
     "configuration": lambda line: line.name,
     "trained on": lambda line: line.name if line.is_trained else "- untrained",
-    "/ distributed": compared(cost, "1"),
-    **{title: compared(cost, "-", setting=setting) for title, setting in _COSTS.items()},
-    "cost at dial 1": compared(cost_at_dial_1, "-"),
+    "/ reference": compared(cost),
+    **{title: compared(cost, setting != "dial 0", setting=setting) for title, setting in _COSTS.items()},
+    "cost at dial 1": compared(cost_at_dial_1, True),
     "visible keys": mean("visible keys", 1),
     **{title: mean(title, 2) for title in ("perplexity", *_SHARES)},
     "psi at dial 0": mean("psi", 2),
@@ -69,10 +79,10 @@ COLUMNS: dict[str, Cell] = {
 def table(*titles: str) -> Callable[[Study, Sequence[str]], str]:
     """Makes a table with these columns, a line for each configuration."""
     columns = {title: COLUMNS[title] for title in titles}
-    return lambda study, names: table_of([Line(study, name, study.runs[name]) for name in names], columns)
+    return lambda study, names: table_of([Line(study, name, study.runs_of(name)) for name in (BASE, *names)], columns)
 
 
-where_attention_goes = table("configuration", "/ distributed", *_SHARES, "cost at dial 1")
+where_attention_goes = table("configuration", "/ reference", *_SHARES, "cost at dial 1")
 held = table("configuration", *_COSTS, "visible keys", "psi at dial 0")
 dial_1 = table(
     "configuration", "cost at dial 1", "self only", "KL (bits)", "untrained: cost at dial 1", "untrained: KL (bits)"
@@ -81,7 +91,7 @@ dial_1 = table(
 
 def partitions(study: Study, names: Sequence[str]) -> str:
     """Own and other blocks, after training and before."""
-    titles = ("trained on", "/ distributed", "visible keys", "psi, the base's semantic blocks", *_ON_KINDS)
+    titles = ("trained on", "/ reference", "visible keys", "psi, the base's semantic blocks", *_ON_KINDS)
     lines = []
     for name in names:
         lines += [Line(study, name, study.runs[name]), Line(study, name, [study.untrained(name)], is_trained=False)]
@@ -90,14 +100,14 @@ def partitions(study: Study, names: Sequence[str]) -> str:
 
 def schedules(study: Study, names: Sequence[str]) -> str:
     """What each costs; the p-values are corrected for all of them."""
-    tests = {name: cost(study, name) for name in names if name != BASELINE}
+    tests = {name: cost(study, name) for name in names if name != study.reference}
     sizes = {name: with_interval([test.effect_size], 1) for name, test in tests.items()}
     p_values = dict(zip(tests, map(p_value_cell, holm([test.p_value for test in tests.values()])), strict=True))
-    columns = {title: COLUMNS[title] for title in ("configuration", "perplexity", "/ distributed")}
+    columns = {title: COLUMNS[title] for title in ("configuration", "perplexity", "/ reference")}
     columns["Hedges' g"] = lambda line: sizes.get(line.name, "-")
     columns["p (Holm)"] = lambda line: p_values.get(line.name, "-")
     columns |= {title: COLUMNS[title] for title in ("psi", "other words", "cost at dial 1")}
-    return table_of([Line(study, name, study.runs[name]) for name in names], columns)
+    return table_of([Line(study, name, study.runs_of(name)) for name in (BASE, *names)], columns)
 
 
 def dial_sweep(study: Study, names: Sequence[str]) -> str:
