@@ -130,8 +130,30 @@ def _estimate(found: Comparison) -> Measured:
     return found.estimate.mean, str(found)
 
 
+def _cost(bound: float, setting: str = "dial 1", **against: str) -> Aim:
+    """What a way to train may cost."""
+    at = setting.replace("dial", "perplexity at dial")
+    of = f" times {against['baseline']}'s there" if against else " times the reference's"
+    return Aim(at, "at most", bound, lambda *run: _estimate(cost(*run, setting=setting, **against)), of)
+
+
 #: What configurations are to meet, as far as a study has them.
 AIMS = {
+    ("quintic-hold",): (_cost(1.07),),
+    ("upper_half-hold-delimiter-previous1",): (_cost(1.04),),
+    ("localist-hold-delimiter-previous1",): (
+        _cost(1.1),
+        Aim("share of the context out of reach", "at least", 0.2, _mean("out of reach", 2)),
+    ),
+    ("quintic-both",): (
+        _cost(1.005, "dial 0"),
+        _cost(1.01, baseline="quintic-hold", baseline_setting="dial 1"),
+    ),
+    ("quintic-taught0.9-budget0.01",): (
+        _cost(1.01, "dial 0"),
+        Aim("psi of the last layer, on the base's blocks", "at least", 0.6, _mean("unmoved psi", 3)),
+        Aim("attention to other words", "at least", 0.9, _context_share, " of distributed's"),
+    ),
     ("quintic", "quintic-contrast", "quintic-delimiter"): (
         Aim("psi of the last layer, on blocks that training does not move", "at least", 0.85, _mean("unmoved psi", 3)),
         Aim("own above another text's blocks", "at least", 0.1, lambda *run: _estimate(own_minus(*run, "wrong"))),

@@ -34,6 +34,8 @@ class Study:
     """
 
     def __init__(self, path: Path) -> None:
+        #: That of the grid.
+        self.name = path.stem
         self._grid = {run.name: run for run in load_grid(GRIDS / f"{path.stem}.yaml")}
         #: Fields of [`LocalityFields`] and training arguments of each run, the defaults among them.
         self.settings = {name: _DEFAULTS | run.settings | run.training for name, run in self._grid.items()}

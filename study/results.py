@@ -17,7 +17,7 @@ from paper_claims import paper_table
 from questions import answers
 from records_of_runs import BASE, BASELINE, RECORDS, Study, is_held, mean_figure
 from statistics_of_runs import cost, own_minus
-from tables_of_runs import held, partitions, where_attention_goes
+from tables_of_runs import held, partitions, ways_to_train, where_attention_goes
 
 from localist_hf.configuration import PAPER_VARIANTS
 from localist_hf.evaluation.pictures import plot_frontier, plot_over_dial
@@ -36,7 +36,7 @@ MARKERS = ("<!-- results -->", "<!-- /results -->")
 class Model:
     """
     One of the models that the questions are asked of, by the name of its grid; there may be things that we aim at with
-    it, and the grid of a longer training that comes nearer.
+    it, the grid of a longer training that comes nearer, and those of ways to train.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Model:
     about: str
     has_aims: bool = False
     longer_name: str | None = None
+    training_names: Sequence[str] = ()
 
     @cached_property
     def study(self) -> Study:
@@ -53,6 +54,12 @@ class Model:
     def longer(self) -> Study | None:
         return Study(RECORDS / f"{self.longer_name}.jsonl") if self.longer_name else None
 
+    @cached_property
+    def trainings(self) -> list[Study]:
+        """The studies of ways to train, as far as there are records of them."""
+        paths = [RECORDS / f"{name}.jsonl" for name in self.training_names]
+        return [Study(path) for path in paths if path.is_file()]
+
 
 MODELS = (
     Model(
@@ -60,6 +67,7 @@ MODELS = (
         "The base of this package",
         "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
         "[its card](../localist_hf/base/README.md).",
+        training_names=("training", "training_seeds", "training_long"),
     ),
     Model(
         "smollm2",
@@ -152,11 +160,31 @@ def render(models: Sequence[Model]) -> str:
             "### The questions",
             *answers(model.study),
         ]
+        for study in model.trainings:
+            parts += how_to_train(study)
         if model.has_aims:
             parts += ["### What we aim at", "Set beforehand; met or missed by the estimate.", aims(model.study)]
         if model.longer is not None:
             parts += longer_training(model.longer)
     return "\n\n".join(parts) + "\n"
+
+
+def how_to_train(study: Study) -> list[str]:
+    """The section on one of the studies of ways to train."""
+    training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
+    return [
+        f"### How to train: {training['steps']} steps, seed{'s' if len(study.seeds) > 1 else ''} {seeds}",
+        f"Learning rate {training['learning_rate']:g}. *hold*: trained at dial 1 and taught by the model's own free "
+        "predictions of before (weight 0.9), without the locality loss; *both*: the same, half of the rows at dial 0; "
+        "*taught0*: without the teacher; *taught0.9*: by the locality loss, with it; *budget*: the locality loss "
+        "within so many nats of KL from the teacher. *delimiter*: blocks end where lines do; the others are semantic. "
+        "*Self only* is the control: dial 1 with blocks of one token. Where that costs little, so does any locality. "
+        "*Out of reach*: the mean share of the context that no prediction can depend on at dial 1, where all layers are local.",
+        ways_to_train(study, [*study.runs]),
+        f"![Perplexity against context fidelity](frontier_{study.name}.png)",
+        "What was aimed at, set beforehand:",
+        aims(study),
+    ]
 
 
 def longer_training(study: Study) -> list[str]:
@@ -276,6 +304,16 @@ def draw(model: Model) -> None:
     """The pictures of one model."""
     study = model.study
     held = [name for name, runs in study.runs.items() if is_held(runs[0])]
+    draw_frontier(study, f"{model.title}: cost and gain")
+    for training in model.trainings:
+        draw_frontier(training, f"{model.title}: ways to train, {training.any_run()['training']['steps']} steps")
+    shown = study.those_of([*PAPER_VARIANTS, "reverse_quintic", "quintic-previous1", *held])
+    dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in shown}
+    plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
+
+
+def draw_frontier(study: Study, title: str) -> None:
+    """Perplexity against psi: at dial 1 of what was trained there, elsewhere at dial 0."""
     metrics = {
         name: [
             {
@@ -288,11 +326,7 @@ def draw(model: Model) -> None:
         for name, runs in study.runs.items()
         if name != "reverse_quintic"  # whose last layer is free: its psi says nothing
     }
-    path = RESULTS.parent / f"frontier_{model.name}.png"
-    plot_frontier(metrics, BASELINE, path, title=f"{model.title}: cost and gain")
-    shown = study.those_of([*PAPER_VARIANTS, "reverse_quintic", "quintic-previous1", *held])
-    dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in shown}
-    plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
+    plot_frontier(metrics, BASELINE, RESULTS.parent / f"frontier_{study.name}.png", title=title)
 
 
 def main() -> None:

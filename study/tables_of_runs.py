@@ -68,7 +68,7 @@ COLUMNS: dict[str, Cell] = {
     **{title: compared(cost, setting != "dial 0", setting=setting) for title, setting in _COSTS.items()},
     "cost at dial 1": compared(cost_at_dial_1, True),
     "visible keys": mean("visible keys", 1),
-    **{title: mean(title, 2) for title in ("perplexity", *_SHARES)},
+    **{title: mean(title, 2) for title in ("perplexity", *_SHARES, "out of reach")},
     "psi at dial 0": mean("psi", 2),
     "psi, the base's semantic blocks": _psi_on_base_blocks,
     **{title: mean(title, 3) for title in (*_ON_KINDS, "self only", "KL (bits)")},
@@ -83,6 +83,9 @@ def table(*titles: str) -> Callable[[Study, Sequence[str]], str]:
 
 
 where_attention_goes = table("configuration", "/ reference", *_SHARES, "cost at dial 1")
+ways_to_train = table(
+    "configuration", *_COSTS, "visible keys", "out of reach", "psi, the base's semantic blocks", "other words"
+)
 held = table("configuration", *_COSTS, "visible keys", "psi at dial 0")
 dial_1 = table(
     "configuration", "cost at dial 1", "self only", "KL (bits)", "untrained: cost at dial 1", "untrained: KL (bits)"

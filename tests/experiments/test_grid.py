@@ -20,7 +20,7 @@ def test_the_shipped_grids_are_the_papers_and_a_quick_one() -> None:
     paper = load_grid("paper")
     assert [run.variant for run in paper] == [*PAPER_VARIANTS, *PAPER_VARIANTS]
     assert names(paper)[:8] == [*PAPER_VARIANTS, "distributed-seed1"]
-    assert names(load_grid("quick")) == ["distributed", "quintic", "localist"]
+    assert names(load_grid("quick")) == ["distributed", "quintic", "quintic-hold", "upper_half-hold-previous1"]
 
 
 def test_a_path_is_that_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
