@@ -78,7 +78,7 @@ def test_a_run_leaves_a_model_that_loads_and_its_results(flags, tmp_path: Path, 
     assert AutoTokenizer.from_pretrained(folder)("Sentence")["input_ids"]
     results = json.loads((folder / "eval_results.json").read_text())
     card = (folder / "README.md").read_text()
-    assert "`book.txt`: " in card
+    assert "on `book.txt` under" in card
     assert f"perplexity is {results['eval_perplexity']:.2f}" in card
     assert "fine-tuned from gpt2 on" in card  # the folder's name, and not its path
     assert str(tmp_path) not in card
@@ -183,7 +183,7 @@ def test_a_tokenizer_that_begins_texts_begins_every_sequence(
     train(*flags)
     record, card = RunRecord.load(folder), (folder / "README.md").read_text()
     assert (record.data["text_prefix"], record.data["has_text_prefix"]) == ("<bos>", True)
-    assert "sequences of 32 tokens (`<bos>` first) of `book.txt`" in card
+    assert "sequences of 32 tokens (`<bos>` first) of such text" in card
     # The card says of the layer what its example prints: on average over the tokens that see more than their block.
     said = float(re.search(r"the token itself [\d.]+%, the first token ([\d.]+)%", card)[1]) / 100
     lines = [line.split(" ", 5) for line in record.example["printed"].splitlines()]
