@@ -179,7 +179,8 @@ def how_to_train(study: Study) -> list[str]:
         "*taught0*: without the teacher; *taught0.9*: by the locality loss, with it; *budget*: the locality loss "
         "within so many nats of KL from the teacher. *delimiter*: blocks end where lines do; the others are semantic. "
         "*Self only* is the control: dial 1 with blocks of one token. Where that costs little, so does any locality. "
-        "*Out of reach*: the mean share of the context that no prediction can depend on at dial 1, where all layers are local.",
+        "*Out of reach*: the mean share of the context that no prediction can depend on at dial 1, where all layers "
+        "are local.",
         ways_to_train(study, [*study.runs]),
         f"![Perplexity against context fidelity](frontier_{study.name}.png)",
         "What was aimed at, set beforehand:",

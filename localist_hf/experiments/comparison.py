@@ -1,7 +1,9 @@
 """The runs of a grid beside each other: tables, pictures, cards, and a text that one of them writes."""
 
+import json
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from peft import PeftModel
@@ -12,7 +14,7 @@ from ..evaluation import plot_shares_over_depth, text_prefix
 from ..evaluation.differences import are_of_documents
 from ..evaluation.generation import generate_as_told
 from ..evaluation.pictures import plot_frontier, plot_over_depth, plot_over_dial
-from ..evaluation.tables import comparison_table, differences_table
+from ..evaluation.tables import comparison_table, differences_table, markdown_table, with_interval
 from ..hub import RunRecord, write_card
 from ..hub.card_controls import block_controls, dial_controls
 from ..hub.card_tables import metrics_by_seed, metrics_of_runs
@@ -46,7 +48,10 @@ class Comparison:
     def write_tables(self) -> str:
         """Writes the tables to the grid's folder, and returns them."""
         order = dict.fromkeys((self.baseline, self.shown, *self.records))  # what is to be compared stands together
-        text = tables({name: self.records[name] for name in order}, self.baseline)
+        # The base at dial 0 is the same under every run's settings.
+        untrained = self.work.path(Task(self.runs[self.baseline][0], is_trained=False))
+        perplexity = json.loads(untrained.read_text(encoding="utf-8"))["controls"]["perplexity"]
+        text = tables({name: self.records[name] for name in order}, self.baseline, perplexity)
         write_whole(self.work.folder / "table.md", text)
         return text
 
@@ -109,12 +114,35 @@ def continued(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
     return tokenizer.decode(written, clean_up_tokenization_spaces=False)
 
 
-def tables(records: dict[str, list[RunRecord]], baseline: str) -> str:
+def costs(records: dict[str, list[RunRecord]], baseline: str, base_perplexity: float) -> str:
+    """Perplexities as multiples of the reference, the lower one of the base and the baseline, with the control."""
+    free = with_interval([record.controls["perplexity"] for record in records[baseline]])
+    reference = min(base_perplexity, fmean(record.controls["perplexity"] for record in records[baseline]))
+    rows = [["configuration", "dial 0", "dial 1", "self only"]]
+    rows.append(["the base", with_interval([base_perplexity / reference], 3), "-", "-"])
+    for name, group in records.items():
+        found = [record.controls for record in group]
+        settings = [[each["perplexity"] for each in found]]
+        if any(group[0].lambdas):
+            settings += [[each["dials"][-1]["perplexity"] for each in found]]
+            settings += [[each["self_only_perplexity"] for each in found]]
+        cells = [with_interval([value / reference for value in values], 3) for values in settings]
+        rows.append([name, *cells, *["-"] * (3 - len(cells))])
+    return (
+        f"Perplexity, as multiples of the lower one of the base's ({base_perplexity:.2f}) and {baseline}'s ({free}); "
+        f"the control is dial 1 with blocks of one token (self only):\n\n{markdown_table(rows)}"
+    )
+
+
+def tables(records: dict[str, list[RunRecord]], baseline: str, base_perplexity: float) -> str:
     """Compares the runs on each model's own blocks and on those of the base, with the controls."""
     own = metrics_of_runs(records)
     shared = {name: [record.metrics_on_base_blocks for record in group] for name, group in records.items()}
     layer = len(records[baseline][0].lambdas) - 1
-    parts = [f"On the blocks that each model finds itself:\n\n{comparison_table(own, baseline)}"]
+    parts = [
+        costs(records, baseline, base_perplexity),
+        f"On the blocks that each model finds itself:\n\n{comparison_table(own, baseline)}",
+    ]
     by_seed = metrics_by_seed(records)
     if differences := differences_table(by_seed, baseline):
         number = len(differences.splitlines()) - 2

@@ -85,6 +85,18 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert [re.sub(r"\d+ s", "N s", text) for text in progress] == ["3 left", "2 left", "about N s left", "none left"]
     assert f"| quintic       | {record.metrics['perplexity']:.2f}" in printed
     assert (folder / "table.md").read_text().strip() in printed
+    base = json.loads((folder / "untrained" / "distributed.json").read_text())["controls"]["perplexity"]
+    free, local = (RunRecord.load(folder / name).controls for name in ("distributed", "quintic"))
+    reference = min(base, free["perplexity"])
+    found = re.findall(
+        r"^\| (the base|distributed|quintic) +\| ([\d.]+) +\| ([\d.-]+) +\| ([\d.-]+) +\|$", printed, re.M
+    )[:3]
+    at_1, self_only = (value / reference for value in (local["dials"][-1]["perplexity"], local["self_only_perplexity"]))
+    assert found == [
+        ("the base", f"{base / reference:.3f}", "-", "-"),
+        ("distributed", f"{free['perplexity'] / reference:.3f}", "-", "-"),
+        ("quintic", f"{local['perplexity'] / reference:.3f}", f"{at_1:.3f}", f"{self_only:.3f}"),
+    ]
     assert "quintic, loaded with AutoModelForCausalLM" in printed
     assert "Format: the LocalistGPT2 family." in printed
     assert "read quintic beside distributed in a browser" in printed.rpartition("What next:")[2]
