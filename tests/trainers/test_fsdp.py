@@ -92,11 +92,19 @@ def run(folder: Path, processes: int) -> None:
     results["weights"] = trainer.accelerator.get_state_dict(trainer.model)
     trainer.save_model(str(folder / f"saved-{processes}"))
     results["supervised"] = supervised(folder, processes, rows)
+    taught = {"training_dials": [0, 1], "distillation_weight": 0.7, "save_strategy": "no", "max_steps": 2}
+    results["supervised and taught"] = supervised(folder, processes, rows, **taught)
+    keeper = KeepGradients()
+    LocalistTrainer(
+        model=LocalistGPT2LMHeadModel.from_pretrained(folder / "model"), train_dataset=rows, callbacks=[keeper],
+        args=LocalistTrainingArguments(**settings | taught),
+    ).train()  # fmt: skip
+    results["taught"] = keeper.gradients
     if trainer.is_world_process_zero():
         torch.save(results, folder / f"{processes}.pt")
 
 
-def supervised(folder: Path, processes: int, rows: Dataset) -> dict[str, torch.Tensor]:
+def supervised(folder: Path, processes: int, rows: Dataset, **others) -> dict[str, torch.Tensor]:
     """The gradients of SFT, whose own head stands beside a sharded model."""
     from trl import SFTConfig, SFTTrainer
 
@@ -109,7 +117,9 @@ def supervised(folder: Path, processes: int, rows: Dataset) -> dict[str, torch.T
 
     vocabulary = Tokenizer(models.WordLevel({str(token): token for token in range(97)}, unk_token="0"))
     keeper = KeepGradients()
-    settings = arguments(folder / f"supervised-{processes}", processes) | {"save_strategy": "no", "max_steps": 1}
+    settings = (
+        arguments(folder / f"supervised-{processes}", processes) | {"save_strategy": "no", "max_steps": 1} | others
+    )
     trainer = LocalTrainer(
         model=LocalistGPT2LMHeadModel.from_pretrained(folder / "model"), train_dataset=rows, callbacks=[keeper],
         args=LocalConfig(**settings, bf16=False, gradient_checkpointing=False),
@@ -142,7 +152,7 @@ def results(make_model, make_text, tmp_path_factory) -> tuple[Path, dict, dict]:
     return folder, torch.load(folder / "1.pt"), torch.load(folder / "2.pt")
 
 
-@pytest.mark.parametrize("kind", ["trained", "resumed", "supervised"])
+@pytest.mark.parametrize("kind", ["trained", "resumed", "supervised", "taught", "supervised and taught"])
 def test_shards_give_the_gradients_of_the_whole(results, kind: str) -> None:
     _, one, two = results
     for name, gradient in one[kind].items():
