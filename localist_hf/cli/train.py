@@ -55,7 +55,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     check_output_dir(run, args)
     check_schedule(args)
     config = config_of(run)
-    check_metric(args, config.locality.num_hidden_layers)
+    check_metric(args, config.locality)
     sequence_length = checked_sequence_length(run.sequence_length, config)
     skeleton = without_weights(run.model, config)
     check_optimizer(args, skeleton)

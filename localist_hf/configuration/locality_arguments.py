@@ -11,7 +11,7 @@ from typing import Any
 #: What the locality loss may ask for.
 LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast")
 # Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
-_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?)")
+_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)")
 
 
 @dataclass

@@ -69,7 +69,7 @@ def prepare_grid(
     for run in runs:
         args_of_run = training_arguments(folder / run.folder_name, **run.training, seed=run.seed)
         check_schedule(args_of_run)
-        check_metric(args_of_run, config.locality.num_hidden_layers)
+        check_metric(args_of_run, config.locality)
         check_reporting(args_of_run)
         check_optimizer(args_of_run, skeleton)
     if grid.lora is not None:

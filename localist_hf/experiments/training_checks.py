@@ -26,7 +26,8 @@ from transformers.utils import is_torch_xla_available
 from ..command_line import check_numbers
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.locality_meter import QUANTITIES, metric_names
-from ..trainers import LocalistTrainer
+from ..modeling import LocalityFields
+from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from .json_text import load_json
 from .text_files import file_fault
 
@@ -238,16 +239,23 @@ def _check_finite(name: str, value: Any) -> None:
         raise InputError(f"`{name}` holds {value}; numbers in it must be finite and below 2**63.")
 
 
-def check_metric(args: TrainingArguments, num_layers: int) -> None:
-    """Refuses a metric to choose the best model by that no evaluation of so many layers gives."""
-    metric = args.metric_for_best_model
+def check_metric(args: LocalistTrainingArguments, locality: LocalityFields) -> None:
+    """Refuses a metric to choose the best model by that no evaluation of such a model gives."""
+    metric, num_layers = args.metric_for_best_model, locality.num_hidden_layers
+    dials = [dial for dial in args.training_dials or () if any(locality.locality_lambdas)]
+    at_dials = [
+        f"{name}_at_dial_{dial:g}"
+        for dial in dials
+        if dial != locality.locality_dial
+        for name in ("loss", "perplexity")
+    ]
     if metric is None and args.save_strategy == SaveStrategy.BEST:
         raise ValueError("`save_strategy` is 'best'; it needs `metric_for_best_model`, such as 'loss'.")
-    if metric is not None and metric.removeprefix("eval_") not in metric_names(num_layers):
-        quantities = ", ".join(map(repr, ("loss", "perplexity", *QUANTITIES)))
+    if metric is not None and metric.removeprefix("eval_") not in (*metric_names(num_layers), *at_dials):
+        quantities = ", ".join(map(repr, ("loss", "perplexity", *at_dials, *QUANTITIES)))
         raise ValueError(
-            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but the first two of a layer, "
-            f"as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
+            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but losses and perplexities of a "
+            f"layer, as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
         )
 
 

@@ -207,6 +207,33 @@ def test_sft_on_completions_is_taught_where_its_own_loss_counts(
     assert log["distillation_loss"] == pytest.approx(taught, rel=1e-4)
 
 
+def test_packed_texts_are_taught_as_if_alone_and_evaluated_at_dial_1(make_trainer, make_model, texts) -> None:
+    rows = {"text": list(map(words, texts))}
+    trainer = make_trainer(
+        LocalSFTTrainer, rows, packing=True, max_length=48, locality_weight=0, training_dials=[1],
+        distillation_weight=1.0,
+    )  # fmt: skip
+    evaluation = Dataset.from_dict({"text": list(map(words, texts))})
+    found = trainer.evaluate(evaluation)
+    metrics = measure(
+        trainer.model, Dataset.from_dict({"input_ids": [ended(text).tolist() for text in texts]}),
+    ).metrics  # fmt: skip
+    assert found["eval_perplexity"] == pytest.approx(metrics["perplexity"], rel=1e-4)
+    _, log = train(trainer)
+    model, taught, loss = make_model(locality_schedule="linear"), 0.0, 0.0
+    num_labels = sum(map(len, texts))
+    with torch.no_grad():
+        for text in map(ended, texts):
+            logits, target = (
+                model(text[None], locality_dial=dial).logits[0, :-1].log_softmax(-1) for dial in (1.0, 0.0)
+            )
+            taught += kl_div(logits, target, reduction="sum", log_target=True).item() / num_labels
+            loss += nll_loss(logits, text[1:], reduction="sum").item() / num_labels
+    assert log["distillation_loss"] == pytest.approx(taught, rel=1e-4)
+    assert found["eval_loss_at_dial_1"] == pytest.approx(loss, rel=1e-4)
+    assert found["eval_perplexity_at_dial_1"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
 def test_preferences_are_neither_dealt_over_dials_nor_taught(make_trainer, make_model, texts) -> None:
     rows = {name: [words(text[:9]) for text in texts] for name in ("prompt", "chosen", "rejected")}
     settings = {"locality_weight": 0, "ref_model": make_model(locality_schedule="linear")}
