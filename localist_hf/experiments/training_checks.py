@@ -254,8 +254,8 @@ def check_metric(args: LocalistTrainingArguments, locality: LocalityFields) -> N
     if metric is not None and metric.removeprefix("eval_") not in (*metric_names(num_layers), *at_dials):
         quantities = ", ".join(map(repr, ("loss", "perplexity", *at_dials, *QUANTITIES)))
         raise ValueError(
-            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but losses and perplexities of a "
-            f"layer, as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
+            f"`metric_for_best_model` is {metric!r}; allowed are {quantities}, and all but losses and perplexities of "
+            f"a layer, as 'context_fidelity_layer_N' with N from 0 to {num_layers - 1}."
         )
 
 
