@@ -2,8 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,13 +33,23 @@ class Teacher:
             Another model to learn from, with the same tokenizer.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The student's, with which that of a given teacher is compared, if it lies beside it.
+        autocast (`Callable`, *optional*):
+            Gives the context in which a teacher apart from the student predicts as that does in mixed precision, such
+            as [`~accelerate.Accelerator.autocast`].
 
     Raises:
         ValueError: for a teacher with other tokens, for an adapter beside which the base's own weights are trained, and
             for weights that are not there to be copied.
     """
 
-    def __init__(self, student: nn.Module, given: nn.Module | None = None, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        given: nn.Module | None = None,
+        tokenizer: Any = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self._autocast = autocast
         #: The model with the weights of the teacher; `None` for the student's own, without its adapter.
         self.model: nn.Module | None = given
         if given is not None:
@@ -78,7 +88,7 @@ class Teacher:
             arguments |= {"locality_dial": 0.0, "min_fidelity": 0.0}
         if self.model is not None:
             self.model.to(arguments["input_ids"].device)
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 return self.model(**arguments).logits
         student.eval()
         try:
@@ -116,21 +126,27 @@ class _KLDivergenceSum(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, teacher_logits: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         teacher_logits = teacher_logits.to(logits.device).contiguous()
-        parts = (each.flatten(0, 1).split(_POSITIONS) for each in (logits, teacher_logits, is_counted[..., None]))
-        for student, teacher, counts in zip(*parts, strict=True):
+        gradient = (
+            teacher_logits
+            if teacher_logits.dtype == logits.dtype
+            else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        )
+        tensors = logits, teacher_logits, gradient, is_counted[..., None]
+        parts = (each.flatten(0, 1).split(_POSITIONS) for each in tensors)
+        for student, teacher, difference, counts in zip(*parts, strict=True):
             log_student, log_teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
             target = log_teacher.exp()
             divergence = (target * (log_teacher - log_student)).sum(-1, keepdim=True)
             total += divergence.masked_fill(~counts, 0.0).sum()
-            teacher.copy_((log_student.exp() - target).masked_fill(~counts, 0.0))
-        ctx.gradient, ctx.dtype = teacher_logits, logits.dtype
+            difference.copy_((log_student.exp() - target).masked_fill(~counts, 0.0))
+        ctx.gradient = gradient
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(grad).to(ctx.dtype), None, None
+        return gradient.mul_(grad), None, None
 
 
 def logits_of_head(core: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class SelfTeachingMixin(ResumptionMixin):
         args = self.args
         if args.distillation_weight > 0 or args.max_loss_increase is not None:
             student = self.model if model is None else model
-            self._teacher = Teacher(student, self._given_teacher, self.processing_class)
+            self._teacher = Teacher(student, self._given_teacher, self.processing_class, self.accelerator.autocast)
         elif self._given_teacher is not None:
             raise ValueError(
                 "`teacher` is given, but `distillation_weight` is 0 and `max_loss_increase` None: nothing is learned "

@@ -290,6 +290,11 @@ def test_in_half_precision_the_divergence_is_taken_in_float32() -> None:
     assert torch.autograd.grad(found, logits)[0].dtype == torch.bfloat16
 
 
+def test_in_bfloat16_a_copy_predicts_as_the_model_does(make_trainer) -> None:
+    _, log = step(make_trainer(distillation_weight=0.5, bf16=True))
+    assert log["distillation_loss"] == pytest.approx(0, abs=1e-7)  # at dial 0, before anything is learned
+
+
 def test_a_held_model_of_any_architecture(make_trainer, rows) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
