@@ -126,11 +126,7 @@ class _KLDivergenceSum(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, teacher_logits: torch.Tensor, is_counted: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         teacher_logits = teacher_logits.to(logits.device).contiguous()
-        gradient = (
-            teacher_logits
-            if teacher_logits.dtype == logits.dtype
-            else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        )
+        gradient = teacher_logits.to(logits.dtype)  # the same memory, where the dtype is
         tensors = logits, teacher_logits, gradient, is_counted[..., None]
         parts = (each.flatten(0, 1).split(_POSITIONS) for each in tensors)
         for student, teacher, difference, counts in zip(*parts, strict=True):
