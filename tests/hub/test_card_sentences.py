@@ -40,6 +40,26 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         ["Locality loss**: on fidelity (phi), target 0.575"],
         ["on context fidelity"],
     ),
+    "held and taught": (
+        {},
+        {"training_dials": [1], "distillation_weight": 0.9, "locality_weight": 0},
+        [
+            "Trained at dial 1, taught by its own earlier predictions at dial 0: use it there (perplexity ",
+            " at dial 0, ",
+            ", KL from its own predictions before weighing 0.9 beside the loss.",
+            "Locality loss**: none.",
+        ],
+        ["dials 1", "budget"],
+    ),
+    "both ends": (
+        {},
+        {"training_dials": [0, 1], "max_loss_increase": 0.01},
+        [
+            "Trained at dials 0 and 1: use it there (perplexity ",
+            "target 0.9, within a budget of 0.01 nats of KL from the model before, exponent 1.",
+        ],
+        ["taught by", "weighing", "weight 5"],
+    ),
     "sinks": (
         {"num_sink_tokens": 3},
         {},
