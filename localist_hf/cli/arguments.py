@@ -211,8 +211,8 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
 
 def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
     """
-    Reads the flags of a command line; before them come those of its YAML file, before these the saved ones, and first
-    of all those of the recipe that it names.
+    Reads the flags of a command line; before them come those of its YAML file, before these those of the recipe that it
+    names, and first of all the saved ones.
     """
     parser = build_parser()
     path = parser.parse_args(arguments).config
@@ -220,7 +220,7 @@ def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse
     recipe = parser.parse_args([*flags, *arguments]).recipe
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
-    first_values, first_flags = _as_flags(RECIPES.get(recipe, {}) | (saved or {}), parser)
+    first_values, first_flags = _as_flags((saved or {}) | RECIPES.get(recipe, {}), parser)
     return parser.parse_args([*first_flags, *flags, *arguments], argparse.Namespace(**(first_values | values)))
 
 

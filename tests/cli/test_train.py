@@ -222,6 +222,11 @@ def steps(folder: Path) -> int:
     return json.loads((folder / "trainer_state.json").read_text())["global_step"]
 
 
+def test_a_recipe_that_a_run_did_not_begin_with_is_refused(stopped: Path, capsys) -> None:
+    message = "`training_dials` is [1.0], but the run in"
+    refused(capsys, message, "--recipe", "hold", "--output-dir", str(stopped), "--resume_from_checkpoint", "true")
+
+
 def test_a_resumed_run_goes_on_with_its_own_settings(stopped: Path) -> None:
     assert "secret" not in (stopped / "run_settings.json").read_text()
     train("--output-dir", str(stopped), "--max_steps", "3", "--resume_from_checkpoint", "true")
