@@ -32,7 +32,7 @@ from ..hub.loading import (
     load_tokenizer,
     without_weights,
 )
-from ..modeling.locality_dial import DIAL_FIELDS, current_setting
+from ..modeling.locality_dial import DIAL_FIELDS
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints
 from .arguments import TEXT_PREFIX, RunArguments, parse
@@ -182,10 +182,11 @@ def card_of(run: RunArguments) -> dict[str, Any]:
 
 
 def free_loss(trainer: LocalistTrainer) -> float:
-    """The mean loss of the evaluation's labels at dial 0 before the training, in nats."""
+    """The mean loss of the evaluation's labels at dial 0, in nats."""
     model, losses = trainer.model, Losses()
     batches = evaluation_batches(model, trainer.eval_dataset, trainer.args.per_device_eval_batch_size, None)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # of which a loader takes
+    # In the precision of the training, before it too.
+    with torch.no_grad(), trainer.accelerator.autocast(), torch.random.fork_rng(devices=[]):  # of which a loader takes
         for inputs, labels in batches:
             losses.add(model(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0), labels)
     return losses.sums.sum().item() / losses.num_labels
@@ -228,9 +229,11 @@ def main(arguments: list[str]) -> None:
             print(f"`recipe` {run.recipe!r} stands for: {' '.join(flags)}", flush=True)
         before = free_loss(trainer) if args.process_index == 0 else math.nan
         metrics = run_training(trainer, kept, **card_of(run))
+    locality = trainer.model.config.locality
+    is_free = not any(getattr(locality, name) for name in DIAL_FIELDS)
+    after = metrics["loss"] if is_free else free_loss(trainer)  # in every process, which may hold a part of the model
     if args.process_index > 0:
         return
-    locality = trainer.model.config.locality
     under = "".join(f", {name} {value:g}" for name in DIAL_FIELDS if (value := getattr(locality, name)))
     of_dials = {name.removeprefix("perplexity_at_"): metrics[name] for name in metrics if "perplexity_at_" in name}
     others = "".join(f", {value:.2f} at {name.replace('_', ' ')}" for name, value in of_dials.items())
@@ -238,6 +241,5 @@ def main(arguments: list[str]) -> None:
         f"\n{run.variant or 'own schedule'}{under}: perplexity {metrics['perplexity']:.2f} on held-out text{others}\n"
     )
     print(layer_table(metrics, locality.locality_lambdas))
-    if current_setting(trainer.model.config).dial == 0:
-        warn_of_damage(before, metrics["loss"], args)
+    warn_of_damage(before, after, args)
     print(f"\nSaved to {args.output_dir}\n{how_to_load(RunRecord.load(folder))}")

@@ -98,6 +98,14 @@ def test_a_recipe_stands_for_its_arguments_which_flags_and_yaml_overrule(tmp_pat
     refused(capsys, "`recipe` is 'fry'; allowed are 'hold', 'both'.", "--recipe", "fry")
 
 
+@pytest.mark.parametrize("dial", ["locality_dial", "min_fidelity"])
+@pytest.mark.parametrize("rate", [0.5, 0.0])
+def test_damage_at_dial_0_is_told_whatever_the_model_is_set_to(flags, rate: float, dial: str, capsys) -> None:
+    locality = json.dumps({"min_block_length": 3, "max_block_length": 9, dial: 1})
+    train(*flags, "--locality", locality, "--learning-rate", str(rate), "--bf16", "true")
+    assert ("At dial 0 the training has done damage" in capsys.readouterr().out) == (rate > 0)
+
+
 def test_a_held_run_says_what_it_stands_for_what_it_costs_and_what_it_broke(flags, tmp_path: Path, capsys) -> None:
     train("--recipe", "hold", *flags, "--learning-rate", "0.5")
     printed = capsys.readouterr().out
