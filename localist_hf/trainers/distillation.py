@@ -17,6 +17,8 @@ from ..evaluation.check_model import core_model
 
 # So many positions' predictions are compared at a time.
 _POSITIONS = 256
+# Ways to begin an adapter that leave the base other than it was.
+_MOVES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 # Arguments of a call that ask for a loss, or for what the teacher has not.
 _OF_LOSSES = ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")
 
@@ -38,8 +40,8 @@ class Teacher:
             as [`~accelerate.Accelerator.autocast`].
 
     Raises:
-        ValueError: for a teacher with other tokens, for an adapter beside which the base's own weights are trained, and
-            for weights that are not there to be copied.
+        ValueError: for a teacher that is no language model, with other tokens or with weights that are trained, for an
+            adapter beside which the base's own weights are trained, and for weights that are not there to be copied.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Teacher:
         #: The model with the weights of the teacher; `None` for the student's own, without its adapter.
         self.model: nn.Module | None = given
         if given is not None:
+            _check_is_another(given, student)
             _check_tokens(given, student, tokenizer)
         elif isinstance(student, PeftModel):
             _check_base_is_frozen(student)
@@ -152,15 +155,23 @@ def logits_of_head(core: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor
     Raises:
         ValueError: for a model whose head is not all that makes them, as where they are scaled or soft-capped.
     """
-    head = core.get_output_embeddings()
-    with torch.no_grad():
-        probe = torch.zeros(1, 2, dtype=torch.long, device=hidden_states.device)
-        made = head(core.base_model(probe, use_cache=False).last_hidden_state)
-        if not torch.equal(made, core(probe, use_cache=False).logits.to(made.dtype)):
-            raise ValueError(
-                f"`distillation_weight` and `max_loss_increase` need the predictions of {type(core).__name__}, which "
-                "this trainer does not make and which are not those of the head alone; train with `LocalistTrainer`."
-            )
+    head, seen = core.get_output_embeddings(), []
+    hooks = [
+        core.base_model.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state)),
+        head.register_forward_hook(lambda module, args, output: seen.extend((args[0], output))),
+    ]
+    try:
+        with torch.no_grad():  # of one pass, since dropout and the like make another of each
+            made = core(torch.zeros(1, 2, dtype=torch.long, device=hidden_states.device), use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    is_all = len(seen) == 3 and torch.equal(seen[0], seen[1]) and torch.equal(seen[2].to(made.dtype), made)
+    if not is_all:
+        raise ValueError(
+            f"`distillation_weight` and `max_loss_increase` need the predictions of {type(core).__name__}, which "
+            "this trainer does not make and which are not those of the head alone; train with `LocalistTrainer`."
+        )
     return head(hidden_states)
 
 
@@ -179,6 +190,19 @@ def _without_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, requires_grad in is_trained:  # of which PEFT sets some otherwise
             parameter.requires_grad_(requires_grad)
+
+
+def _check_is_another(teacher: nn.Module, student: nn.Module) -> None:
+    core = core_model(teacher)
+    if not hasattr(core, "get_output_embeddings") or core.get_output_embeddings() is None:
+        raise ValueError(f"`teacher` is a {type(teacher).__name__}; it must be a causal language model.")
+    trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    shared = [name for name, parameter in teacher.named_parameters() if id(parameter) in trained]
+    if shared:
+        raise ValueError(
+            f"`teacher` has {shared[0]!r} in common with `model`, which is trained; pass a model with weights of its "
+            "own, or none for `model`'s own predictions before the training."
+        )
 
 
 def _check_tokens(teacher: nn.Module, student: nn.Module, tokenizer: Any) -> None:
@@ -200,6 +224,13 @@ def _check_tokens(teacher: nn.Module, student: nn.Module, tokenizer: Any) -> Non
 
 
 def _check_base_is_frozen(model: PeftModel) -> None:
+    for config in model.peft_config.values():
+        how = str(getattr(config, "init_lora_weights", None)).lower()
+        if how.startswith(_MOVES_BASE):
+            raise ValueError(
+                f"`model` has an adapter with `init_lora_weights` {how!r}, for which PEFT takes a part out of the "
+                "base's weights, so that the base is no teacher of the starting weights; pass a `teacher`."
+            )
     with _without_adapter(model):
         trained = [name for name, parameter in model.get_base_model().named_parameters() if parameter.requires_grad]
     if trained:

@@ -228,7 +228,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         loss = own_loss
         if self._teacher is not None:
             divergence = self._divergence(measured, labels, num_items_in_batch if is_part else None)
-            divergence = divergence.to(own_loss.device)
+            divergence = divergence.to(own_loss)
             self._add_to_log(divergence=divergence.detach() / steps)
             loss = loss.lerp(divergence, self.args.distillation_weight)
         if is_local:

@@ -72,7 +72,7 @@ class SelfTeachingMixin(ResumptionMixin):
             counts = self.accelerator.gather(counts)
         in_order = counts.T.flatten()
         before = (in_order.cumsum(0) - in_order).view(counts.T.shape)[:, args.process_index % len(counts)]
-        of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        of_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
         return (before + self.state.global_step * of_step).tolist()
 
     def _dial(self, inputs: dict[str, Any]) -> dict[str, float | torch.Tensor]:
@@ -100,7 +100,8 @@ class SelfTeachingMixin(ResumptionMixin):
                 f"{type(self).__name__} do not have."
             )
         args, is_counted = self.args, counted_predictions(labels)
-        logits = measured.logits[:, -labels.shape[1] :]  # before which PEFT may put learned tokens of its own
+        with self.accelerator.autocast():  # which holds for the model's own call alone
+            logits = measured.logits[:, -labels.shape[1] :]  # before which PEFT may put learned tokens of its own
         total = kl_divergence_sum(logits, measured.teacher_logits, is_counted.to(logits.device))
         number = is_counted.sum().to(total.device)
         self._divergences.append(torch.stack((total.detach(), number)))
@@ -109,7 +110,7 @@ class SelfTeachingMixin(ResumptionMixin):
         if num_items_in_batch is None:
             return total / number.clamp(min=1)
         # As `Trainer` does it with the own loss, of which the mean over devices is taken.
-        num_items = torch.as_tensor(num_items_in_batch, device=total.device).flatten()[0]
+        num_items = torch.as_tensor(num_items_in_batch, device=total.device).flatten()[0].clamp(min=1)
         if args.average_tokens_across_devices:
             return total / num_items * (self.accelerator.num_processes // self.get_tp_size())
         return total / (num_items * max(1, args.n_gpu))

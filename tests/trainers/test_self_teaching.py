@@ -1,6 +1,7 @@
 """Training at dials, under a teacher, within a budget: losses are those written out, however a batch is cut up."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.configuration import RECIPES
@@ -119,6 +120,35 @@ def test_batches_of_one_row_take_turns_from_step_to_step(make_trainer, make_mode
     assert [each.tolist() for each in dials] == [[0], [1], [0], [1]]
 
 
+def test_batches_that_memory_made_smaller_take_turns_too(make_trainer, monkeypatch) -> None:
+    dials, training_step = [], LocalistTrainer.training_step
+
+    def step_of_one_row(self, model, inputs, *args):
+        if len(inputs["input_ids"]) > 1:
+            raise RuntimeError("CUDA out of memory.")
+        return training_step(self, model, inputs, *args)
+
+    monkeypatch.setattr(LocalistTrainer, "training_step", step_of_one_row)
+    trainer = make_trainer(
+        training_dials=[0, 1], per_device_train_batch_size=2, auto_find_batch_size=True, max_steps=4
+    )  # fmt: skip
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, inputs: dials.extend(inputs["locality_dial"].tolist()), with_kwargs=True
+    )
+    trainer.train()
+    assert dials == [0, 1, 0, 1]
+
+
+def test_a_step_without_labels_leaves_the_weights_as_they_are(make_trainer, make_model, rows) -> None:
+    """As the trainer alone does, whose loss then is no number."""
+    trainer = make_trainer(distillation_weight=0.9, training_dials=[1], weight_decay=0.0)
+    trainer.train_dataset = Dataset.from_dict({"input_ids": [rows[0].tolist()], "labels": [[-100] * len(rows[0])]})
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_an_adapter_is_taught_by_its_base(make_trainer, make_model, rows) -> None:
     trainer = make_trainer(lora=LORA, training_dials=[1], distillation_weight=0.9)
     assert trainer._teacher.model is None  # no copy
@@ -192,6 +222,14 @@ def test_teachers_that_cannot_be_are_refused(make_trainer, make_model) -> None:
         make_trainer(teacher=make_model(vocab_size=50), distillation_weight=0.5)
     with pytest.raises(ValueError, match="`teacher` is given, but `distillation_weight` is 0 and"):
         make_trainer(teacher=make_model())
+    model = make_model()
+    with pytest.raises(ValueError, match=r"`teacher` has 'transformer.wte.weight' in common with `model`, which is"):
+        make_trainer(model, teacher=model, distillation_weight=0.5)
+    with pytest.raises(ValueError, match="`teacher` is a GPT2Model; it must be a causal language model"):
+        make_trainer(teacher=GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1)), distillation_weight=0.5)
+    moved = dataclasses.replace(LORA, init_lora_weights="pissa")
+    with pytest.raises(ValueError, match="an adapter with `init_lora_weights` 'pissa', for which PEFT takes a part"):
+        make_trainer(lora=moved, distillation_weight=0.5)
     model = get_peft_model(make_model(), LORA)
     model.get_base_model().transformer.ln_f.weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"`model` trains '.*ln_f.weight' of its base beside the adapter"):

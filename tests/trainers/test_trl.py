@@ -207,6 +207,21 @@ def test_sft_on_completions_is_taught_where_its_own_loss_counts(
     assert log["distillation_loss"] == pytest.approx(taught, rel=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"bf16": True, "gradient_checkpointing": True}, {}])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_sft_is_taught_in_half_precision_and_with_dropout(
+    make_trainer, make_model, texts, dropout: float, settings: dict
+) -> None:
+    """As under TRL's defaults, and with GPT-2's own dropout."""
+    trainer = make_trainer(
+        LocalSFTTrainer, {"text": list(map(words, texts))}, locality_weight=0, training_dials=[0],
+        distillation_weight=0.9, model=make_model(resid_pdrop=dropout, embd_pdrop=dropout), **settings,
+    )  # fmt: skip
+    _, log = train(trainer)
+    # Nothing has moved yet: what there is comes of dropout.
+    assert (log["distillation_loss"] < 1e-6) == (dropout == 0)
+
+
 def test_packed_texts_are_taught_as_if_alone_and_evaluated_at_dial_1(make_trainer, make_model, texts) -> None:
     rows = {"text": list(map(words, texts))}
     trainer = make_trainer(
