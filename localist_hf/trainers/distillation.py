@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -71,6 +72,16 @@ class Teacher:
                 vars(self.model).pop("forward", None)
         if self.model is not None:
             self.model.requires_grad_(False).eval()
+
+    def mark(self, student: nn.Module) -> float:
+        """A number by which its weights, which of the student's are those that are not trained, can be known again."""
+        teacher = student if self.model is None else self.model
+        norms = [
+            torch.linalg.vector_norm(each, dtype=torch.float64).item()
+            for each in teacher.parameters()
+            if not each.requires_grad and not each.is_meta and each.is_floating_point()
+        ]
+        return math.fsum(norms)
 
     def logits(self, student: nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
         """

@@ -1,5 +1,6 @@
 """At which dials a model trains, what it is taught, and within which budget."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,11 +21,12 @@ class SelfTeachingMixin(ResumptionMixin):
     [`LocalityLossMixin`] makes its loss of.
     """
 
-    _of_epoch = (*ResumptionMixin._of_epoch, "_budget_weight", "_mean_divergence")
+    _of_epoch = (*ResumptionMixin._of_epoch, "_budget_weight", "_mean_divergence", "_teacher_mark")
 
     def __init__(self, *args: Any, teacher: nn.Module | None = None, **kwargs: Any) -> None:
         self._given_teacher = teacher
         self._teacher: Teacher | None = None
+        self._teacher_mark: float | None = None
         self._losses_at: dict[float, torch.Tensor] = {}
         super().__init__(*args, **kwargs)
 
@@ -34,6 +36,8 @@ class SelfTeachingMixin(ResumptionMixin):
         if args.distillation_weight > 0 or args.max_loss_increase is not None:
             student = self.model if model is None else model
             self._teacher = Teacher(student, self._given_teacher, self.processing_class, self.accelerator.autocast)
+            if self.args.process_index == 0:  # of a model that is shared out, the others may hold no weights yet
+                self._teacher_mark = self._teacher.mark(student)
         elif self._given_teacher is not None:
             raise ValueError(
                 "`teacher` is given, but `distillation_weight` is 0 and `max_loss_increase` None: nothing is learned "
@@ -49,7 +53,14 @@ class SelfTeachingMixin(ResumptionMixin):
         self._num_batches = 1
         #: The weight of the locality loss under a budget, and the mean divergence of the last steps.
         self._budget_weight, self._mean_divergence = 1.0, None
+        mark = self._teacher_mark
         super()._begin_run()
+        marks, self._teacher_mark = (mark, self._teacher_mark), mark
+        if None not in marks and not math.isclose(*marks, rel_tol=1e-9):  # in whatever order they were summed
+            raise ValueError(
+                f"`resume_from_checkpoint` is {self._resumed_from!r}, of a run whose teacher had other weights than "
+                "the one there is now; make the trainer with the model, or the `teacher`, that the run began with."
+            )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

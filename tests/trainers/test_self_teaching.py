@@ -236,6 +236,17 @@ def test_teachers_that_cannot_be_are_refused(make_trainer, make_model) -> None:
         make_trainer(model, distillation_weight=0.5)
 
 
+def test_a_run_does_not_go_on_under_another_teacher(make_trainer, make_model, tmp_path: Path) -> None:
+    settings = {"distillation_weight": 0.5, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(**settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    make_trainer(**settings).train(resume_from_checkpoint=checkpoint)
+    moved = LocalistGPT2LMHeadModel.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="of a run whose teacher had other weights than the one there is now"):
+        make_trainer(moved, **settings).train(resume_from_checkpoint=checkpoint)
+    make_trainer(moved, make_model(locality_schedule="linear"), **settings).train(resume_from_checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
