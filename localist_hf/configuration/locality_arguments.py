@@ -128,6 +128,7 @@ class LocalityArguments:
             raise ValueError(f"`training_dials` is {dials!r}; it must be a list of numbers in [0, 1], or None.")
         if len(set(dials)) < len(dials):
             raise ValueError(f"`training_dials` is {dials!r}; no dial may be there twice.")
+        self.training_dials = list(dials)  # as a checkpoint gives it back, of which a run's settings are compared
 
 
 #: Arguments of training that are recommended, by name: `LocalistTrainingArguments(output_dir, **RECIPES["hold"])`.

@@ -21,6 +21,7 @@ from localist_hf.configuration import RECIPES
 from localist_hf.trainers import LocalistTrainer, LocalistTrainingArguments
 from localist_hf.trainers.distillation import kl_divergence_sum
 from localist_hf.trainers.locality_loss import next_weight
+from localist_hf.trainers.run_history import training_parts
 
 
 LORA = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", init_lora_weights=False)
@@ -234,6 +235,14 @@ def test_teachers_that_cannot_be_are_refused(make_trainer, make_model) -> None:
     model.get_base_model().transformer.ln_f.weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"`model` trains '.*ln_f.weight' of its base beside the adapter"):
         make_trainer(model, distillation_weight=0.5)
+
+
+def test_dials_in_a_tuple_are_those_that_a_checkpoint_gives_back(make_trainer, tmp_path: Path) -> None:
+    settings = {"training_dials": (0, 1), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(**settings).train()
+    trainer = make_trainer(**settings)
+    trainer.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")
+    assert [part["steps"] for part in training_parts(trainer)] == [2]
 
 
 def test_a_run_does_not_go_on_under_another_teacher(make_trainer, make_model, tmp_path: Path) -> None:
