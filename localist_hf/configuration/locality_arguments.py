@@ -26,7 +26,8 @@ class LocalityArguments:
             The places of the dial at which the model trains, in place of the one that is set. `[1]`: held, nothing
             outside the local sets being in sight, as far as the schedule goes. `[0, 1]`: one set of weights for both
             ends; rows are dealt over them by their index in the global batch, whatever batches and processes it is cut
-            into. An evaluation measures at the dial that is set, and the loss and the perplexity at these too.
+            into. A guarantee that is set (`min_fidelity`) holds at all of them. An evaluation measures at the dial that
+            is set, and the loss and the perplexity at these too.
         distillation_weight (`float`, *optional*, defaults to 0.0):
             alpha in [0, 1]: the model's own free predictions teach it, `(1 - alpha) * loss + alpha * KL(p_teacher ||
             p)`, the KL being of the positions whose labels count. See [`~localist_hf.trainers.Teacher`].

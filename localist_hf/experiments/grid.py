@@ -84,9 +84,9 @@ class Grid:
     Args:
         runs (`list[dict[str, Any]]`):
             Products: every combination of the values of its keys, each a value or a list, is a run. `variant` must be
-            among the keys; the others are `recipe`, a name in `RECIPES`, fields of [`LocalityFields`] and training
-            arguments. What two products have in common is trained once. One run must be of the baseline,
-            `"distributed"`.
+            among the keys; the others are `recipe`, a name in `RECIPES`, whose arguments hold where neither the run
+            nor the grid says otherwise, fields of [`LocalityFields`] and training arguments. What two products have in
+            common is trained once. One run must be of the baseline, `"distributed"`.
         seeds (`list[int]`):
             Every run is trained from each.
         training (`dict[str, Any]`, *optional*):
@@ -203,7 +203,7 @@ class Grid:
             if variant == BASELINE_VARIANT:  # without local layers there is no use for the rest
                 given, recipe, of_recipe = of_recipe | given, None, {}
             # What the grid's runs have anyway makes no other run.
-            shared = _LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | self.training | of_recipe
+            shared = _LOCALITY_FIELDS | LOCALITY_ARGUMENTS | self.locality | of_recipe | self.training
             given = {name: value for name, value in given.items() if name in of_variant or value != shared.get(name)}
             locality = {name: value for name, value in given.items() if name in _LOCALITY_FIELDS}
             for name, value in locality.items():
@@ -218,9 +218,11 @@ class Grid:
                 )  # so that a run is the same in a grid with windows and in one without
             # `quintic` on windows is the variant `window`.
             variant = variant_name(SimpleNamespace(**(_LOCALITY_FIELDS | locality)))
-            training = of_recipe | {name: value for name, value in given.items() if name not in locality}
+            training = of_recipe | self.training
+            training |= {name: value for name, value in given.items() if name not in locality}
             if variant == BASELINE_VARIANT:
-                training = {name: value for name, value in training.items() if name not in _OF_LOCALITY}
+                unused = _OF_LOCALITY - self.training.keys()
+                training = {name: value for name, value in training.items() if name not in unused}
             differences = {
                 name: value
                 for name, value in given.items()
@@ -228,7 +230,7 @@ class Grid:
             }
             words = [f"{_WORDS.get(name, name.replace('_', '-'))}{_word(value)}" for name, value in differences.items()]
             name = "-".join([variant, *filter(None, [recipe]), *words])
-            yield name, variant, locality, self.training | training
+            yield name, variant, locality, training
 
 
 def load_grid(name: str | Path) -> Grid:

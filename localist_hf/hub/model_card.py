@@ -335,11 +335,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
-        "perplexities": [
-            f"{each['perplexity']:.2f} at dial {each['dial']:g}"
-            for each in (record.controls or {"dials": ()})["dials"]
-            if each["dial"] in (0, 1)
-        ],
+        "perplexities": _perplexities(record),
         "drawn_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_seeds": len(own),
         "seeds": ", ".join(map(seed_phrase, own)),
@@ -362,6 +358,15 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "namespace": namespace,
         "family": _family(records),
     }
+
+
+def _perplexities(record: RunRecord) -> list[str]:
+    """What is known of both ends of the dial."""
+    set_dial = record.dial.get("locality_dial", 0)
+    found = {set_dial: record.metrics["perplexity"]} if "min_fidelity" not in record.dial else {}
+    found |= {dial: record.metrics.get(f"perplexity_at_dial_{dial}", found.get(dial)) for dial in (0, 1)}
+    found |= {each["dial"]: each["perplexity"] for each in (record.controls or {"dials": ()})["dials"]}
+    return [f"{found[dial]:.2f} at dial {dial}" for dial in (0, 1) if found[dial] is not None]
 
 
 def _family(records: Sequence[RunRecord]) -> list[RunRecord]:

@@ -84,7 +84,8 @@ class RunRecord:
             the tokenizer puts something before a text, also what (`"text_prefix"`), and whether every sequence that was
             measured on begins with it (`"has_text_prefix"`).
         training (`dict`):
-            Number of steps of all parts, and hyper-parameters (of the last part where there are several).
+            Number of steps of all parts, and hyper-parameters (of the last part where there are several);
+            `"has_other_teacher"`, which is true, where another model's predictions taught it than its own.
         earlier_parts (`list[dict]`):
             What was trained under other settings before, such as the part before a run was resumed with another seed;
             see [`training_parts`].
@@ -92,7 +93,9 @@ class RunRecord:
             Perplexity, and for every layer context fidelity, attention shares, visible keys, fidelity and entropy, on
             the evaluation part (see [`LocalityMeter.compute`]), on the blocks that the model finds itself. Of a layer
             without counted positions (each token sees its local set only) shares, visible keys and context fidelity
-            are NaN (`null` in the file); the context fidelity also where no attention goes to other words.
+            are NaN (`null` in the file); the context fidelity also where no attention goes to other words. Loss and
+            perplexity also at those dials of the training at which the rest was not measured, as
+            `"perplexity_at_dial_1"`.
         metrics_on_base_blocks (`dict[str, float]`, *optional*):
             The same on the blocks that the common base of several runs finds.
         versions (`dict[str, str]`):

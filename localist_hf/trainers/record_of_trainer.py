@@ -124,7 +124,9 @@ def record_of_trainer(
             "evaluation_lengths": _lengths(trainer.eval_dataset),
         }
         | _text_prefix(trainer),
-        training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)} | last_part["training"],
+        training={"steps": last_part["steps"] + sum(part["steps"] for part in earlier_parts)}
+        | last_part["training"]
+        | ({"has_other_teacher": True} if getattr(trainer, "_given_teacher", None) is not None else {}),
         earlier_parts=earlier_parts,
         metrics=metrics,
         metrics_on_base_blocks=None,
@@ -152,7 +154,7 @@ def last_evaluation(trainer: transformers.Trainer) -> dict[str, float] | None:
             return None  # what was measured before the best weights were loaded was measured on others
         if "eval_perplexity" in entry and entry["step"] == trainer.state.global_step:
             metrics = {name.removeprefix("eval_"): value for name, value in entry.items()}
-            return {name: value for name, value in metrics.items() if name in measured}
+            return {name: value for name, value in metrics.items() if name in measured or "_at_dial_" in name}
     return None
 
 

@@ -46,17 +46,23 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         [
             "Trained at dial 1, taught by its own earlier predictions at dial 0: use it there (perplexity ",
             " at dial 0, ",
-            ", KL from its own predictions before weighing 0.9 beside the loss.",
+            ", KL from its own earlier predictions at dial 0 weighing 0.9 beside the loss.",
             "Locality loss**: none.",
         ],
         ["dials 1", "budget"],
+    ),
+    "another teacher": (
+        {},
+        {"training_dials": [1], "distillation_weight": 0.9, "has_other_teacher": True},
+        ["Trained at dial 1, taught by another model: use it there", ", KL from another model weighing 0.9"],
+        ["its own earlier"],
     ),
     "both ends": (
         {},
         {"training_dials": [0, 1], "max_loss_increase": 0.01},
         [
             "Trained at dials 0 and 1: use it there (perplexity ",
-            "target 0.9, within a budget of 0.01 nats of KL from the model before, exponent 1.",
+            "target 0.9, within a budget of 0.01 nats of KL from its own earlier predictions at dial 0, exponent 1.",
         ],
         ["taught by", "weighing", "weight 5"],
     ),
