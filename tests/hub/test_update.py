@@ -29,8 +29,10 @@ FORMER = {
 }
 # How 0.2.0 read a `semantic_layer` of none.
 BAND = GPT2_CODE["locality_config.py"].replace(
-    b"3 * self.num_hidden_layers // 4 if self.semantic_layer", b"self.num_hidden_layers // 2 if self.semantic_layer"
+    b"last = 3 * num_layers // 4 if last is None else last",
+    b"last = self.num_hidden_layers // 2 if self.semantic_layer is None else self.semantic_layer",
 )
+assert BAND != GPT2_CODE["locality_config.py"]
 # What a process that knows nothing of the package loads and measures.
 LOAD = """
 import sys
