@@ -25,6 +25,8 @@ from localist_hf.evaluation.tables import table_of
 from localist_hf.hub import write_card
 
 
+#: What was trained without locality, but with the teacher.
+_TAUGHT = f"{BASELINE}-taught0.9"
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
@@ -246,12 +248,35 @@ def gain_and_cost(model: Model) -> str:
             f"{mean_figure(longer.runs[name], 'psi'):.0%} inside, {own_minus(longer, name, 'wrong')} more than in "
             f"another text's blocks, at {cost(longer, name)} times the perplexity of {_reference(longer)}."
         )
+    if model.trainings:
+        said = taught(model)
+        text += f" {said[0].upper()}{said[1:]}."
     return text
+
+
+def taught(model: Model) -> str:
+    """What it costs to be held at dial 1 after being taught there, of the study with the most seeds."""
+    study = max(model.trainings, key=lambda study: len(study.seeds))
+    said = {
+        "quintic-hold": "the quintic schedule",
+        "upper_half-hold-delimiter-previous1": "the upper half (blocks: lines, and the one before)",
+        "localist-hold-delimiter-previous1": "all layers (the same)",
+    }
+    costs = []
+    for name in study.those_of([*said]):
+        at_1, control = (cost(study, name, setting=setting) for setting in ("dial 1", "self only"))
+        costs.append(f"{said[name]} {at_1} times (self only: {control.estimate.mean:.2f})")
+    number = len(study.seeds)
+    how = f"{study.any_run()['training']['steps']} steps, {number} seed{'s' if number > 1 else ''}"
+    return (
+        f"held at dial 1 and taught by its own free predictions ({how}), under {', '.join(costs)} of "
+        f"{_reference(study)}"
+    )
 
 
 def _reference(study: Study) -> str:
     """What costs are ratios to, and the other that it is the lower of."""
-    names = {BASE: "the base", BASELINE: "training without locality"}
+    names = {BASE: "the base", BASELINE: "training without locality", _TAUGHT: "such training without locality"}
     other = BASELINE if study.reference == BASE else BASE
     name, beside = (names.get(each, each) for each in (study.reference, other))
     figures = [mean_figure(study.runs_of(each), "perplexity") for each in (study.reference, other)]
@@ -270,7 +295,9 @@ def answer(models: Sequence[Model]) -> str:
             f"{_reference(study)}"
         )
         at_1 = dict(study.held_pairs).get("quintic-previous1")
-        if at_1 is not None:
+        if model.trainings:
+            lines[-1] += f"; {taught(model)}"
+        elif at_1 is not None:
             price, control = (cost(study, at_1, setting=each) for each in ("dial 1", "self only"))
             lines[-1] += (
                 f"; trained at dial 1 instead, it is held wholly to its block and the one before at {price} times "
