@@ -15,7 +15,7 @@ from pathlib import Path
 from claims import PRIMARIES, Primary, aims, findings, primary_table
 from paper_claims import paper_table
 from questions import answers
-from records_of_runs import BASE, BASELINE, RECORDS, Study, is_held, mean_figure
+from records_of_runs import BASE, BASELINE, RECORDS, Study, figures, is_held, mean_figure
 from statistics_of_runs import cost, own_minus
 from tables_of_runs import held, partitions, ways_to_train, where_attention_goes
 
@@ -184,7 +184,11 @@ def how_to_train(study: Study) -> list[str]:
         "*Out of reach*: the mean share of the context that no prediction can depend on at dial 1, where all layers "
         "are local.",
         ways_to_train(study, [*study.runs]),
-        f"![Perplexity against context fidelity](frontier_{study.name}.png)",
+        *(
+            [f"![Perplexity against context fidelity](frontier_{study.name}.png)", "*Those trained by the loss.*"]
+            if by_loss(study)
+            else []
+        ),
         "What was aimed at, set beforehand:",
         aims(study),
     ]
@@ -333,28 +337,42 @@ def draw(model: Model) -> None:
     study = model.study
     held = [name for name, runs in study.runs.items() if is_held(runs[0])]
     draw_frontier(study, f"{model.title}: cost and gain")
-    for training in model.trainings:
-        draw_frontier(training, f"{model.title}: ways to train, {training.any_run()['training']['steps']} steps")
+    for training in filter(by_loss, model.trainings):
+        draw_frontier(training, f"By the loss, {training.any_run()['training']['steps']} steps")
     shown = study.those_of([*PAPER_VARIANTS, "reverse_quintic", "quintic-previous1", *held])
     dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in shown}
     plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
 
 
+def by_loss(study: Study) -> list[str]:
+    """What was trained for locality and not at dials of its own."""
+    settings = study.settings
+    local = [name for name in study.runs if settings[name]["locality_schedule"] != BASELINE]
+    return [name for name in local if settings[name]["training_dials"] is None]
+
+
 def draw_frontier(study: Study, title: str) -> None:
-    """Perplexity against psi: at dial 1 of what was trained there, elsewhere at dial 0."""
+    """
+    Perplexity against psi: at dial 1 of what was measured there, elsewhere at dial 0. What was trained at dials has no
+    place in it, since it was not taught to look inside at dial 0, and at dial 1 psi is 1.
+    """
+    names = [
+        name for name in study.runs if study.settings[name]["training_dials"] is None and name != "reverse_quintic"
+    ]
     metrics = {
         name: [
             {
-                "perplexity": run["controls"]["dials"][-1 if is_held(run) else 0]["perplexity"],
-                "fidelity_layer_0": run["last_layer"]["fidelity"],
-                "context_fidelity_layer_0": run["last_layer"]["context_fidelity"],
+                "perplexity": run["controls"]["dials"][-1 if name != BASE and is_held(run) else 0]["perplexity"],
+                "fidelity_layer_0": 0.0,
+                "context_fidelity_layer_0": figures(run)["psi"]
+                if name == BASE
+                else run["last_layer"]["context_fidelity"],
             }
-            for run in runs
+            for run in (study.runs_of(name)[:1] if name == BASE else study.runs_of(name))
         ]
-        for name, runs in study.runs.items()
-        if name != "reverse_quintic"  # whose last layer is free: its psi says nothing
+        for name in [BASE, *names]
     }
-    plot_frontier(metrics, BASELINE, RESULTS.parent / f"frontier_{study.name}.png", title=title)
+    plot_frontier(metrics, study.reference, RESULTS.parent / f"frontier_{study.name}.png", title=title)
 
 
 def main() -> None:
