@@ -241,9 +241,8 @@ def build_locality(
         setting = current_setting(model_config)
         dial = setting.dial if dial is None else dial
         floor = setting.min_fidelity if floor is None else floor
-    by_dial = {dial: None} if not isinstance(dial, torch.Tensor) else rows_by_dial(dial, inputs)
-    for each in by_dial:
-        check_share("locality_dial", each)
+    is_one = not isinstance(dial, torch.Tensor)
+    by_dial = {check_share("locality_dial", dial): None} if is_one else rows_by_dial(dial, inputs)
     check_share("min_fidelity", floor)
     measured, lambdas = request.measured_layers(config.num_hidden_layers), config.locality_lambdas
     is_asked = floor > 0 or any(each > 0 for each in by_dial)

@@ -5,6 +5,7 @@ import threading
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from transformers import PreTrainedConfig
@@ -34,7 +35,7 @@ def check_share(name: str, value: float) -> float:
     """The value of an argument that must lie in [0, 1]; a `ValueError` that names it if it does not."""
     if isinstance(value, torch.Tensor):
         raise ValueError(f"`{name}` is a tensor; it must be a number in [0, 1].")
-    if value is None or isinstance(value, str) or not 0 <= value <= 1:
+    if not (isinstance(value, Real) and 0 <= value <= 1):
         raise ValueError(f"`{name}` is {value!r}; it must lie in [0, 1].")
     return value
 

@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_torch_greater_or_equal
 from .block_partition import Blocks, with_previous_blocks
 from .block_search import TokenBlocks
 from .local_cache import LocalCacheLayer
+from .locality_dial import check_share
 
 
 # This folder may be loaded several times, once for each model from the Hub: each copy has attention of its own.
@@ -240,7 +241,7 @@ def rows_by_dial(dial: torch.Tensor, inputs: NativeInputs) -> dict[float, torch.
         )
     if torch.compiler.is_compiling():
         _refuse_compiled("`locality_dial` is a tensor, whose values no compiled graph reads; compile with a number.")
-    of_rows = dial.tolist()
+    of_rows = [check_share("locality_dial", each) for each in dial.tolist()]
     if len(set(of_rows)) == 1:
         return {of_rows[0]: None}
     if inputs.cache is not None or inputs.use_cache:

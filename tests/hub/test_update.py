@@ -32,7 +32,7 @@ BAND = GPT2_CODE["locality_config.py"].replace(
     b"last = 3 * num_layers // 4 if last is None else last",
     b"last = self.num_hidden_layers // 2 if self.semantic_layer is None else self.semantic_layer",
 )
-assert BAND != GPT2_CODE["locality_config.py"]
+assert GPT2_CODE["locality_config.py"] != BAND
 # What a process that knows nothing of the package loads and measures.
 LOAD = """
 import sys

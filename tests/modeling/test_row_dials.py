@@ -71,6 +71,7 @@ def test_dials_that_are_all_one_are_that_dial_and_may_have_a_cache(make_model, m
         (torch.tensor(1.0), {}, r"`locality_dial` has the shape \(\); it must be a number, or"),
         (torch.tensor([0.0, 1.0, 2.0]), {}, r"`locality_dial` is 2.0; it must lie in \[0, 1\]"),
         (torch.tensor([0.0, 1.0, torch.nan]), {}, r"`locality_dial` is nan; it must lie in \[0, 1\]"),
+        ([0.0, 1.0, 0.5], {}, r"`locality_dial` is \[0.0, 1.0, 0.5\]; it must lie in \[0, 1\]"),
         (torch.tensor([0.0, 1.0, 0.5]), {"use_cache": True}, "`locality_dial` differs from row to row, which no cache"),
     ],
 )
