@@ -53,13 +53,17 @@ class Study:
 
     def runs_of(self, name: str) -> list[Run]:
         """A run by seed, or the base, which has none."""
-        return [self.untrained(BASELINE)] * len(self.seeds) if name == BASE else self.runs[name]
+        return [self.untrained(self._free[0])] * len(self.seeds) if name == BASE else self.runs[name]
+
+    @property
+    def _free(self) -> list[str]:
+        """What was trained without locality."""
+        return [name for name in self.runs if self.settings[name]["locality_schedule"] == BASELINE]
 
     @cached_property
     def reference(self) -> str:
         """What costs are ratios to: of the base and of what was trained without locality, the lowest perplexity."""
-        names = [name for name in self.runs if self.settings[name]["locality_schedule"] == BASELINE]
-        names += [BASE] if self._untrained else []
+        names = [*self._free, *([BASE] if self._untrained else [])]
         return (
             min(names, key=lambda name: mean_figure(self.runs_of(name), "perplexity")) if len(names) > 1 else names[0]
         )
