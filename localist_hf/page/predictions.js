@@ -23,6 +23,7 @@ function drawPredictions(data, index, source, state, error) {
   /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
   function predictSoon() {
     clearTimeout(timer);
+    predicted += 1; // an answer that is still to come is of what was chosen before
     predictions.setAttribute("aria-busy", "true");
     timer = setTimeout(predict, 250);
   }
