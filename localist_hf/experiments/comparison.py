@@ -1,6 +1,5 @@
 """The runs of a grid beside each other: tables, pictures, cards, and a text that one of them writes."""
 
-import json
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -49,8 +48,7 @@ class Comparison:
         """Writes the tables to the grid's folder, and returns them."""
         order = dict.fromkeys((self.baseline, self.shown, *self.records))  # what is to be compared stands together
         # The base at dial 0 is the same under every run's settings.
-        untrained = self.work.path(Task(self.runs[self.baseline][0], is_trained=False))
-        perplexity = json.loads(untrained.read_text(encoding="utf-8"))["controls"]["perplexity"]
+        perplexity = self.work.controls_of(Task(self.runs[self.baseline][0], is_trained=False))["perplexity"]
         text = tables({name: self.records[name] for name in order}, self.baseline, perplexity)
         write_whole(self.work.folder / "table.md", text)
         return text

@@ -162,6 +162,12 @@ class GridWork:
         record = RunRecord.find(self.path(task))
         return record is not None and record.controls is not None
 
+    def controls_of(self, task: Task) -> dict[str, Any]:
+        """The controls of a finished task."""
+        if task.is_trained:
+            return RunRecord.load(self.path(task)).controls
+        return json.loads(self.path(task).read_text(encoding="utf-8"))["controls"]
+
     def check(self, task: Task) -> None:
         """
         Refuses what is there of a task already and is not what the grid says.
@@ -275,10 +281,7 @@ def _controls(work: GridWork, run: GridRun, model: PreTrainedModel) -> ControlRe
 
 
 def _summary(work: GridWork, task: Task) -> str:
-    if task.is_trained:
-        controls = RunRecord.load(work.path(task)).controls
-    else:
-        controls = json.loads(work.path(task).read_text(encoding="utf-8"))["controls"]
+    controls = work.controls_of(task)
     psi = controls["dials"][0]["locality"]["context_fidelity"][-1]
     numbers = [
         f"perplexity {controls['perplexity']:.2f}",

@@ -194,11 +194,11 @@ class Locality:
 
     def _attend_by_rows(self, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
         """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
-        parts = []
-        for rows, dial in zip(self._rows, dials, strict=True):
+        parts, of_dials = [], [rows.to(query.device) for rows in self._rows]  # layers may lie on several devices
+        for rows, dial in zip(of_dials, dials, strict=True):
             tensors = [each if each is None or len(each) == 1 else each[rows] for each in (query, key, value, mask)]
             parts.append(attend(*tensors, scoring, local_set.of_rows(rows), dial, wanted))
-        order = torch.cat(self._rows).argsort()
+        order = torch.cat(of_dials).argsort()
         output = torch.cat([part.output for part in parts])[order]
         shares = entropy = None
         if wanted.shares:

@@ -101,7 +101,9 @@ class Teacher:
         if "locality_dial" in inspect.signature(core_model(teacher).forward).parameters:
             arguments |= {"locality_dial": 0.0, "min_fidelity": 0.0}
         if self.model is not None:
-            self.model.to(arguments["input_ids"].device)
+            device = arguments["input_ids"].device
+            if next(self.model.parameters()).device != device and not hasattr(self.model, "_hf_hook"):
+                self.model.to(device)
             with torch.no_grad(), self._autocast():
                 return self.model(**arguments).logits
         student.eval()

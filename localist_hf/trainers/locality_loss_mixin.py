@@ -211,7 +211,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         if not is_local and not request and self._teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        dial = {"locality_dial": None} | request
+        dial = request.get("locality_dial")
         attended = None
         if is_local:
             request["output_fidelity"] = tuple(self._lambdas)
@@ -262,7 +262,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         measured: LocalityMeasurements,
         attended: KeptAttention,
         text: dict[str, torch.Tensor],
-        dial: dict[str, Any],
+        dial: float | torch.Tensor | None,
     ) -> LocalityMeasurements:
         """What the attention measures, given the same, on the text's blocks moved along it, anew in every batch."""
         starts = measured.block_starts[-1]
@@ -272,8 +272,8 @@ class LocalityLossMixin(SelfTeachingMixin):
                 f"has {text['input_ids'].shape[1]}) does not allow; choose 'context'."
             )
         moved = moved_blocks(starts, measured.document_starts.to(starts.device), torch.rand(()).item())
-        dial |= {"min_fidelity": None}  # as the model's own
-        return attended.measure(text, tuple(self._lambdas), **dial, block_starts=moved)
+        settings = {"locality_dial": dial, "min_fidelity": None}  # as the model's own
+        return attended.measure(text, tuple(self._lambdas), **settings, block_starts=moved)
 
     def _context(self, measured: LocalityMeasurements) -> list[torch.Tensor]:
         """psi of every query, of each localised layer."""
@@ -341,8 +341,9 @@ class LocalityLossMixin(SelfTeachingMixin):
                 means = share_means(dict(zip(_LOGGED_SUMS, totals, strict=True)))
                 for at, layer in enumerate(self._lambdas):
                     if totals[-1, at]:
-                        names = (*SHARES, "fidelity", *(["context_fidelity"] if means["context_share"][at] > 0 else []))
-                        logs |= {f"{name}_layer_{layer}": means[name][at].item() for name in names}
+                        of_psi = ["context_fidelity"] if means["context_share"][at] > 0 else []
+                        for name in (*SHARES, "fidelity", *of_psi):
+                            logs[f"{name}_layer_{layer}"] = means[name][at].item()
             self._log_sums = {}
         super().log(logs, start_time)
 

@@ -115,9 +115,10 @@ class SelfTeachingMixin(ResumptionMixin):
             logits = measured.logits[:, -labels.shape[1] :]  # before which PEFT may put learned tokens of its own
         total = kl_divergence_sum(logits, measured.teacher_logits, is_counted.to(logits.device))
         number = is_counted.sum().to(total.device)
-        self._divergences.append(torch.stack((total.detach(), number)))
-        if args.max_loss_increase is not None and len(self._divergences) == self._num_batches:
-            self._keep_to_budget(args.max_loss_increase)
+        if args.max_loss_increase is not None:
+            self._divergences.append(torch.stack((total.detach(), number)))
+            if len(self._divergences) == self._num_batches:
+                self._keep_to_budget(args.max_loss_increase)
         if num_items_in_batch is None:
             return total / number.clamp(min=1)
         # As `Trainer` does it with the own loss, of which the mean over devices is taken.
