@@ -267,7 +267,7 @@ def _block_sums(
     for index, (inputs, _) in enumerate(batches):
         inputs = {name: tensor for name, tensor in inputs.items() if name != "block_starts"}
         attended = KeptAttention(model.config)
-        decoder(**inputs, use_cache=False, locality_dial=0.0, min_fidelity=0.0, observer=attended.keep)
+        attended.run(decoder, inputs)
         masks = {layer: texts.rows(line, index, padding=False) for layer, line in counted.items()}
         for found, (argument, starts, layers) in zip(sums, on_starts, strict=True):
             rows = {argument: texts.rows(starts, index).to(decoder.device)}

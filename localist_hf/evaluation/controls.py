@@ -176,7 +176,8 @@ def _at_dials(
 
         alone = inputs | {"block_starts": texts.rows(texts.place, index).to(labels.device)}
         with setting(config.locality, num_previous_blocks=0):
-            others["self_only"].add(model(**alone, **arguments, locality_dial=dials[-1]), labels)
+            # Measured too, at dial 0: the native model would count left padding among its positions.
+            others["self_only"].add(model(**alone, **arguments, locality_dial=dials[-1], output_fidelity=[0]), labels)
             with setting(config.locality, locality_schedule="localist"):
                 others["all_local"].add(model(**inputs, **arguments, locality_dial=1.0), labels)
                 others["all_local_self_only"].add(model(**alone, **arguments, locality_dial=1.0), labels)

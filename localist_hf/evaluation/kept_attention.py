@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import LocalityMeasurements
 from ..modeling.localist_attention import localist_attention_forward
@@ -55,6 +55,26 @@ class KeptAttention:
         device = query.device.type
         self._autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         self._layers[module.layer_idx] = AttentionInputs(module, query, key, value, attention_mask, arguments)
+
+    def run(self, decoder: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> LocalityMeasurements:
+        """
+        Runs a transformer at dial 0 and takes note of every layer.
+
+        Args:
+            decoder ([`~transformers.PreTrainedModel`]):
+                The localised model without its head.
+            inputs (`dict[str, torch.Tensor]`):
+                Its `input_ids` and, where it has them, `attention_mask` and `position_ids`.
+
+        Returns:
+            [`LocalityMeasurements`]: its output, with each token alone as a block of the first layer.
+        """
+        tokens = inputs["input_ids"]
+        alone = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        dial = {"locality_dial": 0.0, "min_fidelity": 0.0}
+        # Where nothing is measured the native model counts left padding among its positions.
+        measured = {"output_fidelity": [0], "local_starts": alone}
+        return decoder(**inputs, **dial, **measured, use_cache=False, observer=self.keep)
 
     def measure(
         self,

@@ -316,8 +316,9 @@ def test_dials_rise_from_0_to_1(make_model, rows, dials: tuple[float, ...]) -> N
         measure_controls(make_model(), Dataset.from_dict({"input_ids": rows}), dials=dials)
 
 
-def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> None:
-    model = make_model(num_sink_tokens=1)
+@pytest.mark.parametrize("schedule", ["quintic", "distributed"])
+def test_packed_padded_and_separate_texts_give_the_same(make_model, rows, schedule: str) -> None:
+    model = make_model(num_sink_tokens=1, locality_schedule=schedule)
     dials = (0, 0.5, 1)
     separate = measure_controls(model, Dataset.from_dict({"input_ids": rows}), dials=dials).to_dict()
     width = 64
@@ -330,7 +331,7 @@ def test_packed_padded_and_separate_texts_give_the_same(make_model, rows) -> Non
     )
     tokens, positions = ([place for row in rows for place in of(row)] for of in (list, lambda row: range(len(row))))
     packed = Dataset.from_dict({"input_ids": [tokens], "position_ids": [positions]})
-    for dataset in (left, packed):
+    for dataset in (left, left.remove_columns("position_ids"), packed):
         found = measure_controls(model, dataset, batch_size=2, dials=dials).to_dict()
         assert_close(found["blocks"], separate["blocks"])
         for name in ("dials", "divergence", "perplexity_on_blocks", "self_only_perplexity", "all_local_perplexity"):
