@@ -197,6 +197,43 @@ def evaluate_parser() -> CommandParser:
     return parser
 
 
+def recruit_parser() -> CommandParser:
+    """The parser of `localist-hf recruit`."""
+    parser = CommandParser(
+        prog="localist-hf recruit",
+        description="Find out from a causal language model, over a text and without being told what a sentence or a "
+        "line is, after which tokens blocks are to start: those across which its attention reaches least. Prints them, "
+        "the blocks of a sample, and how often blocks start where a reader would start them; writes the settings for "
+        "`localist-hf train --config`. The model is not changed.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    parser.add_argument(
+        "--text-file", nargs="+", required=True, metavar="FILE",
+        help="text of the kind that the model is for, in which separators occur 60 times at least: .jsonl, .csv and "
+        ".parquet by the rows of a column 'text', any other as UTF-8 text",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mean-length", type=float, default=16.0, metavar="N", help="tokens of a block on average (default: 16)"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="N",
+        help="tokens of a sequence; by default the model's positions, at most 1024",
+    )  # fmt: skip
+    parser.add_argument(
+        "--locality", metavar="JSON",
+        help="settings of locality in place of the model's own, such as '{\"min_block_length\": 4}'; they are written "
+        "with the separators",
+    )  # fmt: skip
+    parser.add_argument(
+        "--boundaries", nargs="+", default=["\n", "."], metavar="END",
+        help="what ends a part of the text for a reader, for the lift; by default the ends of lines and full stops",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="folder for numbers and settings; runs/recruit/NAME by default"
+    )
+    return parser
+
+
 def view_parser() -> CommandParser:
     """The parser of `localist-hf view`."""
     parser = CommandParser(
@@ -323,6 +360,7 @@ def export_parser() -> CommandParser:
 PARSERS: dict[str, Callable[[], CommandParser]] = {
     "family": family_parser,
     "evaluate": evaluate_parser,
+    "recruit": recruit_parser,
     "view": view_parser,
     "publish": publish_parser,
     "update": update_parser,

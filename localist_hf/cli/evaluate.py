@@ -25,7 +25,7 @@ from .arguments import locality_settings
 #: Sequences of the text that is measured where none is given.
 NUM_DEFAULT = 32
 #: So many tokens are measured at a time, but a whole sequence at least.
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 
 
 def load_sequences(files: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
         if block_model is not None:
             block_model.to(device)
         print(f"{name}: {len(sequences)} sequences of {length} tokens", flush=True)
-        batch_size = max(1, _BATCH_TOKENS // length)
+        batch_size = max(1, BATCH_TOKENS // length)
         report, locality = measure(model, sequences, batch_size, block_model, with_controls=True), model.config.locality
         print(describe(report, locality))
         others: dict[str, Any] = {"sequence_length": length, "num_sequences": len(sequences)}

@@ -19,6 +19,7 @@ _SMALLER = {
     "family": "fewer `--jobs`, or in the grid a smaller `sequence_length`, `per_device_train_batch_size` or "
     "`per_device_eval_batch_size`",
     "evaluate": "a smaller `--sequence-length`, or shorter text",
+    "recruit": "a smaller `--sequence-length`, or shorter text",
     "view": "a shorter text or a smaller model",
 }
 

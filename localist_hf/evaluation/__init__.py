@@ -9,6 +9,7 @@ from .locality_report import LocalityProfile, LocalityReport
 from .measure import locality_probe, measure
 from .metrics import load_metric
 from .pictures import plot_heads, plot_shares_over_depth
+from .separators import Separators, recruit_separators
 from .tables import layer_table, report_table
 from .text_prefix import text_prefix
 
@@ -17,6 +18,7 @@ __all__ = [
     "LocalityMeter",
     "LocalityProfile",
     "LocalityReport",
+    "Separators",
     "block_lift",
     "causal_lm_collator",
     "layer_table",
@@ -27,6 +29,7 @@ __all__ = [
     "measure_generation",
     "plot_heads",
     "plot_shares_over_depth",
+    "recruit_separators",
     "report_table",
     "text_prefix",
 ]

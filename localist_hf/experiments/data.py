@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +408,10 @@ def train_and_validation(
 def some_of(dataset: Dataset, number: int) -> Dataset:
     """Selects so many sequences at most, from all over a data set and the same every time."""
     return dataset if len(dataset) <= number else dataset.shuffle(seed=0).select(range(number))
+
+
+def tokens_ending(ends: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """Finds the tokens of a vocabulary whose text, spaces after it left out, ends in one of these ways; in order."""
+    # Of the ids some may be left out, and some tokenizers know more than their model.
+    known = sorted(token for token in tokenizer.get_vocab().values() if token < vocab_size)
+    return [token for token in known if tokenizer.decode([token]).rstrip(" ").endswith(tuple(ends))]

@@ -54,13 +54,16 @@ RUN_FILES = (
 )  # fmt: skip
 #: What a measurement writes.
 MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
+#: What is written of separators.
+RECRUITED_FILES = ("separators.json", "train.yaml")
 #: What a grid writes beside the folders of its runs; 0.2 drew an attention map too.
 GRID_FILES = (
     "table.md", "untrained/*.json", "context_fidelity_over_depth.png", PICTURE_FILE, "frontier.png",
     "perplexity_over_dial.png", "attention_map.png",
 )  # fmt: skip
 _WRITTEN = {
-    "run": (*TRAINING_FILES, *RUN_FILES), "measurement": MEASURED_FILES, "grid": GRID_FILES, "card": CARD_FILES
+    "run": (*TRAINING_FILES, *RUN_FILES), "measurement": MEASURED_FILES, "separators": RECRUITED_FILES,
+    "grid": GRID_FILES, "card": CARD_FILES,
 }  # fmt: skip
 # What former versions left, which kept no list of their files: a file, and a key in it.
 _SIGNS = {SETTINGS_FILE: "locality", RECORD_FILE: "metrics", PLAN_FILE: "controls", "locality.json": "lambdas"}
@@ -136,7 +139,7 @@ def check_own(
         folder (`Path`):
             The folder, which need not be there.
         kind (`str`):
-            What is written to it: `"run"`, `"measurement"`, `"grid"` or `"card"`.
+            What is written to it: `"run"`, `"measurement"`, `"separators"`, `"grid"` or `"card"`.
         patterns (`Sequence[str]`):
             The files that are, as paths in it; `*` stands for any characters.
         replaces (`bool`, *optional*, defaults to `False`):

@@ -63,6 +63,9 @@ class GridRun(NamedTuple):
             Random seed of the training.
         folder_name (`str`):
             The name, with the seed for all but the grid's first.
+        separators (`str`, *optional*):
+            Of the `"delimiter"` partition, the name of the grid's separators that end its blocks; `None` for the
+            `delimiters`.
     """
 
     name: str
@@ -71,6 +74,7 @@ class GridRun(NamedTuple):
     training: dict[str, Any]
     seed: int
     folder_name: str
+    separators: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name}, seed {self.seed}"
@@ -85,7 +89,8 @@ class Grid:
         runs (`list[dict[str, Any]]`):
             Products: every combination of the values of its keys, each a value or a list, is a run. `variant` must be
             among the keys; the others are `recipe`, a name in `RECIPES`, whose arguments hold where neither the run
-            nor the grid says otherwise, fields of [`LocalityFields`] and training arguments. What two products have in
+            nor the grid says otherwise, `separators`, a name among those of the grid, which makes the partition
+            `"delimiter"`, fields of [`LocalityFields`] and training arguments. What two products have in
             common is trained once. One run must be of the baseline, `"distributed"`.
         seeds (`list[int]`):
             Every run is trained from each.
@@ -96,6 +101,9 @@ class Grid:
         delimiters (`list[str]`, *optional*):
             Ends of the tokens that end a block of the `"delimiter"` partition, such as `"."`; spaces after them do not
             count.
+        separators (`dict[str, str | list[str]]`, *optional*):
+            Other tokens that end a block, by a name for them: such ends again, or a file that `localist-hf recruit` has
+            written, `separators.json`.
         lora (`dict[str, Any]`, *optional*):
             Arguments of [`~peft.LoraConfig`], where adapters are to be trained.
         controls (`dict[str, Any]`, *optional*):
@@ -112,6 +120,7 @@ class Grid:
     training: dict[str, Any] = field(default_factory=dict)
     locality: dict[str, Any] = field(default_factory=dict)
     delimiters: list[str] = field(default_factory=list)
+    separators: dict[str, str | list[str]] = field(default_factory=dict)
     lora: dict[str, Any] | None = None
     controls: dict[str, Any] = field(default_factory=dict)
     sequence_length: int = 256
@@ -124,7 +133,7 @@ class Grid:
                 raise ValueError(f"`{name}` is {values!r}; it must be a list, each entry a {kind.__name__}.")
             if not values and name != "delimiters":
                 raise ValueError(f"`{name}` is empty; it must hold one entry at least.")
-        for name in ("training", "locality", "controls"):
+        for name in ("training", "locality", "controls", "separators"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must map names to values.")
         if not isinstance(self.lora, dict | None):
@@ -137,11 +146,17 @@ class Grid:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
         _check_different("seeds", self.seeds)
-        for end in self.delimiters:
-            if not end or end.endswith(" "):
+        for name, ends in {"delimiters": self.delimiters, **self.separators}.items():
+            if not isinstance(ends, str) and not (isinstance(ends, list) and all(type(end) is str for end in ends)):
                 raise ValueError(
-                    f"`delimiters` holds {end!r}; each must be the end of a token, without spaces after it."
+                    f"`separators` sets {name!r} to {ends!r}; it must be a list of ends of tokens, or the file that "
+                    "`localist-hf recruit` has written."
                 )
+            for end in () if isinstance(ends, str) else ends:
+                if not end or end.endswith(" "):
+                    raise ValueError(
+                        f"`{name}` holds {end!r}; each must be the end of a token, without spaces after it."
+                    )
         if unknown := self.locality.keys() - _LOCALITY_FIELDS.keys():
             raise ValueError(f"`locality` has {min(unknown)!r}; allowed are {', '.join(_LOCALITY_FIELDS)}.")
         if unknown := self.controls.keys() - {"dials", "num_previous_blocks"}:
@@ -166,23 +181,26 @@ class Grid:
                     f"`runs` make one with the name {run.name!r}, made of its values; it is the name of its folder, so "
                     f"it must be printable, without '/', and of {_MOST_BYTES} bytes at most."
                 )
-            if run.settings.get("block_partition") == "delimiter" and not self.delimiters:
+            is_delimiter = run.settings.get("block_partition") == "delimiter"
+            if is_delimiter and run.separators is None and not self.delimiters:
                 raise ValueError("`block_partition` is 'delimiter'; it needs `delimiters`, such as ['.'].")
         if BASELINE_VARIANT not in {run.variant for run in self}:
             raise ValueError(f"`runs` have no variant {BASELINE_VARIANT!r}, which the others are compared with.")
 
     def __iter__(self) -> Iterator[GridRun]:
         """Every [`GridRun`], seed by seed."""
-        settings: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = []
+        settings: list[tuple[str, str, dict[str, Any], dict[str, Any], str | None]] = []
         for each in chain.from_iterable(map(self._settings_of, self.runs)):
             if each not in settings:
                 settings.append(each)
         for seed in self.seeds:
-            for name, variant, locality, training in settings:
+            for name, variant, locality, training, separators in settings:
                 folder_name = name if seed == self.seeds[0] else f"{name}-seed{seed}"
-                yield GridRun(name, variant, locality, training, seed, folder_name)
+                yield GridRun(name, variant, locality, training, seed, folder_name, separators)
 
-    def _settings_of(self, entry: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    def _settings_of(
+        self, entry: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any], str | None]]:
         if "variant" not in entry:
             raise ValueError(f"`runs` holds {dict(entry)!r}, which has no `variant`.")
         lists = {name: values if isinstance(values, list) else [values] for name, values in entry.items()}
@@ -199,6 +217,16 @@ class Grid:
             recipe = given.pop("recipe", None)
             if recipe is not None and recipe not in RECIPES:
                 raise ValueError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
+            separators = given.pop("separators", None)
+            if separators is not None:
+                if separators not in self.separators:
+                    allowed = ", ".join(map(repr, self.separators)) or "none: the grid has no `separators`"
+                    raise ValueError(f"`separators` is {separators!r}; allowed are {allowed}.")
+                if given.setdefault("block_partition", "delimiter") != "delimiter":
+                    raise ValueError(
+                        f"`separators` is {separators!r} and `block_partition` {given['block_partition']!r}; "
+                        "separators are of the partition 'delimiter'."
+                    )
             of_recipe = {} if recipe is None else RECIPES[recipe]
             if variant == BASELINE_VARIANT:  # without local layers there is no use for the rest
                 given, recipe, of_recipe = of_recipe | given, None, {}
@@ -229,8 +257,12 @@ class Grid:
                 if name not in VARIANTS[variant] and name in locality | training
             }
             words = [f"{_WORDS.get(name, name.replace('_', '-'))}{_word(value)}" for name, value in differences.items()]
+            if separators is not None:
+                words = [word for word in words if word != "delimiter"] + [separators]
+            if locality.get("block_partition") != "delimiter":  # as the baseline's
+                separators = None
             name = "-".join([variant, *filter(None, [recipe]), *words])
-            yield name, variant, locality, training
+            yield name, variant, locality, training, separators
 
 
 def load_grid(name: str | Path) -> Grid:

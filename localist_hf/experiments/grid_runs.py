@@ -105,8 +105,8 @@ class GridWork:
             The sequences to train on and to measure on.
         card (`dict[str, Any]`):
             What model cards say about the text.
-        delimiter_token_ids (`list[int]`):
-            The tokens that end a block of the `"delimiter"` partition.
+        delimiter_token_ids (`dict[str | None, list[int]]`):
+            The tokens that end a block of the `"delimiter"` partition, by [`GridRun`]'s `separators`.
     """
 
     grid: Grid
@@ -116,13 +116,13 @@ class GridWork:
     train: Dataset
     held_out: Dataset
     card: dict[str, Any]
-    delimiter_token_ids: list[int]
+    delimiter_token_ids: dict[str | None, list[int]]
 
     @property
     def tasks(self) -> list[Task]:
         """`list[Task]`: every run, and the base under the settings of each."""
         runs = list(self.grid)
-        untrained = {json.dumps(run.settings): Task(run, is_trained=False) for run in reversed(runs)}
+        untrained = {json.dumps(self.settings_of(run)): Task(run, is_trained=False) for run in reversed(runs)}
         return [*reversed(untrained.values()), *map(Task, runs)]
 
     def path(self, task: Task) -> Path:
@@ -133,7 +133,9 @@ class GridWork:
     def settings_of(self, run: GridRun) -> dict[str, Any]:
         """The fields of [`LocalityFields`] of a run."""
         is_delimiter = run.settings.get("block_partition") == "delimiter"
-        return run.settings | ({"delimiter_token_ids": self.delimiter_token_ids} if is_delimiter else {})
+        if not is_delimiter:
+            return run.settings
+        return run.settings | {"delimiter_token_ids": self.delimiter_token_ids[run.separators]}
 
     def arguments(self, run: GridRun, **others: Any) -> LocalistTrainingArguments:
         return training_arguments(self.folder / run.folder_name, **run.training | {"seed": run.seed} | others)

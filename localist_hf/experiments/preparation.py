@@ -9,16 +9,18 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..errors import InputError, reraised_as
+from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.controls import check_dials
 from ..evaluation.text_prefix import known_text
 from ..hub.loading import checked_sequence_length, load_config, load_tokenizer, without_weights
 from .base import BASE, BASE_NAME, copy_base
-from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack
+from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack, tokens_ending
 from .folders import GRID_FILES, claim, lock_folder
 from .grid import Grid
 from .grid_runs import GridWork, training_arguments
+from .json_text import load_json
 from .python_text import python_card, python_text, split_text
+from .text_files import file_fault
 from .training_checks import (
     check_adapter,
     check_metric,
@@ -149,15 +151,29 @@ def load_texts(train_text: str | None, held_out_text: str | None) -> tuple[dict[
     return texts, {"dataset": name, "dataset_details": details, "evaluation_split": "held-out"}
 
 
-def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """Finds the tokens of the model that end as the grid says, spaces after that left out."""
-    if not grid.delimiters:
-        return []
-    ends = tuple(grid.delimiters)
-    # Of the ids some may be left out, and some tokenizers know more than their model.
-    known = sorted(token for token in tokenizer.get_vocab().values() if token < config.get_text_config().vocab_size)
-    texts = {token: tokenizer.decode([token]) for token in known}
-    ids = [token for token, text in texts.items() if text.rstrip(" ").endswith(ends)]
-    if not ids:
-        raise ValueError(f"`delimiters` are {grid.delimiters}; no token of the tokenizer ends so.")
+def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str | None, list[int]]:
+    """Finds the tokens of the model that end a block, as the grid says; `None` stands for its `delimiters`."""
+    vocab_size, found = config.get_text_config().vocab_size, {}
+    for name, ends in {None: grid.delimiters, **grid.separators}.items():
+        if isinstance(ends, str):
+            found[name] = _recruited(name, ends, tokenizer, vocab_size)
+        elif ends:
+            found[name] = tokens_ending(ends, tokenizer, vocab_size)
+            if not found[name]:
+                raise ValueError(f"`{name or 'delimiters'}` are {ends}; no token of the tokenizer ends so.")
+    return found
+
+
+def _recruited(name: str, file: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """Reads separators that `localist-hf recruit` has found, of a model with these tokens."""
+    what = f"`separators` sets {name!r} to {file!r}, "
+    if (fault := file_fault(Path(file))) is not None:
+        raise ValueError(f"{what}which cannot be read: {fault}.")
+    with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
+        content = load_json(Path(file).read_text(encoding="utf-8"))
+    ids, texts = (content.get(key) if isinstance(content, dict) else None for key in ("token_ids", "texts"))
+    if not (isinstance(ids, list) and isinstance(texts, list) and ids and all(type(token) is int for token in ids)):
+        raise ValueError(f"{what}which is no file that `localist-hf recruit` has written.")
+    if max(ids) >= vocab_size or min(ids) < 0 or [tokenizer.decode([token]) for token in ids] != texts:
+        raise ValueError(f"{what}whose separators are of a model with other tokens.")
     return ids

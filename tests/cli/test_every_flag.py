@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 import localist_hf_main
-from localist_hf.cli import evaluate, export, publish, train, update
+from localist_hf.cli import evaluate, export, publish, recruit, train, update
 from localist_hf.cli.arguments import build_parser
 from localist_hf.cli.main import main
 from localist_hf.command_line import PARSERS, CommandParser
@@ -38,6 +38,7 @@ COMMANDS = {
     "train": ["--model", str(BASE), "--text-file", "book.txt", "--output-dir", "run", "--use_cpu"],
     "family": ["grid.yaml", "--output-dir", "run"],
     "evaluate": [str(BASE), "--output-dir", "run"],
+    "recruit": [str(BASE), "--text-file", "book.txt", "--output-dir", "run"],
     "view": [str(BASE), "--save", "page.html"],
     "publish": ["run", "--namespace", "me", "--dry-run"],
     "update": ["me/model"],
@@ -92,7 +93,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for module, name in (
         (loading, "load_model"), (train, "load_model"), (train, "load_text"), (update, "update"),
-        (preparation, "load_texts"), (publish, "prepare"), (publish, "publish"), (evaluate, "load"),
+        (preparation, "load_texts"), (publish, "prepare"), (publish, "publish"), (evaluate, "load"), (recruit, "load"),
         (export, "export_gpt2"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, accept)
@@ -284,7 +285,7 @@ def test_every_argument_of_an_adapter() -> None:
 @pytest.mark.parametrize(
     ("command", "argument", "name"),
     [
-        *((command, "--output-dir", "output_dir") for command in ("train", "family", "evaluate")),
+        *((command, "--output-dir", "output_dir") for command in ("train", "family", "evaluate", "recruit")),
         ("family", "--model-cards", "model_cards"),
         ("export", "", "folder"),
     ],
@@ -324,7 +325,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
         ("publish", ["--collection", "a\nb"], "argument --collection: 'a\\nb'; it must be one line"),
         *(
             (command, ["--locality", f'{{"num_sink_tokens": {value}}}'], words)
-            for command in ("train", "evaluate", "view")
+            for command in ("train", "evaluate", "recruit", "view")
             for value, words in (
                 ('1, "num_sink_tokens": 2', "it must be a JSON object (the key 'num_sink_tokens' stands there twice)"),
                 ("9" * 5000, " has more than 1000 digits)."),

@@ -54,6 +54,7 @@ COMMANDS = {
     "base": "base --output-dir {out} --steps 1",
     "family": "family quick --output-dir {out}",
     "evaluate": "evaluate {root}/small --text-file {root}/book.txt --output-dir {out}",
+    "recruit": "recruit {root}/small --text-file {root}/book.txt --output-dir {out}",
     "export": "export {root}/small {out}",
 }
 

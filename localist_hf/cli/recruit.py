@@ -1,0 +1,126 @@
+"""`localist-hf recruit`: the separators of a causal language model, found in its attention over a text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..command_line import recruit_parser
+from ..errors import INPUT_ERRORS, InputError, reraised_as
+from ..evaluation import Separators, block_lift, recruit_separators
+from ..evaluation.separators import starts_after
+from ..evaluation.tables import markdown_table
+from ..experiments.data import check_source, check_token_ids, tokens_ending
+from ..experiments.folders import RECRUITED_FILES, check_own, claim, lock_folder
+from ..hub.loading import check_name, checked_sequence_length, load
+from ..modeling import LOCALITY_FIELDS, LocalityFields
+from ..whole_file import write_whole
+from .arguments import locality_settings
+from .evaluate import BATCH_TOKENS, load_sequences
+
+
+#: Lines of the table, and tokens of the sample, that are printed; the file has all separators.
+_NUM_SHOWN, _SAMPLE_LENGTH = 40, 160
+
+
+def blocks_of(separators: Separators, sequences: Dataset, locality: LocalityFields) -> torch.Tensor:
+    """The block starts of sequences of one length, `(num_sequences, length)`."""
+    tokens = torch.tensor(sequences["input_ids"])
+    separates = torch.isin(tokens, torch.tensor(separators.token_ids))
+    return starts_after(separates, torch.zeros_like(tokens), locality.min_block_length, locality.max_block_length)
+
+
+def lifts(
+    starts: torch.Tensor,
+    sequences: Dataset,
+    boundaries: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+) -> dict[str, float | None]:
+    """The [`block_lift`] at what follows tokens that end in each of these ways; `None` where there is no number."""
+    found, tokens = {}, torch.tensor(sequences["input_ids"])
+    for end in boundaries:
+        ids = torch.tensor(tokens_ending([end], tokenizer, vocab_size), dtype=torch.long)
+        marks = torch.isin(tokens, ids).roll(1, dims=1)
+        marks[:, 0] = False
+        lift = block_lift(starts, marks)
+        found[end] = None if lift != lift else lift
+    return found
+
+
+def describe(
+    separators: Separators,
+    tokenizer: PreTrainedTokenizerBase,
+    starts: torch.Tensor,
+    sample: list[int],
+    lifts_by_end: dict[str, float | None],
+) -> str:
+    """Renders the separators, the lift at what a reader would take for boundaries, and the blocks of a sample."""
+    count = len(separators.token_ids)
+    rows = [["separator", "need", "occurrences"]]
+    for token, need, occurrences in zip(separators.token_ids, separators.need, separators.occurrences, strict=True):
+        rows.append([f"`{tokenizer.decode([token])!r}`".replace("|", "\\|"), f"{need:.3f}", str(occurrences)])
+    more = f"\n... and {count - _NUM_SHOWN} more" if count > _NUM_SHOWN else ""
+    shown = ", ".join(f"{end!r} {'none' if lift is None else f'{lift:.1f}'}" for end, lift in lifts_by_end.items())
+    edges = [place for place in range(len(sample)) if starts[place] == place]
+    pieces = [sample[start:end] for start, end in zip(edges, [*edges[1:], len(sample)], strict=True)]
+    blocks = "\n".join(f"  {tokenizer.decode(piece)!r}" for piece in pieces)
+    return (
+        f"{count} separators among {separators.num_candidates} candidates; blocks of {separators.mean_length:.1f} "
+        f"tokens on average\n\n{markdown_table(rows[: _NUM_SHOWN + 1])}{more}\n\n"
+        "need: of the attention to other words, in the upper half of the layers, the part that the 2nd to the 8th "
+        "token after it pay to it and to what is before it\n"
+        f"at separators {separators.mean_need_at_separators:.3f}, at any candidate {separators.mean_need:.3f}; rank "
+        f"correlation of the need in two halves of the text {separators.reliability:.2f}\n\n"
+        f"how many times more often than chance a block starts after (lift): {shown}\n\n"
+        f"the blocks of the first {len(sample)} tokens\n{blocks}"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `localist-hf recruit` with these arguments."""
+    args = recruit_parser().parse_args(arguments)
+    name = Path(args.model).name or Path(args.model).resolve().name
+    folder = args.output_dir or Path("runs/recruit") / name
+    with reraised_as(InputError, *INPUT_ERRORS):
+        check_name(args.model)  # by which the folder is called
+    with lock_folder(folder):
+        with reraised_as(InputError, *INPUT_ERRORS):
+            check_own(folder, "separators", RECRUITED_FILES)
+            for file in args.text_file:
+                check_source(None, None, file, "text")
+            given = locality_settings(args.locality)
+            model, tokenizer = load(args.model, given)
+            length = checked_sequence_length(args.sequence_length, model.config)
+            sequences = load_sequences(args.text_file, tokenizer, length)
+            check_token_ids(sequences, model.config, tokenizer)
+        model.to(PartialState().device)
+        print(f"{name}: {len(sequences)} sequences of {length} tokens", flush=True)
+        with reraised_as(InputError, ValueError):
+            separators = recruit_separators(model, sequences, args.mean_length, max(1, BATCH_TOKENS // length))
+        locality = model.config.locality
+        starts = blocks_of(separators, sequences, locality)
+        by_end = lifts(starts, sequences, args.boundaries, tokenizer, locality.vocab_size)
+        print(describe(separators, tokenizer, starts[0], sequences[0]["input_ids"][:_SAMPLE_LENGTH], by_end))
+        settings = {field: value for field, value in given.items() if field in LOCALITY_FIELDS} | separators.settings
+        content: dict[str, Any] = {
+            "model": name,
+            "locality": settings,
+            "texts": [tokenizer.decode([token]) for token in separators.token_ids],
+            **separators.to_dict(),
+            "block_lift": by_end,
+            "sequence_length": length,
+            "num_sequences": len(sequences),
+        }
+        source = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
+        flags = {"model": source, "locality": settings}
+        claim(folder, "separators", RECRUITED_FILES)
+        numbers, config = (folder / file for file in RECRUITED_FILES)
+        write_whole(numbers, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_whole(config, yaml.safe_dump(flags, default_flow_style=None, sort_keys=False, allow_unicode=True))
+    print(f"\nWritten: {numbers}, {config}\nTrain on these blocks: localist-hf train --config {config} --text-file ...")

@@ -1,0 +1,139 @@
+"""`localist-hf recruit`, from its arguments to separators that are trained on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from localist_hf.cli.arguments import parse
+from localist_hf.cli.main import main
+from localist_hf.experiments import Grid
+from localist_hf.experiments.base import BASE
+from localist_hf.experiments.preparation import prepare_grid
+from localist_hf.experiments.python_text import python_text, split_text
+from localist_hf.hub.loading import load
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python's sources, and what the small base makes of them."""
+    root = tmp_path_factory.mktemp("recruit")
+    (root / "python.txt").write_text("\n".join(split_text(python_text())["variants"])[:90_000])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+
+
+@pytest.fixture(scope="module")
+def found(workspace: Path) -> dict:
+    """What the command writes."""
+    text, out = str(workspace / "python.txt"), str(workspace / "out")
+    main(["recruit", str(BASE), "--text-file", text, "--output-dir", out, "--mean-length", "14"])
+    return json.loads((workspace / "out/separators.json").read_text())
+
+
+def test_the_small_base_knows_where_lines_end(found: dict) -> None:
+    assert found["mean_length"] == pytest.approx(14, rel=0.15)
+    assert found["reliability"] > 0.5
+    assert found["mean_need_at_separators"] < 0.92 * found["mean_need"]
+    # Nobody has said what a line is.
+    assert {"\n", "):", ")"} <= set(found["texts"])
+    assert found["block_lift"]["\n"] > 1.8
+    assert found["need"] == sorted(found["need"])
+    assert min(found["occurrences"]) >= 60
+    assert found["locality"] == {"block_partition": "delimiter", "delimiter_token_ids": found["token_ids"]}
+
+
+def test_what_is_written_is_trained_on(found: dict, workspace: Path) -> None:
+    assert {path.name for path in Path("out").iterdir()} == {".localist-hf.json", "separators.json", "train.yaml"}
+    run, _, _ = parse(["--config", "out/train.yaml", "--text-file", "python.txt", "--variant", "upper_half"])
+    assert (run.model, run.locality) == (str(BASE), found["locality"])
+    assert yaml.safe_load(Path("out/train.yaml").read_text())["locality"] == found["locality"]
+    model, _ = load(run.model, run.locality)
+    assert model.config.delimiter_token_ids == found["token_ids"]
+
+
+def test_a_grid_takes_what_is_written(found: dict, workspace: Path) -> None:
+    runs = [
+        {"variant": ["distributed", "quintic"]},
+        {"variant": "quintic", "separators": ["own", "lines"], "num_previous_blocks": [0, 1]},
+        {"variant": "quintic", "block_partition": "delimiter"},
+    ]
+    files = {"own": "out/separators.json", "lines": ["\n"]}
+    grid = Grid(runs=runs, seeds=[0], training={"max_steps": 1}, delimiters=["."], separators=files)
+    work = prepare_grid(grid, workspace / "grid")
+    settings = {run.name: work.settings_of(run) for run in grid}
+    assert [*settings] == [
+        "distributed", "quintic", "quintic-own", "quintic-previous1-own", "quintic-lines", "quintic-previous1-lines",
+        "quintic-delimiter",
+    ]  # fmt: skip
+    assert settings["quintic-own"]["delimiter_token_ids"] == found["token_ids"]
+    tokens = {name: work.tokenizer.batch_decode([[each] for each in of["delimiter_token_ids"]])
+              for name, of in settings.items() if "delimiter_token_ids" in of}  # fmt: skip
+    assert all(token.rstrip(" ").endswith("\n") for token in tokens["quintic-lines"])
+    assert all(token.rstrip(" ").endswith(".") for token in tokens["quintic-delimiter"])
+    # The base is measured on each of these blocks.
+    assert len([task for task in work.tasks if not task.is_trained]) == len(settings)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "'nowhere.json', which cannot be read: there is no such file"),
+    ("[1]", "'nowhere.json', which is no file that `localist-hf recruit` has written"),
+    ('{"token_ids": ["a"], "texts": ["a"]}', "which is no file that `localist-hf recruit` has written"),
+    ('{"token_ids": [99999999], "texts": ["a"]}', "whose separators are of a model with other tokens"),
+    ('{"token_ids": [5], "texts": ["no such"]}', "whose separators are of a model with other tokens"),
+    ("{", "which cannot be read"),
+])  # fmt: skip
+def test_a_grid_refuses_other_files(content: str | None, message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("nowhere.json").write_text(content)
+    runs = [{"variant": ["distributed", "quintic"], "separators": "own"}]
+    grid = Grid(runs=runs, seeds=[0], training={"max_steps": 1}, separators={"own": "nowhere.json"})
+    with pytest.raises(ValueError, match=r"`separators` sets 'own' to 'nowhere.json', ") as error:
+        prepare_grid(grid, tmp_path / "grid")
+    assert message in str(error.value)
+    assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--mean-length", "8"], "`mean_length` is 8.0; blocks have 8 to 64 tokens"),
+    (["--mean-length", "65"], "`mean_length` is 65.0; blocks have 8 to 64 tokens"),
+    (["--text-file", "nowhere.txt"], "`text_file` is 'nowhere.txt'"),
+    (["--text-file", "few.txt"], "token(s) that occur 60 times"),
+    (["--locality", '{"no_such": 1}'], "`locality` is"),
+    (["--boundaries", ""], "it is empty"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_refused(flags: list[str], message: str, tmp_path: Path, capsys) -> None:
+    Path("few.txt").write_text(Path("python.txt").read_text()[:1500])
+    with pytest.raises(SystemExit) as error:
+        main(["recruit", str(BASE), "--text-file", "python.txt", "--output-dir", str(tmp_path / "other"), *flags])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_printed(capsys, tmp_path: Path, found: dict) -> None:
+    flags = [
+        "--text-file",
+        "python.txt",
+        "--output-dir",
+        str(tmp_path),
+        "--mean-length",
+        "14",
+        "--boundaries",
+        "\n",
+        "@@",
+    ]
+    main(["recruit", str(BASE), *flags])
+    printed = capsys.readouterr().out
+    assert f"{len(found['texts'])} separators among {found['num_candidates']} candidates" in printed
+    assert f"`{found['texts'][0]!r}`" in printed
+    assert f"'\\n' {found['block_lift'][chr(10)]:.1f}, '@@' none" in printed
+    assert f"localist-hf train --config {tmp_path}/train.yaml" in printed
+    assert torch.is_grad_enabled()
