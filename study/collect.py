@@ -39,7 +39,8 @@ def controls_of(controls: dict[str, Any]) -> dict[str, Any]:
         {"dial": entry["dial"], "perplexity": entry["perplexity"], **of_last_layer(entry["locality"])}
         for entry in controls["dials"]
     ]
-    kept = {name: value for name, value in controls.items() if name not in ("layers", "blocks", "dials", "block_lift")}
+    kept = {name: value for name, value in controls.items() if name not in ("layers", "blocks", "dials")}
+    kept["block_lift"] = round_off(controls["block_lift"])
     return kept | {"blocks": blocks, "dials": dials}
 
 

@@ -107,7 +107,8 @@ class Grid:
         lora (`dict[str, Any]`, *optional*):
             Arguments of [`~peft.LoraConfig`], where adapters are to be trained.
         controls (`dict[str, Any]`, *optional*):
-            Arguments of [`measure_controls`]: `dials` and `num_previous_blocks`.
+            Arguments of [`measure_controls`]: `dials`, `num_previous_blocks`, and, as `boundaries`, the ends of the
+            tokens after which a reader would begin a part of the text, for the block lift.
         sequence_length (`int`, *optional*, defaults to 256), measured_sequences (`int`, *optional*, defaults to 96):
             Tokens of a sequence, and how many sequences of the held-out text are measured at most.
 
@@ -152,20 +153,18 @@ class Grid:
                     f"`separators` sets {name!r} to {ends!r}; it must be a list of ends of tokens, or the file that "
                     "`localist-hf recruit` has written."
                 )
-            for end in () if isinstance(ends, str) else ends:
-                if not end or end.endswith(" "):
-                    raise ValueError(
-                        f"`{name}` holds {end!r}; each must be the end of a token, without spaces after it."
-                    )
+            if not isinstance(ends, str):
+                _check_ends(name, ends)
         if unknown := self.locality.keys() - _LOCALITY_FIELDS.keys():
             raise ValueError(f"`locality` has {min(unknown)!r}; allowed are {', '.join(_LOCALITY_FIELDS)}.")
-        if unknown := self.controls.keys() - {"dials", "num_previous_blocks"}:
-            raise ValueError(f"`controls` has {min(unknown)!r}; allowed are 'dials' and 'num_previous_blocks'.")
+        kinds = {"dials": (int, float), "num_previous_blocks": (int,), "boundaries": (str,)}
+        if unknown := self.controls.keys() - kinds.keys():
+            raise ValueError(f"`controls` has {min(unknown)!r}; allowed are {', '.join(map(repr, kinds))}.")
         for name, values in self.controls.items():
-            kinds = (int, float) if name == "dials" else (int,)
-            if not isinstance(values, list) or not all(type(value) in kinds for value in values):
-                kind = "numbers" if name == "dials" else "whole numbers"
+            if not isinstance(values, list) or not all(type(value) in kinds[name] for value in values):
+                kind = {"dials": "numbers", "num_previous_blocks": "whole numbers", "boundaries": "texts"}[name]
                 raise ValueError(f"`controls` sets {name!r} to {values!r}; it must be a list of {kind}.")
+        _check_ends("boundaries", self.controls.get("boundaries", []))
         if any("push_to_hub" in each for each in (self.training, *self.runs)):
             raise ValueError(
                 "`push_to_hub` is set; a grid's runs are published by `localist-hf publish`, all together."
@@ -299,6 +298,12 @@ def load_grid(name: str | Path) -> Grid:
 
 def _word(value: Any) -> str:
     return "_".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check_ends(name: str, ends: list[str]) -> None:
+    for end in ends:
+        if not end or end.endswith(" "):
+            raise ValueError(f"`{name}` holds {end!r}; each must be the end of a token, without spaces after it.")
 
 
 def _check_different(name: str, values: list[Any]) -> None:

@@ -28,7 +28,7 @@ from localist_hf.trainers.checkpoints import mark_as_own
 QUICK = {
     "seeds": [0],
     "training": {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
-    "controls": {"dials": [0, 1], "num_previous_blocks": []},
+    "controls": {"dials": [0, 1], "num_previous_blocks": [], "boundaries": ["s"]},
     "sequence_length": 40,
     "measured_sequences": 2,
     "runs": [{"variant": ["distributed", "quintic"]}],
@@ -109,7 +109,7 @@ def test_all_stages_and_a_second_call_that_keeps_what_is_there(workspace: Path, 
     assert (record.name, record.base_run, record.training["steps"], record.license) == ("quintic", "small", 2, None)
     assert record.data["name"] == "`train.txt`"
     assert record.metrics_on_base_blocks["perplexity"] == pytest.approx(record.metrics["perplexity"], rel=1e-6)
-    assert record.controls.keys() >= {"documents", "perplexity_on_blocks", "generation"}
+    assert record.controls.keys() >= {"documents", "perplexity_on_blocks", "generation", "block_lift"}
     assert record.controls["generation"].keys() == {"dial 0", "dial 1", "text"}
     assert not list(folder.glob("*/checkpoint-*"))
     untrained = json.loads((folder / "untrained/quintic.json").read_text())["controls"]
