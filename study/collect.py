@@ -47,10 +47,10 @@ def controls_of(controls: dict[str, Any]) -> dict[str, Any]:
 def line_of(record: RunRecord) -> dict[str, Any]:
     """What is kept of a run."""
     last = record.num_layers - 1
-    kept = ("name", "variant", "seed", "num_parameters", "data", "training", "adapter", "versions", "hardware")
+    kept = ("name", "variant", "seed", "num_layers", "num_parameters", "data", "training", "adapter", "versions")
     metrics = {name: round_off(record.metrics[f"{name}_layer_{last}"]) for name in _METRICS}
     on_base = {name: round_off(record.metrics_on_base_blocks[f"{name}_layer_{last}"]) for name in _METRICS}
-    return {name: getattr(record, name) for name in kept} | {
+    return {name: getattr(record, name) for name in (*kept, "hardware")} | {
         "last_layer": metrics,
         "last_layer_on_base_blocks": on_base,
         "controls": controls_of(record.controls),

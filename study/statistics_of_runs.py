@@ -43,8 +43,8 @@ def cost(
     """
     runs = study.runs_of(name)
     others = study.runs_of(study.reference if baseline is None else baseline)
-    of_baseline = _of_documents(others, "losses", baseline_setting)
-    return _quotient(_of_documents(runs, "losses", setting), of_baseline, runs, expected)
+    of_baseline = losses_of(others, baseline_setting)
+    return quotient(losses_of(runs, setting), of_baseline, runs, expected)
 
 
 def cost_at_dial_1(study: Study, name: str, other: str | None = None) -> Comparison:
@@ -52,10 +52,8 @@ def cost_at_dial_1(study: Study, name: str, other: str | None = None) -> Compari
     if other is None:
         return cost(study, name, name, "dial 1")
     runs, others = study.runs[name], study.runs[other]
-    lost, by_other = (
-        _of_documents(each, "losses", "dial 1") - _of_documents(each, "losses", "dial 0") for each in (runs, others)
-    )
-    return _quotient(lost, by_other, runs)
+    lost, by_other = (losses_of(each, "dial 1") - losses_of(each, "dial 0") for each in (runs, others))
+    return quotient(lost, by_other, runs)
 
 
 def own_minus(study: Study, name: str, kind: str) -> Comparison:
@@ -65,12 +63,17 @@ def own_minus(study: Study, name: str, kind: str) -> Comparison:
     return Comparison(*paired_difference(*(ratio_values(each[..., 0], each.sum(-1)) for each in shares)))
 
 
+def losses_of(runs: Sequence[Run], setting: str) -> np.ndarray:
+    """The sum of the losses of each document in a setting of the controls, `(num_seeds, num_documents)`."""
+    return _of_documents(runs, "losses", setting)
+
+
 def _of_documents(runs: Sequence[Run], figure: str, setting: str) -> np.ndarray:
     """What the controls have of each document, `(num_seeds, num_documents, ...)`."""
     return np.array([run["controls"]["documents"][figure][setting] for run in runs])
 
 
-def _quotient(losses: np.ndarray, others: np.ndarray, runs: Sequence[Run], expected: float = 1.0) -> Comparison:
+def quotient(losses: np.ndarray, others: np.ndarray, runs: Sequence[Run], expected: float = 1.0) -> Comparison:
     """exp(losses - others), sums of each document of runs over all labels; p is for the `expected` quotient."""
     labels = np.array([run["controls"]["documents"]["labels"] for run in runs])
     found = paired_difference(ratio_values(losses, labels), ratio_values(others, labels), math.log(expected))
