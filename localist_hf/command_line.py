@@ -221,8 +221,8 @@ def recruit_parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--locality", metavar="JSON",
-        help="settings of locality in place of the model's own, such as '{\"min_block_length\": 4}'; they are written "
-        "with the separators",
+        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}', but for the "
+        "partition; they are written with the separators",
     )  # fmt: skip
     parser.add_argument(
         "--boundaries", nargs="+", default=["\n", "."], metavar="END",

@@ -140,7 +140,8 @@ CLAIMS = (
         "",
         None,
         (),
-        "Nothing: recruitment is not built.",
+        "Nothing: the recruitment of units is not built. What `localist-hf recruit` finds are separators of blocks, "
+        "without a likelihood.",
     ),
 )
 

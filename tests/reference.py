@@ -71,6 +71,34 @@ def shares(
     return {f"{name}_share": (weights * keys).sum(-1) for name, keys in of.items()}
 
 
+def block_shares(
+    weights: torch.Tensor, block_starts: torch.Tensor, documents: torch.Tensor, num_sink_tokens: int
+) -> torch.Tensor:
+    """
+    The attention of each query to each block of its row, but for itself and the sinks outside its own block:
+    `(batch, heads, query_length, num_blocks)`.
+    """
+    query_length, length = weights.shape[-2:]
+    row, column = torch.arange(length)[-query_length:, None], torch.arange(length)
+    start, document = (tensor[:, None, -query_length:, None] for tensor in (block_starts, documents))
+    is_sink = (document <= column) & (column < document + num_sink_tokens) & (column < start)
+    counts = weights * ((row != column) & ~is_sink & (document >= 0))
+    firsts = [sorted({start for start in of_row if start >= 0}) for of_row in block_starts.tolist()]
+    found = weights.new_zeros(*weights.shape[:-1], max(map(len, firsts)))
+    for at, of_row in enumerate(firsts):
+        for number, first in enumerate(of_row):
+            found[at, ..., number] = (counts[at] * (block_starts[at] == first)).sum(-1)
+    return found
+
+
+def blocks_looked_at(of_blocks: torch.Tensor) -> torch.Tensor:
+    """`N_i = exp(H(q_i))` of block shares; 1 where there are none."""
+    total = of_blocks.sum(-1, keepdim=True)
+    part = of_blocks / torch.where(total > 0, total, 1.0)
+    logs = torch.where(part > 0, part, 1.0).log()
+    return (-(part * logs).sum(-1)).exp()
+
+
 def has_context(
     local: torch.Tensor, block_starts: torch.Tensor, documents: torch.Tensor, num_sink_tokens: int
 ) -> torch.Tensor:

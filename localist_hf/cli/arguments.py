@@ -212,7 +212,7 @@ def parse(arguments: list[str]) -> tuple[RunArguments, LocalistTrainingArguments
 def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse.Namespace:
     """
     Reads the flags of a command line; before them come those of its YAML file, before these those of the recipe that it
-    names, and first of all the saved ones.
+    names, and first of all the saved ones. Settings of locality on the command line add to those of the file.
     """
     parser = build_parser()
     path = parser.parse_args(arguments).config
@@ -221,7 +221,14 @@ def _read(arguments: list[str], saved: dict[str, Any] | None = None) -> argparse
     if recipe is not None and recipe not in RECIPES:
         raise InputError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
     first_values, first_flags = _as_flags((saved or {}) | RECIPES.get(recipe, {}), parser)
-    return parser.parse_args([*first_flags, *flags, *arguments], argparse.Namespace(**(first_values | values)))
+    of_file, given = (parser.parse_args(each).locality for each in (flags, arguments))
+    together = []
+    if of_file is not None and given is not None:
+        with reraised_as(InputError, ValueError):
+            settings = locality_settings(of_file) | locality_settings(given)
+        together = [f"--locality={json.dumps(settings)}"]
+    flags = [*first_flags, *flags, *arguments, *together]
+    return parser.parse_args(flags, argparse.Namespace(**(first_values | values)))
 
 
 def _checked(namespace: argparse.Namespace) -> tuple[RunArguments, LocalistTrainingArguments, dict[str, Any]]:

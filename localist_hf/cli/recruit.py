@@ -1,6 +1,7 @@
 """`localist-hf recruit`: the separators of a causal language model, found in its attention over a text."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from ..command_line import recruit_parser
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import Separators, block_lift, recruit_separators
-from ..evaluation.separators import starts_after
+from ..evaluation.separators import check_mean_length, starts_after
 from ..evaluation.tables import markdown_table
 from ..experiments.data import check_source, check_token_ids, tokens_ending
 from ..experiments.folders import RECRUITED_FILES, check_own, claim, lock_folder
+from ..experiments.grid import check_ends
 from ..hub.loading import check_name, checked_sequence_length, load
 from ..modeling import LOCALITY_FIELDS, LocalityFields
 from ..whole_file import write_whole
@@ -26,6 +28,9 @@ from .evaluate import BATCH_TOKENS, load_sequences
 
 #: Lines of the table, and tokens of the sample, that are printed; the file has all separators.
 _NUM_SHOWN, _SAMPLE_LENGTH = 40, 160
+#: What the separators of a text depend on.
+_KEPT = ("min_block_length", "max_block_length", "num_sink_tokens")
+_DEFAULTS = {each.name: each.default for each in fields(LocalityFields)}
 
 
 def blocks_of(separators: Separators, sequences: Dataset, locality: LocalityFields) -> torch.Tensor:
@@ -42,7 +47,10 @@ def lifts(
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
 ) -> dict[str, float | None]:
-    """The [`block_lift`] at what follows tokens that end in each of these ways; `None` where there is no number."""
+    """
+    The [`block_lift`] at what follows tokens that end in each of these ways; `None` where there is no number, as where
+    a tokenizer has no such token.
+    """
     found, tokens = {}, torch.tensor(sequences["input_ids"])
     for end in boundaries:
         ids = torch.tensor(tokens_ending([end], tokenizer, vocab_size), dtype=torch.long)
@@ -62,11 +70,17 @@ def describe(
 ) -> str:
     """Renders the separators, the lift at what a reader would take for boundaries, and the blocks of a sample."""
     count = len(separators.token_ids)
-    rows = [["separator", "need", "occurrences"]]
+    rows = [["separator", "id", "need", "occurrences"]]
     for token, need, occurrences in zip(separators.token_ids, separators.need, separators.occurrences, strict=True):
-        rows.append([f"`{tokenizer.decode([token])!r}`".replace("|", "\\|"), f"{need:.3f}", str(occurrences)])
+        text = tokenizer.decode([token])
+        if "\ufffd" in text:  # part of a character
+            text = tokenizer.convert_ids_to_tokens(token)
+        rows.append([f"`{text!r}`".replace("|", "\\|"), str(token), f"{need:.3f}", str(occurrences)])
     more = f"\n... and {count - _NUM_SHOWN} more" if count > _NUM_SHOWN else ""
-    shown = ", ".join(f"{end!r} {'none' if lift is None else f'{lift:.1f}'}" for end, lift in lifts_by_end.items())
+    shown = ", ".join(
+        f"{end!r} {'not found as the end of a token' if lift is None else f'{lift:.1f}'}"
+        for end, lift in lifts_by_end.items()
+    )
     edges = [place for place in range(len(sample)) if starts[place] == place]
     pieces = [sample[start:end] for start, end in zip(edges, [*edges[1:], len(sample)], strict=True)]
     blocks = "\n".join(f"  {tokenizer.decode(piece)!r}" for piece in pieces)
@@ -94,8 +108,12 @@ def main(arguments: list[str]) -> None:
             check_own(folder, "separators", RECRUITED_FILES)
             for file in args.text_file:
                 check_source(None, None, file, "text")
+            check_ends("boundaries", args.boundaries)
             given = locality_settings(args.locality)
+            for name in given.keys() & {"block_partition", "delimiter_token_ids", "window_length"}:
+                raise ValueError(f"`locality` sets {name!r}, which is what is to be found; leave it out.")
             model, tokenizer = load(args.model, given)
+            check_mean_length(args.mean_length, model.config.locality)
             length = checked_sequence_length(args.sequence_length, model.config)
             sequences = load_sequences(args.text_file, tokenizer, length)
             check_token_ids(sequences, model.config, tokenizer)
@@ -107,17 +125,22 @@ def main(arguments: list[str]) -> None:
         starts = blocks_of(separators, sequences, locality)
         by_end = lifts(starts, sequences, args.boundaries, tokenizer, locality.vocab_size)
         print(describe(separators, tokenizer, starts[0], sequences[0]["input_ids"][:_SAMPLE_LENGTH], by_end))
-        settings = {field: value for field, value in given.items() if field in LOCALITY_FIELDS} | separators.settings
+        # What they were found under, where that is not so anyway.
+        settings = {name: getattr(locality, name) for name in _KEPT if getattr(locality, name) != _DEFAULTS[name]}
+        settings |= {name: value for name, value in given.items() if name in LOCALITY_FIELDS} | separators.settings
         content: dict[str, Any] = {
             "model": name,
             "locality": settings,
             "texts": [tokenizer.decode([token]) for token in separators.token_ids],
+            "tokens": tokenizer.convert_ids_to_tokens(separators.token_ids),
             **separators.to_dict(),
             "block_lift": by_end,
             "sequence_length": length,
             "num_sequences": len(sequences),
         }
-        source = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
+        adapter = getattr(model, "peft_config", None)  # which no training starts from
+        source = args.model if adapter is None else adapter["default"].base_model_name_or_path
+        source = str(Path(source).resolve()) if Path(source).exists() else source
         flags = {"model": source, "locality": settings}
         claim(folder, "separators", RECRUITED_FILES)
         numbers, config = (folder / file for file in RECRUITED_FILES)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 #: What the locality loss may ask for.
-LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast")
+LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast", "choice")
 # Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
 _LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)")
 
@@ -39,9 +39,13 @@ class LocalityArguments:
             share in its block (psi), which cannot be had by looking at itself or at a sink. `"contrast"`: the same, and
             that psi be less by 0.5 where the blocks are moved along the text, which cannot be had by looking near
             either; it takes a second pass of the attention of the localised layers. `"fidelity"`: of all its attention,
-            a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375.
+            a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375. `"choice"`:
+            that its attention to other words make up its mind, and go to no more than `target_blocks` blocks of the
+            text, wherever they are; our reading of the group sparsity of arXiv:2510.09338.
         target_fidelity (`float`, *optional*, defaults to 0.9):
-            The share that is asked for, in (0, 1].
+            The share that is asked for, in (0, 1]; of no account under `"choice"`.
+        target_blocks (`float`, *optional*, defaults to 2.0):
+            N*, the number of blocks that `"choice"` asks for, at least 1.
         locality_weight (`float`, *optional*, defaults to 5.0):
             gamma, the weight of the locality loss beside the trainer's own loss. 0 turns it off.
         locality_exponent (`int`, *optional*, defaults to 1):
@@ -81,11 +85,14 @@ class LocalityArguments:
         default="context",
         metadata={
             "help": "The loss asks for a share in the block 'context': of attention to other words; 'contrast': and "
-            "less in moved blocks; 'fidelity': of all attention."
+            "less in moved blocks; 'fidelity': of all attention; or for 'choice': few blocks, whichever they are."
         },
     )
     target_fidelity: float = field(
         default=0.9, metadata={"help": "The share that the locality loss asks for, in (0, 1]."}
+    )
+    target_blocks: float = field(
+        default=2.0, metadata={"help": "Blocks that the objective 'choice' asks a query to look at, at least 1."}
     )
     locality_weight: float = field(
         default=5.0, metadata={"help": "Weight of the locality loss beside the language modeling loss."}
@@ -101,6 +108,9 @@ class LocalityArguments:
             raise ValueError(f"`locality_objective` is {self.locality_objective!r}; it must be {allowed}.")
         if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
             raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")
+        blocks = self.target_blocks
+        if not (isinstance(blocks, Real) and math.isfinite(blocks) and blocks >= 1):
+            raise ValueError(f"`target_blocks` is {blocks!r}; it must be a finite number of at least 1.")
         if self.locality_exponent not in (1, 2):
             raise ValueError(f"`locality_exponent` is {self.locality_exponent!r}; it must be 1 or 2.")
         check_not_negative(self, ("locality_weight", "locality_warmup_steps"))

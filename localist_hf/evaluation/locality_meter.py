@@ -8,18 +8,21 @@ from torch.nn import functional as F
 
 from ..modeling import LocalityMeasurements
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import SHARES
+from ..modeling.locality_mixin import OF_BLOCKS, SHARES
 from .share_sums import SUMS, share_means, share_sums
 
 
-#: What is measured of each layer, and overall.
+#: What is always measured of each layer, and overall; [`OF_BLOCKS`] comes to it where it is asked for.
 QUANTITIES = ("context_fidelity", "context_share", *SHARES, "visible_keys", "fidelity", "entropy")
 
 
 def metric_names(num_layers: int) -> list[str]:
-    """The names of the metrics of a model with so many layers, in order: the keys of [`LocalityMeter.compute`]."""
+    """
+    The names of the metrics of a model with so many layers, in order: the keys of [`LocalityMeter.compute`], where all
+    is measured.
+    """
     names = ["loss", "perplexity"]
-    for quantity in QUANTITIES:
+    for quantity in (*QUANTITIES, *OF_BLOCKS):
         names += [quantity, *(f"{quantity}_layer_{layer}" for layer in range(num_layers))]
     return names
 
@@ -61,7 +64,8 @@ class LocalityMeter:
 
         Args:
             outputs ([`LocalityMeasurements`]):
-                With logits, and fidelity and entropy of every layer. Its loss is not used: `Trainer` scales it.
+                With logits, and fidelity and entropy of every layer, and perhaps `blocks_looked_at` and
+                `top_block_share`. Its loss is not used: `Trainer` scales it.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 The tokens, each of which the position before it predicts; -100 where none counts.
             gather (`Callable`, *optional*):
@@ -83,14 +87,15 @@ class LocalityMeter:
 
         Args:
             measured ([`LocalityMeasurements`]):
-                With fidelity and entropy of every layer.
+                With fidelity and entropy of every layer, and perhaps what is measured of all blocks.
             losses (`torch.Tensor` of shape `(batch_size,)`), num_labels (`torch.Tensor` of shape `(batch_size,)`):
                 The sum of the cross-entropies of each sequence's labels in nats, and their number.
             gather (`Callable`, *optional*):
                 See `update`.
         """
         sums = share_sums(measured)
-        rows = [losses[:, None], num_labels[:, None], *(sums[name].flatten(1) for name in SUMS)]
+        unmeasured = torch.full_like(sums["entropy"], math.nan)
+        rows = [losses[:, None], num_labels[:, None], *(sums.get(name, unmeasured).flatten(1) for name in SUMS)]
         # Layers may lie on different devices, and not every device has float64: that is for the sum, on the CPU.
         rows = torch.cat([each.to(losses.device) for each in rows], dim=1)
         rows = rows if gather is None else gather(rows)
@@ -112,6 +117,8 @@ class LocalityMeter:
             - `fidelity`: 1 - outside.
             - `visible_keys`: the number of keys in a counted query's local set.
             - `entropy`: in bits.
+            - `blocks_looked_at`, `top_block_share`: where they were measured, over how many blocks a query's attention
+              to other words is spread, and the largest part of it that goes to one; means over counted positions.
 
             Overall means are over layers; those of the shares, and of the visible keys, over the layers that have
             counted positions. One without has fidelity 1 by construction, and NaN as its shares, context fidelity and
@@ -127,11 +134,13 @@ class LocalityMeter:
         loss = total_loss / num_labels if num_labels else math.nan
         metrics = {"loss": loss, "perplexity": perplexity(total_loss, num_labels)}
 
-        means = share_means(dict(zip(SUMS, self._sums[2:].view(len(SUMS), -1), strict=True)))
+        totals = dict(zip(SUMS, self._sums[2:].view(len(SUMS), -1), strict=True))
+        means = share_means(totals)
         overall = {name: values.nanmean() for name, values in means.items()}
         overall["context_fidelity"] = context_fidelity(overall["block_share"], overall["outside_share"])
         overall["entropy"] = means["entropy"].mean()
-        for name in QUANTITIES:
+        measured = [name for name in OF_BLOCKS if not totals[name].isnan().any()]
+        for name in (*QUANTITIES, *measured):
             metrics[name] = overall[name].item()
             metrics |= {f"{name}_layer_{layer}": value for layer, value in enumerate(means[name].tolist())}
         return metrics

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import SHARES
+from ..modeling.locality_mixin import OF_BLOCKS, SHARES
 from .control_results import BlockControls, as_json
 from .share_sums import share_means
 
@@ -26,6 +26,9 @@ class LocalityProfile:
             local set, outside of it. They sum to 1; NaN in a layer that has no counted position.
         entropy (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
             Mean entropy of a query's attention in bits, over all tokens.
+        blocks_looked_at, top_block_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
+            Over how many blocks a query's attention to other words is spread, and the largest part of it that goes to
+            one: means over the counted positions; NaN in a layer that has none.
         mean_block_length (`torch.DoubleTensor` of shape `(num_layers,)`):
             Mean length of a block in tokens.
         visible_keys (`torch.DoubleTensor` of shape `(num_layers,)`):
@@ -42,6 +45,8 @@ class LocalityProfile:
     block_share: torch.Tensor
     outside_share: torch.Tensor
     entropy: torch.Tensor
+    blocks_looked_at: torch.Tensor
+    top_block_share: torch.Tensor
     mean_block_length: torch.Tensor
     visible_keys: torch.Tensor
     num_counted: torch.Tensor
@@ -69,7 +74,7 @@ class LocalityProfile:
         means = share_means(totals)
         num_counted, num_tokens = totals["num_counted"][:, 0], totals["num_tokens"][:, 0]
         return cls(
-            **{name: means[name] for name in ("fidelity", *SHARES, "entropy")},
+            **{name: means[name] for name in ("fidelity", *SHARES, "entropy", *OF_BLOCKS)},
             mean_block_length=num_tokens / totals["num_blocks"][:, 0],
             visible_keys=means["visible_keys"][:, 0],
             num_counted=num_counted.long(),
@@ -98,7 +103,7 @@ class LocalityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it: `None` for what is undefined. Of heads a list for each layer."""
-        names = ("context_fidelity", "context_share", *SHARES, "fidelity", "entropy")
+        names = ("context_fidelity", "context_share", *SHARES, "fidelity", "entropy", *OF_BLOCKS)
         heads = {name: getattr(self.profile, name).tolist() for name in names}
         controls = None
         if self.controls is not None:

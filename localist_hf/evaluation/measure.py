@@ -21,6 +21,10 @@ from .share_sums import add_rows, share_sums
 from .texts import Texts
 
 
+#: What is asked of a model that is measured.
+EVERYTHING = {"output_fidelity": True, "output_entropy": True, "output_block_choice": True}
+
+
 @torch.no_grad()
 def measure(
     model: PreTrainedModel,
@@ -79,7 +83,7 @@ def measure(
     meter, totals, last_starts = LocalityMeter(), None, []
     with bar:
         for inputs, labels in batches:
-            outputs = model(**inputs, output_fidelity=True, output_entropy=True, use_cache=False)
+            outputs = model(**inputs, **EVERYTHING, use_cache=False)
             meter.update(outputs, labels)
             totals = add_rows(share_sums(outputs, by_head=True), totals)
             if with_controls:
@@ -163,7 +167,7 @@ def locality_probe(
         for texts in _texts(batch):
             if block_decoder is not None:
                 texts["block_starts"] = _last_block_starts(block_decoder, texts)
-            outputs = decoder(**_on(decoder, texts), use_cache=False, output_fidelity=True, output_entropy=True)
+            outputs = decoder(**_on(decoder, texts), use_cache=False, **EVERYTHING)
             totals = add_rows(share_sums(outputs, by_head=True), totals)
     if totals is None:
         raise ValueError("`batches` hold no token: there is nothing to take a mean over.")

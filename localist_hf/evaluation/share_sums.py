@@ -6,12 +6,12 @@ import torch
 
 from ..modeling import LocalityMeasurements
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import SHARES
+from ..modeling.locality_mixin import OF_BLOCKS, SHARES
 
 
 #: What is added up: over the counted positions the attention shares, the keys of the local sets and the positions; over
 #: all tokens the entropy (in bits), the tokens and the starts of blocks.
-SUMS = (*SHARES, "visible_keys", "num_counted", "entropy", "num_tokens", "num_blocks")
+SUMS = (*SHARES, "visible_keys", *OF_BLOCKS, "num_counted", "entropy", "num_tokens", "num_blocks")
 
 
 def share_sums(
@@ -29,7 +29,7 @@ def share_sums(
             Whether to keep heads apart. By default shares and entropy are the means over them.
 
     Returns:
-        `dict[str, torch.Tensor]`: for each of `SUMS`, without the entropy where none was measured, a tensor of shape
+        `dict[str, torch.Tensor]`: for each of `SUMS`, as far as it was measured, a tensor of shape
         `(batch_size, num_layers, num_heads)`, in which `num_heads` is 1 for what heads do not differ in; on the device
         of the first layer, without gradients.
     """
@@ -43,6 +43,9 @@ def share_sums(
         mask = mask.to(measured.visible_keys[layer].device)
         for name in SHARES:
             layers[name].append((of_heads(getattr(measured, name)[layer]) * mask[:, None]).sum(-1))
+        for name in OF_BLOCKS:
+            if (values := getattr(measured, name)) is not None:
+                layers[name].append((of_heads(values[layer]) * mask[:, None]).sum(-1))
         if measured.entropy is not None:
             layers["entropy"].append(of_heads(measured.entropy[layer]).sum(-1))  # 0 on padding
         counts = {
@@ -70,11 +73,11 @@ def add_rows(
 def share_means(totals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     The means that can be had of such totals, of any shape: of the shares, and, where they were added up, of
-    `visible_keys` and of the entropy of a token; `context_share` and `context_fidelity`; `fidelity`, which is 1 where
-    no position counts. All else is NaN there.
+    `visible_keys`, of what is measured of all blocks and of the entropy of a token; `context_share` and
+    `context_fidelity`; `fidelity`, which is 1 where no position counts. All else is NaN there.
     """
     num_counted = totals["num_counted"]
-    means = {name: totals[name] / num_counted for name in (*SHARES, "visible_keys") if name in totals}
+    means = {name: totals[name] / num_counted for name in (*SHARES, "visible_keys", *OF_BLOCKS) if name in totals}
     block, outside = means["block_share"], means["outside_share"]
     means |= {"context_share": block + outside, "context_fidelity": context_fidelity(block, outside)}
     means["fidelity"] = torch.where(num_counted > 0, 1 - outside, 1.0)

@@ -21,6 +21,7 @@ import yaml
 
 from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config, variant_name
 from ..modeling import LocalityFields
+from ..modeling.locality_config import BLOCK_PARTITIONS
 from .text_files import file_fault
 from .yaml_files import TypedLoader
 
@@ -147,14 +148,17 @@ class Grid:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"`seeds` holds {seed}; seeds must be between 0 and 2**32 - 1.")
         _check_different("seeds", self.seeds)
-        for name, ends in {"delimiters": self.delimiters, **self.separators}.items():
-            if not isinstance(ends, str) and not (isinstance(ends, list) and all(type(end) is str for end in ends)):
+        check_ends("delimiters", self.delimiters)
+        for name, ends in self.separators.items():
+            if not isinstance(name, str) or not name or name in ("delimiter", "delimiters", *BLOCK_PARTITIONS):
+                raise ValueError(f"`separators` has the name {name!r}; it must be a text, and no partition's.")
+            if not isinstance(ends, str) and not (isinstance(ends, list) and ends and {*map(type, ends)} == {str}):
                 raise ValueError(
                     f"`separators` sets {name!r} to {ends!r}; it must be a list of ends of tokens, or the file that "
                     "`localist-hf recruit` has written."
                 )
             if not isinstance(ends, str):
-                _check_ends(name, ends)
+                check_ends(name, ends)
         if unknown := self.locality.keys() - _LOCALITY_FIELDS.keys():
             raise ValueError(f"`locality` has {min(unknown)!r}; allowed are {', '.join(_LOCALITY_FIELDS)}.")
         kinds = {"dials": (int, float), "num_previous_blocks": (int,), "boundaries": (str,)}
@@ -164,7 +168,7 @@ class Grid:
             if not isinstance(values, list) or not all(type(value) in kinds[name] for value in values):
                 kind = {"dials": "numbers", "num_previous_blocks": "whole numbers", "boundaries": "texts"}[name]
                 raise ValueError(f"`controls` sets {name!r} to {values!r}; it must be a list of {kind}.")
-        _check_ends("boundaries", self.controls.get("boundaries", []))
+        check_ends("boundaries", self.controls.get("boundaries", []))
         if any("push_to_hub" in each for each in (self.training, *self.runs)):
             raise ValueError(
                 "`push_to_hub` is set; a grid's runs are published by `localist-hf publish`, all together."
@@ -174,7 +178,13 @@ class Grid:
                 raise ValueError(
                     f"`{name}` is set; it follows from the grid's `seeds` and from where its runs are put."
                 )
+        folders: dict[str, GridRun] = {}
         for run in self:
+            if (other := folders.setdefault(run.folder_name, run)) is not run:
+                raise ValueError(
+                    f"`runs` make two with the name {run.folder_name!r} ({other} and {run}), by which their folder is "
+                    "called; give the `separators` another name."
+                )
             if not run.name.isprintable() or "/" in run.name or len(run.name.encode()) > _MOST_BYTES:
                 raise ValueError(
                     f"`runs` make one with the name {run.name!r}, made of its values; it is the name of its folder, so "
@@ -218,14 +228,19 @@ class Grid:
                 raise ValueError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
             separators = given.pop("separators", None)
             if separators is not None:
-                if separators not in self.separators:
+                if not isinstance(separators, str) or separators not in self.separators:
                     allowed = ", ".join(map(repr, self.separators)) or "none: the grid has no `separators`"
                     raise ValueError(f"`separators` is {separators!r}; allowed are {allowed}.")
-                if given.setdefault("block_partition", "delimiter") != "delimiter":
+                partition = given.get("block_partition", of_variant.get("block_partition", "delimiter"))
+                if partition != "delimiter":
                     raise ValueError(
-                        f"`separators` is {separators!r} and `block_partition` {given['block_partition']!r}; "
+                        f"`separators` is {separators!r} and the `block_partition` of {variant!r} {partition!r}; "
                         "separators are of the partition 'delimiter'."
                     )
+                if variant == BASELINE_VARIANT:  # which has no blocks to end
+                    separators = None
+                else:
+                    given["block_partition"] = "delimiter"
             of_recipe = {} if recipe is None else RECIPES[recipe]
             if variant == BASELINE_VARIANT:  # without local layers there is no use for the rest
                 given, recipe, of_recipe = of_recipe | given, None, {}
@@ -258,8 +273,6 @@ class Grid:
             words = [f"{_WORDS.get(name, name.replace('_', '-'))}{_word(value)}" for name, value in differences.items()]
             if separators is not None:
                 words = [word for word in words if word != "delimiter"] + [separators]
-            if locality.get("block_partition") != "delimiter":  # as the baseline's
-                separators = None
             name = "-".join([variant, *filter(None, [recipe]), *words])
             yield name, variant, locality, training, separators
 
@@ -300,7 +313,11 @@ def _word(value: Any) -> str:
     return "_".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _check_ends(name: str, ends: list[str]) -> None:
+def check_ends(name: str, ends: list[str]) -> None:
+    """
+    Raises:
+        ValueError: for what no token can end with, spaces left out.
+    """
     for end in ends:
         if not end or end.endswith(" "):
             raise ValueError(f"`{name}` holds {end!r}; each must be the end of a token, without spaces after it.")

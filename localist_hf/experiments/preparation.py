@@ -154,6 +154,8 @@ def load_texts(train_text: str | None, held_out_text: str | None) -> tuple[dict[
 def delimiters(grid: Grid, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str | None, list[int]]:
     """Finds the tokens of the model that end a block, as the grid says; `None` stands for its `delimiters`."""
     vocab_size, found = config.get_text_config().vocab_size, {}
+    if (ends := grid.controls.get("boundaries")) and not tokens_ending(ends, tokenizer, vocab_size):
+        raise ValueError(f"`boundaries` are {ends}; no token of the tokenizer ends so.")
     for name, ends in {None: grid.delimiters, **grid.separators}.items():
         if isinstance(ends, str):
             found[name] = _recruited(name, ends, tokenizer, vocab_size)
@@ -171,9 +173,9 @@ def _recruited(name: str, file: str, tokenizer: PreTrainedTokenizerBase, vocab_s
         raise ValueError(f"{what}which cannot be read: {fault}.")
     with reraised_as(InputError, *INPUT_ERRORS, what=f"{what}which cannot be read: "):
         content = load_json(Path(file).read_text(encoding="utf-8"))
-    ids, texts = (content.get(key) if isinstance(content, dict) else None for key in ("token_ids", "texts"))
-    if not (isinstance(ids, list) and isinstance(texts, list) and ids and all(type(token) is int for token in ids)):
+    ids, tokens = (content.get(key) if isinstance(content, dict) else None for key in ("token_ids", "tokens"))
+    if not (isinstance(ids, list) and isinstance(tokens, list) and ids and all(type(token) is int for token in ids)):
         raise ValueError(f"{what}which is no file that `localist-hf recruit` has written.")
-    if max(ids) >= vocab_size or min(ids) < 0 or [tokenizer.decode([token]) for token in ids] != texts:
+    if max(ids) >= vocab_size or min(ids) < 0 or tokenizer.convert_ids_to_tokens(ids) != tokens:
         raise ValueError(f"{what}whose separators are of a model with other tokens.")
     return ids

@@ -38,6 +38,8 @@ class BlockSearch:
             The key-value cache; the queries follow its tokens.
         fixed ([`Blocks`], *optional*):
             The blocks of all positions, or of the queries, where they do not depend on the model's values.
+        needs_all (`bool`, *optional*, defaults to `False`):
+            Whether the blocks of cached tokens are needed too.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class BlockSearch:
         layers: Collection[int],
         cache: DynamicCache | None,
         fixed: Blocks | None,
+        needs_all: bool = False,
     ) -> None:
         self._config = config
         self._documents = documents
@@ -54,6 +57,7 @@ class BlockSearch:
         #: The cache, which may be made after the search.
         self.cache = cache
         self._seen = cache.get_seq_length() if cache is not None else 0
+        self._needs_all = needs_all
         #: The layers whose values define the blocks of every layer above them.
         self._band = config.semantic_band
         #: Layers that define blocks, their own or also those of the layers above.
@@ -63,7 +67,7 @@ class BlockSearch:
         self._states = {
             layer: state
             for layer in (self.defining if self._seen else ())
-            if (state := _state_after(self._seen, cache.layers[layer])) is not None
+            if (state := _state_after(self._seen, cache.layers[layer], needs_all)) is not None
         }
         #: By each layer whose values the search needs, the layers whose blocks are searched anew with them.
         self._anew: dict[int, list[int]] = {}
@@ -141,7 +145,9 @@ class BlockSearch:
             self._blocks[layer], state = semantic_blocks(lengths, documents, *self._settings, state, seen)
         cached = self.cache.layers[layer] if self.cache is not None else None
         if isinstance(cached, SearchLayer):
-            cached.block_state, cached.searched = state, self._documents.shape[1]
+            if is_known and self._needs_all:
+                self._blocks[layer] = _with_starts_before(self._blocks[layer], cached)
+            cached.keep_search(state, self._blocks[layer].starts, self._documents.shape[1])
 
 
 class TokenBlocks(NamedTuple):
@@ -168,13 +174,17 @@ class TokenBlocks(NamedTuple):
     def keep(self, cached: CacheLayerMixin, num_tokens: int) -> None:
         """Has a cache's first layer remember where the search stands."""
         if self.state is not None and isinstance(cached, SearchLayer):
-            cached.block_state, cached.searched = self.state, num_tokens
+            cached.keep_search(self.state, self.blocks.starts, num_tokens)
             if not isinstance(cached, LocalCacheLayer):
                 cached.token_ids = self.token_ids  # tokens may be removed again
 
 
 def token_blocks(
-    config: LocalityFields, input_ids: torch.Tensor | None, documents: torch.Tensor, cache: DynamicCache | None
+    config: LocalityFields,
+    input_ids: torch.Tensor | None,
+    documents: torch.Tensor,
+    cache: DynamicCache | None,
+    needs_all: bool = False,
 ) -> TokenBlocks | None:
     """
     The blocks of a partition that does not look at values; `None` for one that does.
@@ -185,7 +195,7 @@ def token_blocks(
         input_ids (`torch.LongTensor` of shape `(batch_size, num_new_tokens)`, *optional*):
             The new tokens.
         documents (`torch.LongTensor` of shape `(batch_size, num_tokens)`), cache ([`~transformers.DynamicCache`], \
-        *optional*):
+        *optional*), needs_all (`bool`, *optional*, defaults to `False`):
             As for [`BlockSearch`].
 
     Raises:
@@ -198,7 +208,7 @@ def token_blocks(
         return None
     seen = cache.get_seq_length() if cache is not None else 0
     cached = cache.layers[0] if seen else None
-    state = _state_after(seen, cached) if seen else None
+    state = _state_after(seen, cached, needs_all) if seen else None
     known = cached.token_ids if isinstance(cached, SearchLayer) else None
     is_known = not seen or (known is not None and known.shape[1] == seen)
     if input_ids is None or (state is None and not is_known):
@@ -213,9 +223,17 @@ def token_blocks(
         input_ids, seen, state = all_ids, 0, BlockState.at_first(documents, config.num_previous_blocks)
     limits = (config.min_block_length, config.max_block_length)
     blocks, state = delimiter_blocks(input_ids, documents[:, seen:], config.delimiter_token_ids, *limits, state, seen)
+    if seen and needs_all:
+        blocks = _with_starts_before(blocks, cached)
     return TokenBlocks(blocks, state, all_ids)
 
 
-def _state_after(num_tokens: int, cached: CacheLayerMixin) -> BlockState | StepState | None:
+def _state_after(num_tokens: int, cached: CacheLayerMixin, needs_all: bool) -> BlockState | StepState | None:
     """Where the search for blocks stands after so many tokens, if the layer's cache knows it."""
-    return cached.state_after(num_tokens) if isinstance(cached, SearchLayer) else None
+    return cached.state_after(num_tokens, needs_all) if isinstance(cached, SearchLayer) else None
+
+
+def _with_starts_before(blocks: Blocks, cached: SearchLayer) -> Blocks:
+    """The blocks of new tokens, with the starts of those of all tokens before."""
+    before = cached.block_starts.to(blocks.starts.device)
+    return blocks._replace(starts=torch.cat((before, blocks.starts), dim=1))

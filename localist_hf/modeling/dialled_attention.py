@@ -29,10 +29,15 @@ class Wanted(NamedTuple):
             Where it goes.
         entropy (`bool`, *optional*, defaults to `False`):
             Its entropy, which costs one more pass of the attention kernel.
+        block_choice (`bool`, *optional*, defaults to `False`), block_shares (`bool`, *optional*, defaults to `False`):
+            How its part on other words is spread over blocks, and all shares of them (see `block_shares.py`); not by
+            [`attend`].
     """
 
     shares: bool = False
     entropy: bool = False
+    block_choice: bool = False
+    block_shares: bool = False
 
 
 class Attended(NamedTuple):

@@ -29,6 +29,8 @@ class SearchLayer:
         self.searched = 0
         #: Their ids, where blocks are found by them: no key tells.
         self.token_ids: torch.LongTensor | None = None
+        #: The starts of their blocks, where all are known.
+        self.block_starts: torch.LongTensor | None = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorders the rows, for beam search."""
@@ -48,24 +50,37 @@ class SearchLayer:
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self.block_state, self.searched, self.token_ids = None, 0, None
+        self.block_state, self.searched, self.token_ids, self.block_starts = None, 0, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens; the search starts anew."""
         super().crop(tokens_to_remove)
-        self.block_state, self.searched = None, 0
+        self.block_state, self.searched, self.block_starts = None, 0, None
         if self.token_ids is not None:
             self.token_ids = self.token_ids[:, : self.get_seq_length()]
 
-    def state_after(self, num_tokens: int) -> BlockState | StepState | None:
-        """Where the search stands if it has been through so many tokens; `None` where it has not."""
-        return self.block_state if self.searched == num_tokens else None
+    def state_after(self, num_tokens: int, needs_all: bool = False) -> BlockState | StepState | None:
+        """
+        Where the search stands if it has been through so many tokens, and, where they are needed, the starts of all of
+        their blocks are here; `None` where it has not.
+        """
+        is_here = self.searched == num_tokens and (not needs_all or self.block_starts is not None)
+        return self.block_state if is_here else None
+
+    def keep_search(self, state: BlockState | StepState, starts: torch.LongTensor, num_tokens: int) -> None:
+        """
+        Keeps where the search stands after so many tokens, and the starts of their blocks, where these are of all.
+        """
+        self.block_state, self.searched = state, num_tokens
+        self.block_starts = starts if starts.shape[1] == num_tokens else None
 
     def _map_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.block_state is not None:
             self.block_state = self.block_state.select(select)
         if self.token_ids is not None:
             self.token_ids = select(self.token_ids)
+        if self.block_starts is not None:
+            self.block_starts = select(self.block_starts)
 
 
 class BlockCacheLayer(SearchLayer, DynamicLayer):

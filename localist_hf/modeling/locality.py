@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .attention_checks import AttentionChecks
 from .block_partition import document_starts
 from .block_search import BlockSearch, TokenBlocks, token_blocks
+from .block_shares import BlockChoice, Membership, block_choice, block_shares
 from .dialled_attention import Attended, Wanted, attend
 from .fidelity import LayerDial, Shares
 from .fused_attention import Scoring
@@ -30,12 +31,17 @@ logger = logging.get_logger(__name__)
 
 
 class LayerResult(NamedTuple):
-    """What is measured of a layer: its shares, its entropy if it is wanted, its block starts and its local set."""
+    """
+    What is measured of a layer: its shares, its entropy if it is wanted, its block starts and its local set; and, as
+    far as they are wanted, how many blocks it looks at and all shares of them.
+    """
 
     shares: Shares
     entropy: torch.Tensor | None
     block_starts: torch.Tensor
     local_set: LocalSet
+    block_choice: BlockChoice | None = None
+    block_shares: torch.Tensor | None = None
 
 
 class RowDials(NamedTuple):
@@ -98,7 +104,9 @@ class Locality:
         self._max_length = config.max_local_length if max_length is None else max_length
         # Of each position, or, where a row holds one document, of the row.
         self._first_keys = documents if is_packed else documents.amax(dim=1, keepdim=True)
-        self._search = BlockSearch(config, documents, self.layers, cache, None if blocks is None else blocks.blocks)
+        needs_all = wanted.block_choice or wanted.block_shares
+        fixed = None if blocks is None else blocks.blocks
+        self._search = BlockSearch(config, documents, self.layers, cache, fixed, needs_all)
         self._checks = AttentionChecks(documents, self._sliding_windows, is_packed, self.layers, cache)
         self._local_sets: dict[tuple, LocalSet] = {}
 
@@ -183,14 +191,31 @@ class Locality:
             cached.keep_sinks(self._first_keys[:, 0].to(query.device), key, value)
             local_set = local_set._replace(sink_keys=cached.sinks[0], sink_values=cached.sinks[1])
         wanted = self.wanted if layer in self.measured else Wanted()
-        if all(dial == dials[0] for dial in dials):
-            attended = attend(query, key, value, mask, scoring, local_set, dials[0], wanted)
-        else:
-            attended = self._attend_by_rows(query, key, value, mask, scoring, local_set, dials, wanted)
+
+        def over(values: torch.Tensor, local_set: LocalSet, wanted: Wanted) -> Attended:
+            if all(dial == dials[0] for dial in dials):
+                return attend(query, key, values, mask, scoring, local_set, dials[0], wanted)
+            return self._attend_by_rows(query, key, values, mask, scoring, local_set, dials, wanted)
+
+        attended = over(value, local_set, wanted)
         if layer in self.measured:
-            starts = self._search.blocks_of(layer).starts[:, -query.shape[2] :]
-            self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set)
+            starts = self._search.blocks_of(layer).starts
+            choice = shares = None
+            if wanted.block_choice or wanted.block_shares:
+                members = self._members(starts, key.shape[2], query.shape[2])
+                kept = None if local_set.sink_keys is None else torch.zeros_like(local_set.sink_keys)
+                of_members = local_set._replace(sink_values=kept)
+                given = lambda values: over(values, of_members, Wanted()).output, key, members, attended.shares
+                choice = block_choice(*given) if wanted.block_choice else None
+                shares = block_shares(*given) if wanted.block_shares else None
+            starts = starts[:, -query.shape[2] :]
+            self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set, choice, shares)
         return attended.output
+
+    @torch.compiler.disable  # how many blocks there are is read from a tensor
+    def _members(self, starts: torch.Tensor, key_length: int, query_length: int) -> Membership:
+        """The blocks of a layer's keys and queries."""
+        return Membership.of_blocks(starts, self.documents, self._num_sinks, key_length, query_length)
 
     def _attend_by_rows(self, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
         """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
@@ -265,11 +290,11 @@ def build_locality(
     documents = document_starts(batch_size, length, attention_mask, packed, inputs.tokens.device)
     blocks = request.given_blocks(documents, config.num_previous_blocks, query_length, cache)
     if blocks is None:
-        blocks = token_blocks(config, inputs.input_ids, documents, cache)
+        blocks = token_blocks(config, inputs.input_ids, documents, cache, request.needs_members)
     dials = [
         RowDials(rows, [LayerDial.of_layer(each, floor, value) for value in lambdas]) for each, rows in by_dial.items()
     ]
-    wanted = Wanted(shares=True, entropy=request.output_entropy)
+    wanted = Wanted(True, request.output_entropy, request.output_block_choice, request.output_block_shares)
     locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache)
     check_cache(cache, locality.only_local)
     return locality

@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .local_cache import whole_cache
-from .locality import Locality, build_locality
+from .locality import LayerResult, Locality, build_locality
 from .locality_dial import LocalityDial, Setting, check_share, current_setting
 from .locality_request import (
     CACHE_ARGUMENTS,
@@ -53,6 +53,16 @@ class LocalityMeasurements:
             Position at which each token's block starts; -1 on padding.
         entropy (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
             Entropy of each query's attention in bits, float32; 0 on padding. Only with `output_entropy=True`.
+        blocks_looked_at (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            How many blocks of the text each query's attention to other words is spread over, `exp` of its entropy over
+            them: 1 where it is all in one, float32, differentiable. Only with `output_block_choice=True`.
+        top_block_share (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            The largest part of that attention that goes to one block, in (0, 1]. Only with `output_block_choice=True`.
+        block_shares (`tuple(torch.Tensor)` of shape `(batch_size, num_heads, sequence_length, num_blocks)`, \
+        *optional*):
+            The attention of each query to each block of its row, without its own token and sinks: float32,
+            differentiable; they sum to `block_share + outside_share`. The blocks are those of `block_starts` in their
+            order, as many as the row with the most has. Only with `output_block_shares=True`.
         visible_keys (`tuple(torch.LongTensor)` of shape `(batch_size, sequence_length)`, *optional*):
             Number of keys in each token's local set; on padding it has no meaning.
         document_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -68,6 +78,9 @@ class LocalityMeasurements:
     outside_share: tuple[torch.Tensor, ...] | None = None
     block_starts: tuple[torch.Tensor, ...] | None = None
     entropy: tuple[torch.Tensor, ...] | None = None
+    blocks_looked_at: tuple[torch.Tensor, ...] | None = None
+    top_block_share: tuple[torch.Tensor, ...] | None = None
+    block_shares: tuple[torch.Tensor, ...] | None = None
     visible_keys: tuple[torch.Tensor, ...] | None = None
     document_starts: torch.Tensor | None = None
 
@@ -81,6 +94,8 @@ class LocalityMeasurements:
 
 #: Where a query's attention goes: the measurements that sum to 1.
 SHARES = ("self_share", "sink_share", "block_share", "outside_share")
+#: How the attention to other words is spread over all blocks.
+OF_BLOCKS = ("blocks_looked_at", "top_block_share")
 #: The names of all measurements.
 MEASUREMENTS = tuple(field.name for field in fields(LocalityMeasurements))
 
@@ -383,6 +398,16 @@ def _make_output(native: type[ModelOutput], *values: Any) -> ModelOutput:
     return _localist_output(native)(*values)
 
 
+def _of_blocks(locality: Locality, results: list[LayerResult]) -> dict[str, tuple[torch.Tensor, ...]]:
+    found = {}
+    if locality.wanted.block_choice:
+        found["blocks_looked_at"] = tuple(result.block_choice.looked_at for result in results)
+        found["top_block_share"] = tuple(result.block_choice.top for result in results)
+    if locality.wanted.block_shares:
+        found["block_shares"] = tuple(result.block_shares for result in results)
+    return found
+
+
 def measurements(locality: Locality) -> dict[str, Any]:
     """The fields that the outputs add to the native ones, of the new tokens."""
     if not locality.measured:
@@ -400,4 +425,5 @@ def measurements(locality: Locality) -> dict[str, Any]:
         "block_starts": tuple(result.block_starts for result in results),
         "document_starts": locality.documents[:, -locality.num_new_tokens :],
         "entropy": tuple(result.entropy for result in results) if locality.wanted.entropy else None,
+        **_of_blocks(locality, results),
     }

@@ -49,6 +49,13 @@ class LocalityRequest:
             `use_cache=False`); architectures that do not separate them, such as OPT and gpt-oss, are refused.
         output_entropy (`bool`, *optional*, defaults to `False`):
             Measure the entropy of the same layers too.
+        output_block_choice (`bool`, *optional*, defaults to `False`):
+            Measure how many blocks of the text each query of these layers looks at, and the largest share of its
+            attention to other words that goes to one of them: one or more passes of the attention for each layer, and
+            no more memory than its output.
+        output_block_shares (`bool`, *optional*, defaults to `False`):
+            Measure the attention of each query of these layers to every block of the text:
+            `batch_size * num_heads * sequence_length * num_blocks` numbers for each layer.
         block_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             The position at which each token's block starts, in place of the partition of the configuration, for
             all layers. With a filled cache it covers the cached tokens too.
@@ -63,10 +70,17 @@ class LocalityRequest:
 
     output_fidelity: bool | Sequence[int] | None = None
     output_entropy: bool = False
+    output_block_choice: bool = False
+    output_block_shares: bool = False
     block_starts: torch.LongTensor | None = None
     local_starts: torch.LongTensor | None = None
     locality_dial: float | torch.Tensor | None = None
     min_fidelity: float | None = None
+
+    @property
+    def needs_members(self) -> bool:
+        """`bool`: whether the block of every token must be known, those in a cache too."""
+        return self.output_block_choice or self.output_block_shares
 
     def measured_layers(self, num_layers: int) -> frozenset[int]:
         """
@@ -77,8 +91,9 @@ class LocalityRequest:
         """
         layers = self.output_fidelity
         if layers is None or layers is False:
-            if self.output_entropy:
-                raise ValueError("`output_entropy=True` needs `output_fidelity`, which says for which layers.")
+            for name in ("output_entropy", "output_block_choice", "output_block_shares"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}=True` needs `output_fidelity`, which says for which layers.")
             return frozenset()
         if layers is True:
             return frozenset(range(num_layers))
@@ -98,6 +113,11 @@ class LocalityRequest:
             ValueError: for starts that are none of this text, or need keys that a cache has dropped.
         """
         if self.local_starts is not None:
+            if self.needs_members:
+                raise ValueError(
+                    "`local_starts` is given with `output_block_choice` or `output_block_shares`; the last n keys are "
+                    "no blocks of a text. Pass `block_starts`."
+                )
             if self.block_starts is not None:
                 raise ValueError("`block_starts` and `local_starts` are both given; only one can tell.")
             starts = _given_starts("local_starts", self.local_starts, documents)

@@ -1,6 +1,7 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,10 +16,11 @@ from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.kept_attention import KeptAttention
+from ..evaluation.measure import EVERYTHING
 from ..evaluation.share_sums import share_means, share_sums
 from ..modeling.block_partition import document_starts
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import MEASUREMENTS, SHARES, LocalityMeasurements
+from ..modeling.locality_mixin import MEASUREMENTS, OF_BLOCKS, SHARES, LocalityMeasurements
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
@@ -31,7 +33,7 @@ from .self_teaching import SelfTeachingMixin, label_losses_of_rows
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
 # What the training log is made of, beside the losses.
-_LOGGED_SUMS = (*SHARES, "num_counted")
+_LOGGED_SUMS = (*SHARES, *OF_BLOCKS, "num_counted")
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -43,7 +45,9 @@ class LocalityLossMixin(SelfTeachingMixin):
     from the model's configuration and `loss_l` from [`locality_loss`]. Under `locality_objective="contrast"` a layer's
     loss is that of psi and `CONTRAST_WEIGHT` times that of `psi - psi_moved` with the target `CONTRAST`, where
     `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
-    own definition). Under the dial, be it the configuration's or one that is set, both are what the layer shows under
+    own definition). Under `locality_objective="choice"` a layer's loss is the mean over heads and counted positions of
+    `max(0, H(q) - log(target_blocks))`, with `H(q)` the entropy of a query's attention to other words over the blocks
+    of its text. Under the dial, be it the configuration's or one that is set, both are what the layer shows under
     it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
     has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
 
@@ -188,7 +192,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         labels = inputs.get("labels")  # which a `compute_loss_func` takes out
         self._has_labels = labels is not None
         if not model.training:
-            measured = MeasuredModel(model, output_fidelity=True, output_entropy=True, use_cache=False)
+            measured = MeasuredModel(model, **EVERYTHING, use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
             if labels is None:
                 # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
@@ -215,6 +219,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         attended = None
         if is_local:
             request["output_fidelity"] = tuple(self._lambdas)
+            request["output_block_choice"] = self.args.locality_objective == "choice"
             if self.args.locality_objective == "contrast":
                 attended = KeptAttention(self.model.config)
                 request["observer"] = attended.keep
@@ -241,7 +246,8 @@ class LocalityLossMixin(SelfTeachingMixin):
             locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
             locality = locality.to(own_loss.device)
             shares = share_sums(measured.measurements)
-            shares = torch.stack([shares[name][..., 0].sum(0) for name in _LOGGED_SUMS])
+            logged = [name for name in _LOGGED_SUMS if name in shares]
+            shares = torch.stack([shares[name][..., 0].sum(0) for name in logged])
             self._add_to_log(locality=locality.detach() / steps, shares=shares)
             weight = self.args.locality_weight if self.args.max_loss_increase is None else self._budget_weight
             loss = loss + weight * self._warmup() * locality
@@ -290,13 +296,18 @@ class LocalityLossMixin(SelfTeachingMixin):
         num_sequences: int | torch.Tensor,
     ) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
-        is_fidelity = self.args.locality_objective == "fidelity"
-        objective = measured.fidelity if is_fidelity else self._context(measured)
-        masks = measured.fidelity_mask if is_fidelity else measured.context_mask
+        target, masks = self.args.target_fidelity, measured.fidelity_mask
+        match self.args.locality_objective:
+            case "fidelity":
+                objective = measured.fidelity
+            case "choice":  # H(q) above log N* falls short as much
+                objective = [-looked_at.log() for looked_at in measured.blocks_looked_at]
+                target = -math.log(self.args.target_blocks)
+            case _:
+                objective, masks = self._context(measured), measured.context_mask
         settings = self.args.locality_exponent, documents
         losses = [
-            locality_loss(fidelity, mask, self.args.target_fidelity, *settings)
-            for fidelity, mask in zip(objective, masks, strict=True)
+            locality_loss(fidelity, mask, target, *settings) for fidelity, mask in zip(objective, masks, strict=True)
         ]
         if moved is not None:
             others = zip(objective, masks, self._context(moved), moved.fidelity_mask, strict=True)
@@ -338,11 +349,14 @@ class LocalityLossMixin(SelfTeachingMixin):
                 logs["locality_weight"] = self._budget_weight
             if "shares" in sums:
                 totals = sums["shares"].cpu().double()
-                means = share_means(dict(zip(_LOGGED_SUMS, totals, strict=True)))
+                has_choice = self.args.locality_objective == "choice"
+                logged = [name for name in _LOGGED_SUMS if has_choice or name not in OF_BLOCKS]
+                means = share_means(dict(zip(logged, totals, strict=True)))
                 for at, layer in enumerate(self._lambdas):
                     if totals[-1, at]:
-                        of_psi = ["context_fidelity"] if means["context_share"][at] > 0 else []
-                        for name in (*SHARES, "fidelity", *of_psi):
+                        others = ["context_fidelity"] if means["context_share"][at] > 0 else []
+                        others += OF_BLOCKS if has_choice else []
+                        for name in (*SHARES, "fidelity", *others):
                             logs[f"{name}_layer_{layer}"] = means[name][at].item()
             self._log_sums = {}
         super().log(logs, start_time)

@@ -43,7 +43,7 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
     ) -> dict[str, float]:
         sinks, previous = model.config.num_sink_tokens, model.config.num_previous_blocks
         native, metrics = gpt2_twin(model, "eager"), {}
-        shares, num_keys = ([[] for _ in range(model.config.n_layer)] for _ in range(2))
+        shares, num_keys, of_blocks = ([[] for _ in range(model.config.n_layer)] for _ in range(3))
         for batch, batch_starts in zip(batches, block_starts, strict=True):
             names = {"input_ids", "attention_mask", "position_ids"} & batch.keys()
             inputs = {name: batch[name] for name in names}
@@ -57,6 +57,11 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
                 counted = reference.counted(reference.visible_keys(documents, length), local, documents)
                 of = reference.shares(weights, local, starts, documents, sinks)
                 shares[layer].append(torch.stack([share.double().transpose(1, 2)[counted] for share in of.values()]))
+                blocks = reference.block_shares(weights, starts, documents, sinks)
+                top = blocks.amax(-1) / blocks.sum(-1).clamp(min=1e-30)
+                of_blocks[layer].append(
+                    [each.double().transpose(1, 2)[counted] for each in (reference.blocks_looked_at(blocks), top)]
+                )
                 num_keys[layer].append(local.sum(-1)[:, 0][counted])
         for layer in range(model.config.n_layer):
             own, sink, block, outside = (share.mean().item() for share in torch.cat(shares[layer], dim=1))
@@ -65,6 +70,8 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
             of_layer["context_fidelity"] = block / (block + outside)
             of_layer["fidelity"] = own + sink + block
             of_layer["visible_keys"] = torch.cat(num_keys[layer]).double().mean().item()
+            looked_at, top = (torch.cat(values).mean().item() for values in zip(*of_blocks[layer], strict=True))
+            of_layer |= {"blocks_looked_at": looked_at, "top_block_share": top}
             metrics |= {f"{name}_layer_{layer}": value for name, value in of_layer.items()}
         return metrics
 

@@ -11,6 +11,7 @@ from architectures import SLIDING, WINDOW, localised, positions, text, untouched
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from localist_hf.evaluation import recruit_separators, separators
 from localist_hf.evaluation.separators import starts_after
@@ -19,7 +20,8 @@ from localist_hf.evaluation.separators import starts_after
 @pytest.fixture
 def any_text_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a model without training all tokens are much the same."""
-    monkeypatch.setattr(separators, "_LEAST_RELIABILITY", -1.0)
+    for name, value in {"_LEAST_RELIABILITY": -1.0, "_MOST_P_VALUE": 2.0, "_MOST_NEED": 9.0, "_TOLERANCE": 9.0}.items():
+        monkeypatch.setattr(separators, name, value)
 
 
 def dataset_of(seed: int, number: int, layout: str = "none") -> Dataset:
@@ -34,25 +36,40 @@ def needs_by_matrix(architecture: str, dataset: Dataset, num_sinks: int) -> tupl
     """The need of each token as its definition reads, and how often each occurs."""
     native = copy.deepcopy(untouched(architecture))
     native.set_attn_implementation("eager")
-    found, occurrences = defaultdict(list), Counter()
+    asked, occurrences = [], Counter()
     for row in dataset:
         ids, mask = torch.tensor([row["input_ids"]]), torch.tensor([row["attention_mask"]])
         arguments = {"position_ids": positions(mask)} if not mask.all() else {}
         attentions = native(ids, attention_mask=mask, use_cache=False, output_attentions=True, **arguments).attentions
         first, end = mask[0].argmax().item(), mask[0].nonzero().max().item() + 1
-        occurrences.update(ids[0, first:end].tolist())
-        for layer in range(len(attentions) // 2, len(attentions)):
-            weights = attentions[layer][0].double().mean(0)
-            for query in range(first, end):
-                for offset in range(2, 9):
-                    token = query - offset
+        weights = [attention[0].double().mean(0) for attention in attentions]
+        asked_here = set()
+        for query in range(first, end):
+            for offset in range(2, 9):
+                token, shares = query - offset, []
+                for layer in range(len(attentions) // 2, len(attentions)):
                     sees = max(first, query - WINDOW + 1) if layer in SLIDING.get(architecture, ()) else first
-                    if token < max(first + num_sinks, sees):
-                        continue
-                    reaching = weights[query, max(first + num_sinks, sees) : token + 1].sum().item()
-                    between = weights[query, token + 1 : query].sum().item()
-                    found[ids[0, token].item()].append(reaching / (reaching + between))
-    return {token: math.fsum(values) / len(values) for token, values in found.items()}, occurrences
+                    if token >= max(first + num_sinks, sees):
+                        reaching = weights[layer][query, max(first + num_sinks, sees) : token + 1].sum().item()
+                        shares.append(reaching / (reaching + weights[layer][query, token + 1 : query].sum().item()))
+                if shares:
+                    asked.append((ids[0, token].item(), token - first, sum(shares) / len(shares), len(shares)))
+                    asked_here.add(token)
+        occurrences.update(ids[0, token].item() for token in asked_here)
+
+    def bucket(place: int) -> int:
+        return place if place < 8 else int(8 * (math.log2(place + 1) - 2))
+
+    def means(keys: list) -> dict:
+        totals = defaultdict(lambda: [0.0, 0])
+        for key, (*_, share, number) in zip(keys, asked, strict=True):
+            totals[key][0] += share * number
+            totals[key][1] += number
+        return {key: total / number for key, (total, number) in totals.items()}
+
+    usual, (overall,) = means([bucket(place) for _, place, *_ in asked]), means([0] * len(asked)).values()
+    asked = [(token, place, share - usual[bucket(place)] + overall, number) for token, place, share, number in asked]
+    return means([token for token, *_ in asked]), occurrences
 
 
 @pytest.mark.parametrize(
@@ -92,13 +109,24 @@ def test_nothing_depends_on_the_batches_or_on_what_was_set() -> None:
 
 
 @pytest.mark.usefixtures("any_text_will_do")
+def test_what_texts_begin_with_is_no_separator_for_that() -> None:
+    """Little attention can go to what is before a token where little is before it."""
+    rows = torch.tensor(dataset_of(3, 80)["input_ids"])
+    rows[:, [0, 1, 5]] = torch.tensor([40, 41, 42])
+    found = recruit_separators(even_model(), Dataset.from_dict({"input_ids": rows.tolist()}), mean_length=12.0)
+    assert found.num_candidates == 11  # the first is a sink
+    assert found.mean_need_at_separators == pytest.approx(found.mean_need, rel=0.01)
+    assert found.need[0] > 0.98 * found.mean_need  # 0.3 times that, if it were not for what is usual there
+
+
+@pytest.mark.usefixtures("any_text_will_do")
 def test_blocks_are_as_long_as_is_wanted(make_model, make_text) -> None:
     model = make_model(n_layer=3, min_block_length=2, max_block_length=40, n_positions=256)
     dataset = Dataset.from_dict({"input_ids": make_text(60, 200).tolist()})
     numbers = []
     for wanted in (4.0, 8.0, 16.0):
         found = recruit_separators(model, dataset, mean_length=wanted)
-        assert found.mean_length == pytest.approx(wanted, rel=0.15)
+        assert found.mean_length == pytest.approx(wanted, rel=0.2)
         ids = torch.tensor(dataset["input_ids"])
         outputs = model(ids[:8], output_fidelity=[2])  # which finds its blocks itself
         starts = outputs.block_starts[0]
@@ -108,13 +136,24 @@ def test_blocks_are_as_long_as_is_wanted(make_model, make_text) -> None:
     assert numbers == sorted(numbers, reverse=True)
 
 
-def test_text_without_separators_is_told_so() -> None:
+def even_model() -> PreTrainedModel:
+    """Each of its tokens attends evenly to those before."""
     model = localised("llama")
     with torch.no_grad():
-        for layer in model.model.layers:  # so that each token attends evenly to those before
+        for layer in model.model.layers:
             layer.self_attn.q_proj.weight.zero_()
-    with pytest.raises(ValueError, match="`dataset` has no separators for this model"):
-        recruit_separators(model, dataset_of(3, 20), mean_length=5.0)
+    return model
+
+
+def test_text_without_separators_is_told_so() -> None:
+    model, num_found = even_model(), 0
+    for seed in range(20):
+        try:
+            recruit_separators(even_model(), dataset_of(seed, 12), mean_length=5.0)
+            num_found += 1
+        except ValueError as error:
+            assert "`dataset` has no separators for this model" in str(error)
+    assert num_found == 0
     ids, _ = text(batch_size=2)
     with pytest.raises(ValueError, match=r"`dataset` has 0 token\(s\) that occur 60 times"):
         recruit_separators(localised("llama"), Dataset.from_dict({"input_ids": ids.tolist()}), mean_length=5.0)
@@ -133,13 +172,22 @@ def test_bad_values_are_refused_before_anything_is_read() -> None:
         recruit_separators(model, Dataset.from_dict({"input_ids": []}), mean_length=5.0)
 
 
-@pytest.mark.usefixtures("any_text_will_do")
-def test_a_text_whose_frequent_tokens_are_too_few_is_told_so() -> None:
+def test_a_length_that_is_not_to_be_had_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_LEAST_RELIABILITY": -1.0, "_MOST_P_VALUE": 2.0, "_MOST_NEED": 9.0}.items():
+        monkeypatch.setattr(separators, name, value)
+    model = localised("gpt2", min_block_length=1)
     ids, _ = text(batch_size=30)
     often = torch.rand(ids.shape, generator=torch.manual_seed(0)) < 0.15
     ids = torch.where(often, ids % 4 + 3, ids)  # any of the others comes about 30 times
-    with pytest.raises(ValueError, match=r"with all 4 tokens that occur 60 times blocks have \d\.\d tokens"):
-        recruit_separators(localised("gpt2"), Dataset.from_dict({"input_ids": ids.tolist()}), mean_length=3.01)
+    dataset = Dataset.from_dict({"input_ids": ids.tolist()})
+    with pytest.raises(
+        ValueError, match=r"`mean_length` is 3.0; the nearest that the text comes to is \d\.\d, with 4 "
+    ):
+        recruit_separators(model, dataset, mean_length=3.0)
+    short = Dataset.from_dict({"input_ids": [row[:12] for row in dataset_of(3, 90)["input_ids"]]})
+    with pytest.raises(ValueError, match=r"`mean_length` is 12; the nearest that the text comes to is .* longer texts"):
+        recruit_separators(model, short, mean_length=12)
+    assert model.config.locality.block_partition == "semantic"
 
 
 @given(
@@ -155,11 +203,16 @@ def test_no_other_number_of_separators_comes_nearer(ranks: list[int], wanted: fl
         return 60 / (starts == torch.arange(60)).sum().item()
 
     rank = torch.arange(10)
-    if length(10) > wanted:
+    if min(abs(length(number) - wanted) for number in range(1, 11)) > 0.25 * wanted:
         with pytest.raises(ValueError, match="`mean_length`"):
             separators._how_many(rank, 10, [(tokens, documents)], limits, wanted)
         return
-    number, found = separators._how_many(rank, 10, [(tokens, documents)], limits, wanted)
+    try:
+        number, found = separators._how_many(rank, 10, [(tokens, documents)], limits, wanted)
+    except ValueError:  # more separators make longer blocks somewhere, as the limits allow, and it was passed over
+        lengths = [length(number) for number in range(1, 11)]
+        assert lengths != sorted(lengths, reverse=True)
+        return
     assert found == pytest.approx(length(number))
     if number > 1:  # one less and blocks are longer than is wanted, or as near
         assert length(number - 1) > wanted or abs(length(number - 1) - wanted) >= abs(found - wanted) - 1e-9

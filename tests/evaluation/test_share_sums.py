@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from localist_hf.evaluation.measure import EVERYTHING
 from localist_hf.evaluation.share_sums import SUMS, add_rows, means_of_lists, share_means, share_sums
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.locality_mixin import OF_BLOCKS, SHARES
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def outputs(make_model, make_text):
     mask = torch.ones(3, 60, dtype=torch.long)
     mask[0, :17], mask[2, 50:] = 0, 0
     with torch.no_grad():
-        return model(make_text(3, 60), attention_mask=mask, output_fidelity=True, output_entropy=True)
+        return model(make_text(3, 60), attention_mask=mask, **EVERYTHING)
 
 
 def test_they_are_of_counted_positions_and_of_tokens(outputs) -> None:
@@ -22,7 +23,7 @@ def test_they_are_of_counted_positions_and_of_tokens(outputs) -> None:
     for layer, (mask, starts) in enumerate(zip(outputs.fidelity_mask, outputs.block_starts, strict=True)):
         for row in range(3):
             counted, is_token = mask[row], starts[row] >= 0
-            for name in SHARES:
+            for name in (*SHARES, *OF_BLOCKS):
                 expected = outputs[name][layer][row][:, counted].sum(-1)
                 torch.testing.assert_close(sums[name][row, layer], expected)
             torch.testing.assert_close(sums["entropy"][row, layer], outputs.entropy[layer][row][:, is_token].sum(-1))
@@ -44,12 +45,12 @@ def test_without_heads_they_are_the_means_over_them(outputs) -> None:
         )
 
 
-def test_other_positions_can_be_counted_and_the_entropy_left_out(outputs) -> None:
+def test_other_positions_can_be_counted_and_what_was_not_measured_left_out(outputs) -> None:
     masks = [mask & (torch.arange(60) % 2 == 0) for mask in outputs.fidelity_mask]
-    outputs.entropy = None
+    outputs.entropy = outputs.blocks_looked_at = outputs.top_block_share = None
     sums = share_sums(outputs, masks)
-    assert set(SUMS) - set(sums) == {"entropy"}
-    assert "entropy" not in share_means(add_rows(sums))
+    assert set(SUMS) - set(sums) == {"entropy", *OF_BLOCKS}
+    assert not {"entropy", *OF_BLOCKS} & share_means(add_rows(sums)).keys()
     assert sums["num_counted"][..., 0].tolist() == torch.stack([mask.sum(1) for mask in masks], 1).tolist()
     expected = outputs.block_share[3].mean(1)[masks[3]].sum()
     torch.testing.assert_close(sums["block_share"][:, 3].sum(), expected)

@@ -144,6 +144,24 @@ GOOD = {"seeds": [0], "runs": [{"variant": "distributed"}]}
         ({"controls": {"boundaries": [". "]}}, r"`boundaries` holds '\. '; each must be the end of a token"),
         ({"separators": {"lines": [2]}}, r"`separators` sets 'lines' to \[2\]"),
         ({"separators": {"lines": [""]}}, "`lines` holds ''; each must be the end of a token"),
+        ({"separators": {"lines": []}}, r"`separators` sets 'lines' to \[\]"),
+        ({"separators": {1: ["."]}}, "`separators` has the name 1"),
+        ({"separators": {None: ["."]}}, "`separators` has the name None"),
+        ({"separators": {"": ["."]}}, "`separators` has the name ''"),
+        ({"separators": {"delimiter": ["."]}}, "`separators` has the name 'delimiter'"),
+        ({"runs": [{"variant": "quintic", "separators": {"a": 1}}]}, "`separators` is {'a': 1}; allowed are none"),
+        (
+            {
+                "runs": [{"variant": ["distributed", "quintic"]}, {"variant": "quintic", "separators": "seed1"}],
+                "seeds": [0, 1],
+                "separators": {"seed1": ["."]},
+            },
+            "`runs` make two with the name 'quintic-seed1'",
+        ),
+        (
+            {"runs": [{"variant": "window", "separators": "l"}], "separators": {"l": ["."]}},
+            "`separators` is 'l' and the `block_partition` of 'window' 'window'",
+        ),
         ({"separators": ["lines"]}, "`separators` is .* must map names"),
         ({"runs": [{"variant": "distributed", "separators": "lines"}]}, "`separators` is 'lines'; allowed are none"),
         (
@@ -151,7 +169,7 @@ GOOD = {"seeds": [0], "runs": [{"variant": "distributed"}]}
                 "runs": [{"variant": "quintic", "separators": "l", "block_partition": "window"}],
                 "separators": {"l": ["."]},
             },
-            "`separators` is 'l' and `block_partition` 'window'",
+            "`separators` is 'l' and the `block_partition` of 'quintic' 'window'",
         ),
         ({"sequence_length": 1}, "`sequence_length` is 1"),
         ({"measured_sequences": 2.5}, "`measured_sequences` is 2.5"),

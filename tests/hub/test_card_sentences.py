@@ -162,6 +162,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         ["on context fidelity (psi) and its distance from that on moved blocks, target 0.9"],
         [],
     ),
+    "choice": (
+        {},
+        {"locality_objective": "choice", "target_blocks": 1.5},
+        ["on attention to other words in no more than 1.5 blocks, weight 5, exponent 1"],
+        ["target 0.9", "psi), target"],
+    ),
     "weight 0 at dial 1": (
         {"locality_dial": 1.0},
         {"locality_weight": 0.0},

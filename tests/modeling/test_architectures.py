@@ -113,8 +113,13 @@ class Matrices:
         fidelity = reference.fidelity(weights, local) + learned
         has_context = reference.has_context(local, starts, self.documents, self.sinks)
         bits = reference.entropy_bits(torch.cat((weights, learned[..., None]), dim=-1))
+        of_blocks = reference.block_shares(weights, starts, self.documents, self.sinks)
+        total = of_blocks.sum(-1)
         return {
             **shares,
+            "block_shares": of_blocks,
+            "blocks_looked_at": reference.blocks_looked_at(of_blocks),
+            "top_block_share": torch.where(total > 0, of_blocks.amax(-1) / total.clamp(min=1e-30), 1.0),
             "fidelity": torch.where(counted[:, None], fidelity, 1.0),
             "fidelity_mask": counted,
             "context_mask": counted & has_context,
@@ -190,9 +195,23 @@ def matrices_for(architecture: str, model: PreTrainedModel, outputs, mask: torch
     )
 
 
+#: What is measured of all blocks, and how it is asked for.
+OF_BLOCKS = ("block_shares", "blocks_looked_at", "top_block_share")
+EVERYTHING = {
+    "output_fidelity": True, "output_entropy": True, "output_block_choice": True, "output_block_shares": True,
+}  # fmt: skip
+
+
 def check_close(name: str, actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
     rtol = 1e-5 if name.startswith("entropy") else 0.0  # bits, up to 6 of them
     assert_close(actual, expected, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}")
+
+
+def check_parts(name: str, actual: torch.Tensor, expected: torch.Tensor, of: torch.Tensor) -> None:
+    """Of parts of what may be next to nothing, and then is rounding."""
+    is_some = of > 1e-2
+    check_close(name, actual * is_some, expected * is_some, atol=1e-3)
+    assert (actual[of == 0] == 1).all(), name
 
 
 def check_measurements(outputs, matrices: Matrices) -> None:
@@ -205,6 +224,8 @@ def check_measurements(outputs, matrices: Matrices) -> None:
             where = f"{name} of layer {layer}"
             if tensor.dtype == torch.bool:
                 assert torch.equal(actual, tensor), where
+            elif name in OF_BLOCKS[1:]:
+                check_parts(where, actual.double(), tensor, expected["block_share"] + expected["outside_share"])
             else:
                 check_close(where, actual.double(), tensor)
             if name in totals:
@@ -222,7 +243,7 @@ def test_measurements_equal_the_matrix(architecture: str, layout: str, sinks: in
     model = localised(architecture, num_sink_tokens=sinks, num_previous_blocks=previous)
     ids, mask = text(layout)
     with torch.no_grad():
-        outputs = model(ids, attention_mask=mask, output_fidelity=True, output_entropy=True)
+        outputs = model(ids, attention_mask=mask, **EVERYTHING)
         matrices = matrices_for(architecture, model, outputs, mask)
         native = native_pass(
             copy.deepcopy(untouched(architecture)), matrices, ids, attention_mask=mask, position_ids=positions(mask)
@@ -245,7 +266,7 @@ def test_measurements_equal_the_matrix(architecture: str, layout: str, sinks: in
 def test_the_dial_multiplies_the_weights_of_the_matrix(architecture: str, dial: float, floor: float) -> None:
     model = localised(architecture)
     ids, mask = text("left")
-    request = {"output_fidelity": True, "output_entropy": True, "locality_dial": dial, "min_fidelity": floor}
+    request = {**EVERYTHING, "locality_dial": dial, "min_fidelity": floor}
     with torch.no_grad():
         outputs = model(ids, attention_mask=mask, **request)
         matrices = matrices_for(architecture, model, outputs, mask, dial, floor)
@@ -267,7 +288,7 @@ def test_the_dial_multiplies_the_weights_of_the_matrix(architecture: str, dial: 
 def test_gradients_of_psi_are_those_of_the_matrix(architecture: str) -> None:
     model, native = localised(architecture), copy.deepcopy(untouched(architecture))
     ids, mask = text("left")
-    outputs = model.train()(ids, attention_mask=mask, output_fidelity=True)
+    outputs = model.train()(ids, attention_mask=mask, output_fidelity=True, output_block_choice=True)
     matrices = matrices_for(architecture, model, outputs, mask)
     native_pass(native.train(), matrices, ids, attention_mask=mask, position_ids=positions(mask))
 
@@ -276,12 +297,14 @@ def test_gradients_of_psi_are_those_of_the_matrix(architecture: str) -> None:
     for layer in range(LAYERS):
         counted = outputs.context_mask[layer][:, None]
         psi = context_fidelity(outputs.block_share[layer], outputs.outside_share[layer], eps=1e-3)
-        loss = loss + (psi * coefficients * counted).sum() / 20
+        loss = loss + ((psi + outputs.blocks_looked_at[layer].log()) * coefficients * counted).sum() / 20
         shares = reference.shares(
             matrices.weights[layer], matrices.local(layer), matrices.block_starts[layer], matrices.documents, 1
         )
         psi = context_fidelity(shares["block_share"], shares["outside_share"], eps=1e-3)
-        expected_loss = expected_loss + (psi * coefficients * counted).sum() / 20
+        of_blocks = reference.block_shares(matrices.weights[layer], matrices.block_starts[layer], matrices.documents, 1)
+        looked_at = reference.blocks_looked_at(of_blocks)
+        expected_loss = expected_loss + ((psi + looked_at.log()) * coefficients * counted).sum() / 20
     loss.backward()
     expected_loss.backward()
     largest = 0.0
@@ -357,16 +380,17 @@ def test_cached_equals_uncached_at_every_dial(architecture: str, dial: float, fl
 def test_measurements_in_steps_are_those_of_the_whole_text(architecture: str) -> None:
     model = localised(architecture)
     ids, mask = text("left")
-    whole = model(ids, attention_mask=mask, output_fidelity=True, output_entropy=True, use_cache=False)
+    whole = model(ids, attention_mask=mask, use_cache=False, **EVERYTHING)
     cache = DynamicCache(config=model.config)
     for start, end in itertools.pairwise((0, 30, 43, 44, 45, LENGTH)):
-        part = model(
-            ids[:, start:end],
-            attention_mask=mask[:, :end],
-            past_key_values=cache,
-            output_fidelity=True,
-            output_entropy=True,
-        )
+        part = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, **EVERYTHING)
+        for one, other in zip(part.block_shares, whole.block_shares, strict=True):
+            assert not other[:, :, start:end, one.shape[-1] :].any()  # of the blocks so far
+            check_close("block_shares", one, other[:, :, start:end, : one.shape[-1]])
+        for name in OF_BLOCKS[1:]:
+            shares = zip(part.block_share, part.outside_share, strict=True)
+            for one, other, of in zip(getattr(part, name), getattr(whole, name), map(sum, shares), strict=True):
+                check_parts(name, one, other[..., start:end], of)
         for name in (*SHARES, "fidelity", "fidelity_mask", "context_mask", "block_starts", "entropy"):
             for one, other in zip(getattr(part, name), getattr(whole, name), strict=True):
                 check_close(name, one, other[..., start:end])
@@ -418,7 +442,7 @@ def test_sinks_beyond_what_a_cache_keeps(architecture: str, layout: str, filled_
 def test_as_many_sinks_measure_what_the_matrix_does(architecture: str, dial: float) -> None:
     model = localised(architecture, **{**MANY_SINKS, "locality_schedule": "linear"})
     ids, mask = text("left")
-    request = {"output_fidelity": True, "output_entropy": True, "locality_dial": dial}
+    request = {**EVERYTHING, "locality_dial": dial}
     outputs = model(ids, attention_mask=mask, **request)
     matrices = matrices_for(architecture, model, outputs, mask, dial)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
@@ -441,7 +465,7 @@ def test_packed_documents_are_measured_as_if_each_stood_alone(architecture: str)
     ids, _ = text()
     position_ids = torch.cat([torch.arange(length) for length in (25, 25, LENGTH - 50)])[None].expand(2, -1)
     for dial in (0.0, 1.0):
-        request = {"output_fidelity": True, "locality_dial": dial, "use_cache": False}
+        request = {"output_fidelity": True, "output_block_choice": True, "locality_dial": dial, "use_cache": False}
         packed = model(ids, position_ids=position_ids, **request)
         for start, end in ((0, 25), (25, 50), (50, LENGTH)):
             alone = model(ids[:, start:end], **request)
@@ -449,6 +473,10 @@ def test_packed_documents_are_measured_as_if_each_stood_alone(architecture: str)
             for name in (*SHARES, "fidelity", "fidelity_mask", "context_mask"):
                 for one, other in zip(getattr(packed, name), getattr(alone, name), strict=True):
                     check_close(name, one[..., start:end], other)
+            for name in OF_BLOCKS[1:]:
+                shares = map(sum, zip(alone.block_share, alone.outside_share, strict=True))
+                for one, other, of in zip(getattr(packed, name), getattr(alone, name), shares, strict=True):
+                    check_parts(name, one[..., start:end], other, of)
 
 
 @pytest.mark.parametrize("architecture", UNSEPARATED)

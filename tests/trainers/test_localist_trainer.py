@@ -130,7 +130,7 @@ def pad(features: list[dict]) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": mask, "labels": input_ids.masked_fill(mask == 0, -100)}
 
 
-@pytest.fixture(params=["context", "contrast"])
+@pytest.fixture(params=["context", "contrast", "choice"])
 def objective_on_fixed_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """An objective; where it compares blocks with moved ones, these are moved alike in all batches."""
     monkeypatch.setattr(
@@ -166,7 +166,7 @@ def test_without_token_averaging_the_term_is_still_a_mean(make_trainer, average_
     assert_same(parts, whole)
 
 
-@pytest.mark.parametrize("objective", ["context", "contrast"])
+@pytest.mark.parametrize("objective", ["context", "contrast", "choice"])
 def test_gradient_checkpointing_changes_nothing(make_trainer, objective: str) -> None:
     settings = {"max_steps": 1, "max_grad_norm": 0, "locality_objective": objective}
     plain = first_gradients(make_trainer(**settings))
@@ -219,6 +219,26 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model, sche
         for weight, psi, mask, other, both in terms
     )
     (outputs.loss + 3.0 * locality).backward()
+    assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
+
+
+@pytest.mark.parametrize("dial", [0.0, 0.5])
+def test_choice_is_that_of_the_loss_written_out(make_trainer, make_model, dial: float) -> None:
+    """The entropy of the attention to other words over blocks, above that of as many as are asked for."""
+    schedule = {"locality_schedule": "linear", "locality_dial": dial}
+    settings = {"locality_objective": "choice", "target_blocks": 1.5, "locality_exponent": 2}
+    trainer = make_trainer(make_model(**schedule), max_steps=1, rows=2, max_grad_norm=0, **settings)
+    found = first_gradients(trainer)
+    model = make_model(**schedule)
+    input_ids = torch.tensor(random_dataset(2)["input_ids"])
+    outputs = model(input_ids, labels=input_ids, output_fidelity=True, output_block_shares=True)
+    lambdas, locality = model.config.locality_lambdas, 0.0
+    for weight, shares, mask in zip(lambdas, outputs.block_shares, outputs.fidelity_mask, strict=True):
+        q = (shares / shares.sum(-1, keepdim=True).clamp(min=1e-6)).clamp(min=1e-12)
+        excess = (-(q * q.log()).sum(-1) - math.log(1.5)).clamp(min=0).square().mean(1)
+        locality = locality + weight / len(lambdas) * ((excess * mask).sum(1) / mask.sum(1)).mean()
+    (outputs.loss + 3.0 * locality).backward()
+    assert locality > 0.01
     assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
 
 
@@ -283,16 +303,19 @@ def test_contrast_tells_own_blocks_from_moved_ones(make_trainer, make_model) -> 
     assert gap("contrast") > gap("context") + 0.02
 
 
-@pytest.mark.parametrize("objective", ["context", "fidelity"])
+@pytest.mark.parametrize("objective", ["context", "fidelity", "choice"])
 def test_training_raises_what_it_asks_for(make_trainer, make_model, objective: str) -> None:
     model = make_model(locality_schedule=[0.0, 0.0, 0.0, 1.0])
     trainer = make_trainer(
         model, max_steps=25, learning_rate=3e-3, locality_weight=20.0, logging_steps=1, locality_objective=objective
     )
     trainer.train()
-    name = {"context": "context_fidelity_layer_3", "fidelity": "fidelity_layer_3"}[objective]
+    names = {"context": "context_fidelity", "fidelity": "fidelity", "choice": "top_block_share"}
+    name = f"{names[objective]}_layer_3"
     series = [entry[name] for entry in trainer.state.log_history if name in entry]
     assert series[-1] > series[0] + 0.2
+    looked_at = [entry.get("blocks_looked_at_layer_3") for entry in trainer.state.log_history if name in entry]
+    assert (looked_at[-1] < looked_at[0] - 0.2) if objective == "choice" else looked_at == [None] * len(series)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
