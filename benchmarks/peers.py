@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
-from localist_hf.configuration import RECIPES
+from localist_hf.configuration import LOCALITY_ARGUMENTS, RECIPES
 from localist_hf.modeling.block_attention import local_attention, local_shares
 from localist_hf.modeling.block_partition import BlockState, semantic_blocks, value_lengths
 from localist_hf.modeling.fidelity import context_fidelity
@@ -114,7 +114,7 @@ def plain_model(shape: Shape, attention: str = "sdpa") -> PreTrainedModel:
     return model.to(shape.device).train()
 
 
-def our_model(shape: Shape, schedule: str = "localist") -> PreTrainedModel:
+def our_model(shape: Shape, schedule: str | list[float] = "localist") -> PreTrainedModel:
     """LocalistGPT2 or a localised Llama, with the weights of `plain_model`."""
     settings = {
         "locality_schedule": schedule,
@@ -240,6 +240,19 @@ def taught_loss(model: PreTrainedModel, input_ids: torch.Tensor, teacher: Teache
     return outputs.loss.lerp(divergence, recipe["distillation_weight"])
 
 
+def choice_loss(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """The loss of `LocalistTrainer` under `locality_objective="choice"`."""
+    lambdas = model.config.locality.locality_lambdas
+    layers = [layer for layer, value in enumerate(lambdas) if value > 0]
+    outputs = model(input_ids=input_ids, labels=input_ids, output_fidelity=layers, output_block_choice=True)
+    target = -math.log(LOCALITY_ARGUMENTS["target_blocks"])
+    losses = [
+        locality_loss(-looked_at.log(), mask, target, _EXPONENT).mean()
+        for looked_at, mask in zip(outputs.blocks_looked_at, outputs.fidelity_mask, strict=True)
+    ]
+    return outputs.loss + _LOCALITY_WEIGHT / len(lambdas) * sum(losses)
+
+
 def both_ends_loss(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """The language modeling loss with the rows dealt over both ends of the dial."""
     dials = torch.arange(len(input_ids)) % 2
@@ -250,6 +263,11 @@ def _adapted(model: PreTrainedModel) -> PeftModel:
     target = ["c_attn"] if model.config.model_type.endswith("gpt2") else ["q_proj", "k_proj", "v_proj"]
     is_transposed = target == ["c_attn"]
     return get_peft_model(model, LoraConfig(r=16, target_modules=target, fan_in_fan_out=is_transposed))
+
+
+@_task("choice step")
+def _(shape: Shape) -> Task:
+    return _training_step(our_model(shape, [0.0] * (shape.num_layers - 2) + [1.0, 1.0]), choice_loss, shape)
 
 
 @_task("taught step")

@@ -279,6 +279,33 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         (
             Row(
+                "choice-2048",
+                "training step with the objective `choice` on the last two layers, T = 2048: ours / plain SDPA",
+                {"choice step": 1},
+                {"plain step": 1},
+                at_most=1.25,
+            ),
+        ),
+        Shape(2048),
+        seconds=60,
+    ),
+    Experiment(
+        (
+            Row(
+                "choice-memory-4096",
+                "peak memory with the objective `choice` on the last two layers, T = 4096: ours / plain SDPA",
+                {"choice step": 1},
+                {"plain step": 1},
+                at_most=1.05,
+            ),
+        ),
+        Shape(4096),
+        rounds=1,
+        is_memory=True,
+    ),
+    Experiment(
+        (
+            Row(
                 "both-ends-2048",
                 "training step with rows dealt over both ends of the dial, quintic, T = 2048, batch 2: ours / plain "
                 "SDPA",

@@ -37,7 +37,8 @@ _TITLES = {
 def layer_table(metrics: Mapping[str, float], lambdas: Sequence[float]) -> str:
     """
     A table of one model, a line for each layer: its place in the schedule, its context fidelity, the shares of the
-    attention that go to other words, to the token itself and to sinks, its fidelity, and its entropy in bits.
+    attention that go to other words, to the token itself and to sinks, its fidelity, and its entropy in bits; where it
+    was measured, over how many blocks the attention to other words is spread, and the part that goes to the top one.
 
     Args:
         metrics (`Mapping[str, float]`):
@@ -46,7 +47,15 @@ def layer_table(metrics: Mapping[str, float], lambdas: Sequence[float]) -> str:
             The locality of each layer that the schedule says.
     """
     columns = {title: (layer_series(metrics, name), 3) for name, title in _TITLES.items()}
-    return _layer_table({"lambda": (lambdas, 3), **columns, "entropy (bits)": (layer_series(metrics, "entropy"), 2)})
+    columns |= {"entropy (bits)": (layer_series(metrics, "entropy"), 2), **_of_blocks(metrics)}
+    return _layer_table({"lambda": (lambdas, 3), **columns})
+
+
+def _of_blocks(metrics: Mapping[str, float]) -> dict[str, tuple[list[float], int]]:
+    """The columns on all blocks of the text, where they were measured."""
+    titles = {"blocks": ("blocks_looked_at", 1), "top": ("top_block_share", 2)}
+    columns = {title: (layer_series(metrics, name), digits) for title, (name, digits) in titles.items()}
+    return {title: column for title, column in columns.items() if column[0]}
 
 
 def report_table(report: LocalityReport, lambdas: Sequence[float]) -> str:
@@ -66,10 +75,11 @@ def report_table(report: LocalityReport, lambdas: Sequence[float]) -> str:
         columns["psi, own"] = (controls.own.context_fidelity, 3)
         columns["psi, wrong"] = (controls.wrong.context_fidelity, 3)
     columns |= {name.removesuffix("_share"): (values[name], 3) for name in ("context_share", *SHARES, "fidelity")}
-    columns |= {"bits": (values["entropy"], 2), "keys": (values["visible_keys"], 1)}
+    columns |= {"bits": (values["entropy"], 2), "keys": (values["visible_keys"], 1), **_of_blocks(report.metrics)}
     legend = [
         "psi: context fidelity; of the attention to other words (context) the part inside the local set (block)",
         "bits: entropy of the attention; keys: keys in the local set",
+        "blocks: over how many blocks of the text the attention to other words is spread; top: its part on the top one",
     ]
     if controls is not None:
         legend.append(

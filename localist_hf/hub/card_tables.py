@@ -38,6 +38,11 @@ def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, float]
     return {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share")}
 
 
+def measures_blocks(groups: Mapping[str, Sequence[RunRecord]], layer: int) -> bool:
+    """Whether all runs say over how many blocks attention is spread, as those of former versions do not."""
+    return all(f"blocks_looked_at_layer_{layer}" in run.metrics for runs in groups.values() for run in runs)
+
+
 def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None, layer: int) -> str:
     """
     A row for each configuration, this card's own in bold: perplexity, as a multiple of the baseline's with the interval
@@ -57,6 +62,9 @@ def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], bas
         )
     columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
     columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])
+    if measures_blocks(groups, layer):
+        columns["blocks"] = lambda name: with_interval([fmean(_of_layer(groups[name], "blocks_looked_at", layer))], 1)
+        columns["top block"] = lambda name: with_interval([fmean(_of_layer(groups[name], "top_block_share", layer))])
     columns["keys"] = lambda name: with_interval([fmean(_of_layer(groups[name], "visible_keys", layer))], 1)
     return re.sub(r"(?<=---)-+| +(?= \|)", "", table_of(groups, columns))  # a card is short: no cell is filled up
 

@@ -33,7 +33,7 @@ from .card_phrases import (
     text_name,
     variants_phrase,
 )
-from .card_tables import comparison, figures, metrics_by_seed, metrics_of_runs
+from .card_tables import comparison, figures, measures_blocks, metrics_by_seed, metrics_of_runs
 from .example import PROMPT, SHOWN_LETTERS, shortened_blocks, shown_layer
 from .own_text import own_text, with_own_text
 from .record_file import check_record
@@ -346,6 +346,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
             math.isnan(value) for runs in groups.values() for run in runs for value in run.metrics.values()
         ),
         "comparison": comparison(record, groups, baseline, layer),
+        "measures_blocks": measures_blocks(groups, layer),
         "has_intervals": baseline is not None and bool(perplexity_differences(by_seed, baseline)),
         "are_of_documents": are_of_documents(by_seed),
         "partitions": list({runs[0].locality["block_partition"] for runs in groups.values()}),

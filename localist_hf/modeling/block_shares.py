@@ -4,13 +4,16 @@ How the attention to other words is spread over all blocks of the text: attentio
 of the values, as many blocks at a time as a head is wide, by the kernels that make the output.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .fidelity import Shares
+from .fused_attention import attention_with_lse
 
 
 #: Less attention to other words than this is taken for none.
@@ -96,22 +99,92 @@ def block_choice(attention: Attention, key: torch.Tensor, members: Membership, s
         shares ([`Shares`]):
             Where the attention goes, which tells what goes to other words.
     """
-
-    def reduce(first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        part = _others(attention, key, members, first)
-        return part.sum(-1), _entropy(part).sum(-1), part.amax(-1)
-
-    is_differentiated = torch.is_grad_enabled() and shares.block.requires_grad
     total = shares.block + shares.outside
-    others, entropy, top = torch.zeros_like(total), torch.zeros_like(total), torch.zeros_like(total)
+    sums = _Sums.none(total)
     for first in range(0, members.num_blocks, key.shape[-1]):
-        parts = checkpoint(reduce, first, use_reentrant=False) if is_differentiated else reduce(first)
-        others, entropy, top = others + parts[0], entropy + parts[1], torch.maximum(top, parts[2])
-    own = (total - others).clamp(min=0)
-    entropy, top = entropy + _entropy(own), torch.maximum(top, own)
-    is_some, total = total > _LEAST, total.clamp(min=_LEAST)
-    looked_at = (entropy / total + total.log()).clamp(min=0).exp()
-    return BlockChoice(torch.where(is_some, looked_at, 1.0), torch.where(is_some, (top / total).clamp(max=1), 1.0))
+        sums = sums.add(_again(functools.partial(_slice, attention, key, members, first), total))
+    return sums.choice(total)
+
+
+def block_choice_by_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    members: Membership,
+    shares: Shares,
+) -> BlockChoice:
+    """
+    As [`block_choice`], of causal attention to a text without padding whose log-sum-exp is known: each slice of blocks
+    needs the scores of its own keys only, so that all of them together cost what one pass over the text does.
+
+    Args:
+        query (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`), key (`torch.Tensor` of the same
+            shape), lse (`torch.Tensor` of shape `(batch_size, num_heads, length)`), scale (`float`):
+            The layer's, and the factor of its scores.
+        members, shares:
+            As in [`block_choice`].
+    """
+    total, rows = shares.block + shares.outside, []
+    for row in range(len(query)):  # where a slice begins differs from row to row
+        only = slice(row, row + 1)
+        of_row = Membership(members.keys[only].to(key.device), members.queries[only].to(key.device), members.num_blocks)
+        sums = _Sums.none(total[only])
+        for first in range(0, int(of_row.queries[0, -1]) + 1, key.shape[-1]):
+            reduce = functools.partial(_slice_by_lse, query[only], key[only], lse[only], scale, of_row, first)
+            sums = sums.add(_again(reduce, total))
+        rows.append(sums)
+    return _Sums(*(torch.cat(each) for each in zip(*rows, strict=True))).choice(total)
+
+
+def _slice_by_lse(
+    query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, scale: float, members: Membership, first: int
+) -> "_Sums":
+    """The sums over the blocks of a slice, of one row: attention to their keys, put into proportion to all."""
+    width, number = key.shape[-1], members.queries[0]
+    start, end = torch.searchsorted(number, number.new_tensor([first, first + width])).tolist()
+    keys, values = key[:, :, start:end], members.values(first, width, key)[:, :, start:end]
+    found = [attention_with_lse(query[:, :, start:end], keys, values, None, True, scale)]
+    if end < len(number):  # who sees all of them
+        found.append(attention_with_lse(query[:, :, end:], keys, values, None, False, scale))
+    output, of_slice = (torch.cat(each, dim=2) for each in zip(*found, strict=True))
+    part = output.to(of_slice.dtype) * (of_slice - lse[:, :, start:]).exp()[..., None]
+    sums = _Sums.of(part * members.is_other(first, width, part.device)[:, :, start:])
+    return _Sums(*(F.pad(each, (start, 0)) for each in sums))
+
+
+class _Sums(NamedTuple):
+    """Of the shares of blocks that are not a query's own, their sum, that of their entropies, and the largest."""
+
+    shares: torch.Tensor
+    entropy: torch.Tensor
+    top: torch.Tensor
+
+    @classmethod
+    def none(cls, like: torch.Tensor) -> "_Sums":
+        return cls(*(torch.zeros_like(like) for _ in range(3)))
+
+    @classmethod
+    def of(cls, part: torch.Tensor) -> "_Sums":
+        return cls(part.sum(-1), _entropy(part).sum(-1), part.amax(-1))
+
+    def add(self, other: "_Sums") -> "_Sums":
+        return _Sums(self.shares + other[0], self.entropy + other[1], torch.maximum(self.top, other[2]))
+
+    def choice(self, total: torch.Tensor) -> BlockChoice:
+        """With the own block, whose part is what is left of all that goes to other words."""
+        own = (total - self.shares).clamp(min=0)
+        entropy, top = self.entropy + _entropy(own), torch.maximum(self.top, own)
+        is_some, total = total > _LEAST, total.clamp(min=_LEAST)
+        looked_at = (entropy / total + total.log()).clamp(min=0).exp()
+        return BlockChoice(torch.where(is_some, looked_at, 1.0), torch.where(is_some, (top / total).clamp(max=1), 1.0))
+
+
+def _again(function: Callable[[], _Sums], total: torch.Tensor) -> _Sums:
+    """What a function gives, which a backward pass is to make again."""
+    if torch.is_grad_enabled() and total.requires_grad:
+        return _Sums(*checkpoint(lambda: tuple(function()), use_reentrant=False))
+    return function()
 
 
 def block_shares(attention: Attention, key: torch.Tensor, members: Membership, shares: Shares) -> torch.Tensor:
@@ -135,6 +208,10 @@ def _others(attention: Attention, key: torch.Tensor, members: Membership, first:
     found = attention(members.values(first, width, key))
     found = found.to(torch.promote_types(found.dtype, torch.float32))
     return found * members.is_other(first, width, found.device)
+
+
+def _slice(attention: Attention, key: torch.Tensor, members: Membership, first: int) -> "_Sums":
+    return _Sums.of(_others(attention, key, members, first))
 
 
 def _entropy(share: torch.Tensor) -> torch.Tensor:

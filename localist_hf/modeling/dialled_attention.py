@@ -51,11 +51,14 @@ class Attended(NamedTuple):
             Where it goes; float32 (float64 for float64 inputs), differentiable.
         entropy (`torch.Tensor` of shape `(batch_size, num_heads, query_length)`, *optional*):
             Its entropy in bits; 0 on padding.
+        lse (`torch.Tensor` of the same shape, *optional*):
+            The log-sum-exp of all that it goes to, where a fused kernel makes it and no dial turns anything down.
     """
 
     output: torch.Tensor
     shares: Shares | None = None
     entropy: torch.Tensor | None = None
+    lse: torch.Tensor | None = None
 
 
 def attend(
@@ -98,17 +101,18 @@ def attend(
         return Attended(_attend_once(query, key, value, mask, scoring.scale, dial.weight, *local_set))
     groups = query.shape[1] // key.shape[1]
     key, value, local_set = repeat_kv(key, groups), repeat_kv(value, groups), local_set.for_heads(groups)
+    lse = None
     if is_soft_capped:
         mask = None if dial.is_hard else mask  # what is not local counts for nothing
         output, *parts, entropy = explicit_attention(query, key, value, mask, scoring, local_set, dial)
         fidelity = counted_fidelity(sum(parts), local_set.is_counted()[:, None])
     else:
-        output, parts, fidelity, entropy = _attend_fused(query, key, value, mask, scoring, local_set, dial, wanted)
+        output, parts, fidelity, entropy, lse = _attend_fused(query, key, value, mask, scoring, local_set, dial, wanted)
     shares = Shares(*parts, 1 - fidelity) if wanted.shares else None
     if wanted.entropy:
         is_token = local_set.starts[:, None] >= 0
         entropy = torch.where(is_token, entropy.clamp(min=0) / math.log(2), 0.0)
-    return Attended(output, shares, entropy if wanted.entropy else None)
+    return Attended(output, shares, entropy if wanted.entropy else None, lse)
 
 
 class _Part(NamedTuple):
@@ -121,8 +125,11 @@ class _Part(NamedTuple):
 
 def _attend_fused(
     query, key, value, mask, scoring: Scoring, local_set: LocalSet, dial: LayerDial, wanted: Wanted
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
-    """As `attend`, by fused kernels: output, parts of the fidelity, fidelity, and entropy in nats, as far as wanted."""
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """
+    As `attend`, by fused kernels: output, parts of the fidelity, fidelity, and entropy in nats, as far as wanted, and
+    the log-sum-exp where no dial is on.
+    """
     width, value_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     if query.shape[-1] != value_dim:  # zeros change no score and no output
         query, key, value, sink_keys, sink_values = (
@@ -182,7 +189,8 @@ def _attend_fused(
                 entropy = dialled_entropy(entropy, local.entropy, free, fidelity, share)
     if dial.is_on and wanted.shares:  # the dial leaves the choice within the local set as it is
         inside = [share * fidelity for share in parts(local.lse)]
-    return output[..., :value_dim], inside if wanted.shares else [], fidelity, entropy
+    lse = None if dial.is_on else whole.lse
+    return output[..., :value_dim], inside if wanted.shares else [], fidelity, entropy, lse
 
 
 @opaque_without_gradient(

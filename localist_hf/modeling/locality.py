@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
 
 from .attention_checks import AttentionChecks
 from .block_partition import document_starts
 from .block_search import BlockSearch, TokenBlocks, token_blocks
-from .block_shares import BlockChoice, Membership, block_choice, block_shares
+from .block_shares import BlockChoice, Membership, block_choice, block_choice_by_lse, block_shares
 from .dialled_attention import Attended, Wanted, attend
 from .fidelity import LayerDial, Shares
 from .fused_attention import Scoring
@@ -206,7 +207,14 @@ class Locality:
                 kept = None if local_set.sink_keys is None else torch.zeros_like(local_set.sink_keys)
                 of_members = local_set._replace(sink_values=kept)
                 given = lambda values: over(values, of_members, Wanted()).output, key, members, attended.shares
-                choice = block_choice(*given) if wanted.block_choice else None
+                if wanted.block_choice:
+                    is_causal = mask is None and query.shape[2:] == key.shape[2:] and attended.lse is not None
+                    if is_causal and members.num_blocks > key.shape[-1]:
+                        keys = repeat_kv(key, query.shape[1] // key.shape[1])
+                        by_lse = query, keys, attended.lse, scoring.scale, members, attended.shares
+                        choice = block_choice_by_lse(*by_lse)
+                    else:
+                        choice = block_choice(*given)
                 shares = block_shares(*given) if wanted.block_shares else None
             starts = starts[:, -query.shape[2] :]
             self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set, choice, shares)
