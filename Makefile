@@ -21,15 +21,19 @@ base: $(READY)
 WIKITEXT ?= ../shared/data/wikitext-2-raw
 SMOLLM2 ?= runs/smollm2/model
 study: $(READY)
-	for grid in small training training_seeds training_long; do \
+	$(BIN)/python study/recruited_text.py runs/study/text
+	$(BIN)/localist-hf recruit localist_hf/base --text-file runs/study/text/python.txt --output-dir runs/study/recruited
+	head -c 400000 $(WIKITEXT)/valid.txt > runs/study/text/wikitext.txt
+	$(BIN)/localist-hf recruit localist_hf/base --text-file runs/study/text/wikitext.txt --output-dir runs/study/elsewhere
+	for grid in small training training_seeds training_long blocks; do \
 		$(BIN)/localist-hf family study/$$grid.yaml --output-dir runs/study/$$grid --jobs 2 || exit 1; done
-	for grid in smollm2 smollm2_long; do $(BIN)/localist-hf family study/$$grid.yaml \
+	for grid in smollm2 smollm2_long smollm2_training; do $(BIN)/localist-hf family study/$$grid.yaml \
 		--output-dir runs/study/$$grid --model $(SMOLLM2) --train-text $(WIKITEXT)/valid.txt \
 		--held-out-text $(WIKITEXT)/test.txt --jobs 2 || exit 1; done
 	$(BIN)/python study/book_text.py runs/study/text
 	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
 		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
-	for grid in small training training_seeds training_long smollm2 smollm2_long book; do \
+	for grid in small training training_seeds training_long blocks smollm2 smollm2_long smollm2_training book; do \
 		$(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl || exit 1; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from records_of_runs import Study, mean_figure
+from records_of_runs import BASELINE, Study, mean_figure
 from statistics_of_runs import Comparison, losses_of, own_minus, quotient
 from tables_of_runs import COLUMNS, Line
 
@@ -104,4 +104,5 @@ def blocks_table(study: Study, names: Sequence[str]) -> str:
 
 
 def runs_of_kind(study: Study, kind: str) -> list[str]:
-    return [name for name in study.runs if kind_of(study.settings[name]) == kind]
+    found = [name for name in study.runs if kind_of(study.settings[name]) == kind]
+    return [name for name in found if study.settings[name]["locality_schedule"] != BASELINE]

@@ -15,7 +15,17 @@ from localist_hf.hub import RunRecord
 
 
 #: The metrics of every layer that the tables show.
-_METRICS = ("context_fidelity", "context_share", "self_share", "sink_share", "block_share", "outside_share", "fidelity")
+_METRICS = (
+    "context_fidelity",
+    "context_share",
+    "self_share",
+    "sink_share",
+    "block_share",
+    "outside_share",
+    "fidelity",
+    "blocks_looked_at",
+    "top_block_share",
+)
 
 
 def of_last_layer(figures: dict[str, list[float]] | None) -> dict[str, float] | None:
@@ -48,8 +58,10 @@ def line_of(record: RunRecord) -> dict[str, Any]:
     """What is kept of a run."""
     last = record.num_layers - 1
     kept = ("name", "variant", "seed", "num_layers", "num_parameters", "data", "training", "adapter", "versions")
-    metrics = {name: round_off(record.metrics[f"{name}_layer_{last}"]) for name in _METRICS}
-    on_base = {name: round_off(record.metrics_on_base_blocks[f"{name}_layer_{last}"]) for name in _METRICS}
+    metrics, on_base = (
+        {name: round_off(found[f"{name}_layer_{last}"]) for name in _METRICS if f"{name}_layer_{last}" in found}
+        for found in (record.metrics, record.metrics_on_base_blocks)
+    )
     return {name: getattr(record, name) for name in (*kept, "hardware")} | {
         "last_layer": metrics,
         "last_layer_on_base_blocks": on_base,

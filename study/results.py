@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from block_tables import at_as_many_keys, blocks_table, runs_of_kind
 from claims import PRIMARIES, Primary, aims, findings, primary_table
 from paper_claims import paper_table
 from questions import answers
@@ -38,7 +39,7 @@ MARKERS = ("<!-- results -->", "<!-- /results -->")
 class Model:
     """
     One of the models that the questions are asked of, by the name of its grid; there may be things that we aim at with
-    it, the grid of a longer training that comes nearer, and those of ways to train.
+    it, the grid of a longer training that comes nearer, those of ways to train, and that of kinds of blocks.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model:
     has_aims: bool = False
     longer_name: str | None = None
     training_names: Sequence[str] = ()
+    blocks_name: str | None = None
 
     @cached_property
     def study(self) -> Study:
@@ -55,6 +57,11 @@ class Model:
     @cached_property
     def longer(self) -> Study | None:
         return Study(RECORDS / f"{self.longer_name}.jsonl") if self.longer_name else None
+
+    @cached_property
+    def blocks(self) -> Study | None:
+        path = RECORDS / f"{self.blocks_name}.jsonl"
+        return Study(path) if path.is_file() else None
 
     @cached_property
     def trainings(self) -> list[Study]:
@@ -70,6 +77,7 @@ MODELS = (
         "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
         "[its card](../localist_hf/base/README.md).",
         training_names=("training", "training_seeds", "training_long"),
+        blocks_name="blocks",
     ),
     Model(
         "smollm2",
@@ -164,6 +172,8 @@ def render(models: Sequence[Model]) -> str:
         ]
         for study in model.trainings:
             parts += how_to_train(study)
+        if model.blocks is not None:
+            parts += which_blocks(model.blocks)
         if model.has_aims:
             parts += ["### What we aim at", "Set beforehand; met or missed by the estimate.", aims(model.study)]
         if model.longer is not None:
@@ -191,6 +201,27 @@ def how_to_train(study: Study) -> list[str]:
         ),
         "What was aimed at, set beforehand:",
         aims(study),
+    ]
+
+
+def which_blocks(study: Study) -> list[str]:
+    """The section on kinds of blocks, each trained on its own."""
+    training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
+    blocks, windows, last_keys = (runs_of_kind(study, kind) for kind in ("blocks", "windows", "last keys"))
+    found = at_as_many_keys(study, "upper_half-hold-recruited", "windows")
+    said = f" Named beforehand, recruited against windows: {found}." if found is not None else ""
+    return [
+        f"### Which blocks: the upper half held and taught, {training['steps']} steps, seed"
+        f"{'s' if len(study.seeds) > 1 else ''} {seeds}",
+        "Where destroying attention costs a factor (*self only*), blocks can show what they are worth. Each kind was "
+        "trained on its own. *recruited*: separators that `localist-hf recruit` found in the base's attention to text "
+        "of the same kind, *elsewhere*: to WikiText-2; *delimiter*: ends of lines; without a name: by value length. "
+        "Windows and the last keys (*window-length1*: blocks of one token and those before) were trained at two "
+        "lengths each; the ratios are to what lies between them at as many visible keys, linear in the losses. "
+        "*Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
+        f"more often than chance a block starts where a line does.{said}",
+        blocks_table(study, blocks),
+        blocks_table(study, [*windows, *last_keys]),
     ]
 
 

@@ -26,9 +26,6 @@ class LocalityProfile:
             local set, outside of it. They sum to 1; NaN in a layer that has no counted position.
         entropy (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
             Mean entropy of a query's attention in bits, over all tokens.
-        blocks_looked_at, top_block_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`):
-            Over how many blocks a query's attention to other words is spread, and the largest part of it that goes to
-            one: means over the counted positions; NaN in a layer that has none.
         mean_block_length (`torch.DoubleTensor` of shape `(num_layers,)`):
             Mean length of a block in tokens.
         visible_keys (`torch.DoubleTensor` of shape `(num_layers,)`):
@@ -37,6 +34,9 @@ class LocalityProfile:
             Counted positions: the tokens that see more than their local set. Layers differ where their blocks do.
         num_tokens (`int`):
             Tokens of the corpus, without padding.
+        blocks_looked_at, top_block_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`, *optional*):
+            Over how many blocks a query's attention to other words is spread, and the largest part of it that goes to
+            one: means over the counted positions; NaN in a layer that has none. `None` where they were not measured.
     """
 
     fidelity: torch.Tensor
@@ -45,12 +45,12 @@ class LocalityProfile:
     block_share: torch.Tensor
     outside_share: torch.Tensor
     entropy: torch.Tensor
-    blocks_looked_at: torch.Tensor
-    top_block_share: torch.Tensor
     mean_block_length: torch.Tensor
     visible_keys: torch.Tensor
     num_counted: torch.Tensor
     num_tokens: int
+    blocks_looked_at: torch.Tensor | None = None
+    top_block_share: torch.Tensor | None = None
 
     @property
     def context_fidelity(self) -> torch.Tensor:
@@ -74,7 +74,8 @@ class LocalityProfile:
         means = share_means(totals)
         num_counted, num_tokens = totals["num_counted"][:, 0], totals["num_tokens"][:, 0]
         return cls(
-            **{name: means[name] for name in ("fidelity", *SHARES, "entropy", *OF_BLOCKS)},
+            **{name: means[name] for name in ("fidelity", *SHARES, "entropy")},
+            **{name: means.get(name) for name in OF_BLOCKS},
             mean_block_length=num_tokens / totals["num_blocks"][:, 0],
             visible_keys=means["visible_keys"][:, 0],
             num_counted=num_counted.long(),
@@ -104,7 +105,8 @@ class LocalityReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it: `None` for what is undefined. Of heads a list for each layer."""
         names = ("context_fidelity", "context_share", *SHARES, "fidelity", "entropy", *OF_BLOCKS)
-        heads = {name: getattr(self.profile, name).tolist() for name in names}
+        found = {name: getattr(self.profile, name) for name in names}
+        heads = {name: values.tolist() for name, values in found.items() if values is not None}
         controls = None
         if self.controls is not None:
             values = asdict(self.controls)

@@ -62,10 +62,10 @@ def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], bas
         )
     columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
     columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])
+    columns["keys"] = lambda name: with_interval([fmean(_of_layer(groups[name], "visible_keys", layer))], 1)
     if measures_blocks(groups, layer):
         columns["blocks"] = lambda name: with_interval([fmean(_of_layer(groups[name], "blocks_looked_at", layer))], 1)
         columns["top block"] = lambda name: with_interval([fmean(_of_layer(groups[name], "top_block_share", layer))])
-    columns["keys"] = lambda name: with_interval([fmean(_of_layer(groups[name], "visible_keys", layer))], 1)
     return re.sub(r"(?<=---)-+| +(?= \|)", "", table_of(groups, columns))  # a card is short: no cell is filled up
 
 

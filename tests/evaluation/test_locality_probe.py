@@ -71,14 +71,15 @@ def by_hand(outputs, num_sinks: int = 0) -> LocalityProfile:
         lengths.append(is_token.sum() / num_blocks)
         num_counted.append(is_counted.sum())
     shares = torch.tensor(shares, dtype=torch.float64).view(-1, len(SHARES), len(heads))
+    of_blocks = torch.tensor(of_blocks, dtype=torch.float64).view(-1, len(OF_BLOCKS), len(heads))
     return LocalityProfile(
         torch.tensor(fidelity, dtype=torch.float64),
         *shares.unbind(1),
-        torch.tensor(entropy, dtype=torch.float64),
-        *torch.tensor(of_blocks, dtype=torch.float64).view(-1, len(OF_BLOCKS), len(heads)).unbind(1),
-        *(torch.tensor(values, dtype=torch.float64) for values in (lengths, num_keys)),
+        *(torch.tensor(values, dtype=torch.float64) for values in (entropy, lengths, num_keys)),
         num_counted=torch.tensor(num_counted),
         num_tokens=int(is_token.sum()),
+        blocks_looked_at=of_blocks[:, 0],
+        top_block_share=of_blocks[:, 1],
     )
 
 

@@ -93,7 +93,7 @@ def test_the_numbers_as_json(texts) -> None:
 def test_the_tables(texts) -> None:
     report = measure(llama(num_sink_tokens=1), texts, with_controls=True)
     head, *rows = report_table(report, [0, 0, 0.5, 1]).split("\n\n")[0].splitlines()
-    titles = "layer lambda psi psi, own psi, wrong context self sink block outside fidelity bits keys"
+    titles = "layer lambda psi psi, own psi, wrong context self sink block outside fidelity bits keys blocks top"
     assert " ".join(head.split()) == titles
     values = dict(zip(("layer", "lambda", "psi", "own", "wrong", "context", "self"), rows[3].split(), strict=False))
     assert (values["layer"], values["lambda"]) == ("3", "1.000")

@@ -276,7 +276,8 @@ def test_the_card_says_what_is_so(family: Path, measured: Callable, folder: Path
     if not math.isnan(psi):
         assert f"pays to other words, {psi:.0%} goes to" in flat
         row = next(row for name, row in rows(text, "configuration").items() if name.startswith("**mine**"))
-        assert row[2:] == [f"{psi:.2f}", f"{share:.2f}", f"{keys:.1f}"]
+        blocks, top = (record.metrics[f"{name}_layer_{layer}"] for name in ("blocks_looked_at", "top_block_share"))
+        assert row[2:] == [f"{psi:.2f}", f"{share:.2f}", f"{keys:.1f}", f"{blocks:.1f}", f"{top:.2f}"]
     of_blocks = next(
         each for each in record.controls["blocks"] if each["num_previous_blocks"] == config.num_previous_blocks
     )

@@ -38,7 +38,8 @@ from localist_hf.modeling import LOCALITY_FIELDS
 TOKEN = "hf_test_token"
 TOKENS = torch.arange(2, 40).view(2, 19)
 CODE = {
-    "attention_checks.py", "block_attention.py", "block_partition.py", "block_search.py", "block_step.py",
+    "attention_checks.py", "block_attention.py", "block_partition.py", "block_search.py", "block_shares.py",
+    "block_step.py",
     "dialled_attention.py", "explicit_attention.py", "fidelity.py", "fused_attention.py", "local_cache.py",
     "local_set.py", "localist_attention.py", "locality.py", "locality_config.py", "locality_dial.py",
     "locality_mixin.py", "locality_request.py", "locality_schedule.py", "modeling_localist.py", "opaque_ops.py",
