@@ -17,7 +17,14 @@ from transformers.utils import logging
 from .attention_checks import AttentionChecks
 from .block_partition import document_starts
 from .block_search import BlockSearch, TokenBlocks, token_blocks
-from .block_shares import BlockChoice, Membership, block_choice, block_choice_by_lse, block_shares
+from .block_shares import (
+    Attention,
+    BlockChoice,
+    Membership,
+    block_choice,
+    block_choice_by_lse,
+    block_shares,
+)
 from .dialled_attention import Attended, Wanted, attend
 from .fidelity import LayerDial, Shares
 from .fused_attention import Scoring
@@ -193,37 +200,52 @@ class Locality:
             local_set = local_set._replace(sink_keys=cached.sinks[0], sink_values=cached.sinks[1])
         wanted = self.wanted if layer in self.measured else Wanted()
 
-        def over(values: torch.Tensor, local_set: LocalSet, wanted: Wanted) -> Attended:
+        def over(values: torch.Tensor, scoring: Scoring, local_set: LocalSet, wanted: Wanted) -> Attended:
             if all(dial == dials[0] for dial in dials):
                 return attend(query, key, values, mask, scoring, local_set, dials[0], wanted)
             return self._attend_by_rows(query, key, values, mask, scoring, local_set, dials, wanted)
 
-        attended = over(value, local_set, wanted)
+        attended = over(value, scoring, local_set, wanted)
         if layer in self.measured:
             starts = self._search.blocks_of(layer).starts
-            choice = shares = None
+            of_blocks = (None, None)
             if wanted.block_choice or wanted.block_shares:
-                members = self._members(starts, key.shape[2], query.shape[2])
+                # Weights are measured as they are, before any dropout.
                 kept = None if local_set.sink_keys is None else torch.zeros_like(local_set.sink_keys)
-                of_members = local_set._replace(sink_values=kept)
-                given = lambda values: over(values, of_members, Wanted()).output, key, members, attended.shares
-                if wanted.block_choice:
-                    is_causal = mask is None and query.shape[2:] == key.shape[2:] and attended.lse is not None
-                    if is_causal and members.num_blocks > key.shape[-1]:
-                        keys = repeat_kv(key, query.shape[1] // key.shape[1])
-                        by_lse = query, keys, attended.lse, scoring.scale, members, attended.shares
-                        choice = block_choice_by_lse(*by_lse)
-                    else:
-                        choice = block_choice(*given)
-                shares = block_shares(*given) if wanted.block_shares else None
+                others = scoring._replace(dropout=0.0), local_set._replace(sink_values=kept), Wanted()
+                of_blocks = self._measure_blocks(
+                    query, key, starts, scoring.scale, mask is None, attended, wanted,
+                    lambda values: over(values, *others).output,
+                )  # fmt: skip
             starts = starts[:, -query.shape[2] :]
-            self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set, choice, shares)
+            self.results[layer] = LayerResult(attended.shares, attended.entropy, starts, local_set, *of_blocks)
         return attended.output
 
     @torch.compiler.disable  # how many blocks there are is read from a tensor
-    def _members(self, starts: torch.Tensor, key_length: int, query_length: int) -> Membership:
-        """The blocks of a layer's keys and queries."""
-        return Membership.of_blocks(starts, self.documents, self._num_sinks, key_length, query_length)
+    def _measure_blocks(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        starts: torch.Tensor,
+        scale: float,
+        is_causal: bool,
+        attended: Attended,
+        wanted: Wanted,
+        attention: Attention,
+    ) -> tuple[BlockChoice | None, torch.Tensor | None]:
+        """How a layer's attention to other words is spread over all blocks, as far as it is wanted."""
+        members = Membership.of_blocks(starts, self.documents, self._num_sinks, key.shape[2], query.shape[2])
+        choice = shares = None
+        if wanted.block_choice:
+            is_known = is_causal and query.shape[2:] == key.shape[2:] and attended.lse is not None
+            if is_known and members.num_blocks > key.shape[-1]:  # of fewer blocks there is one slice
+                keys = repeat_kv(key, query.shape[1] // key.shape[1])
+                choice = block_choice_by_lse(query, keys, attended.lse, scale, members, attended.shares)
+            else:
+                choice = block_choice(attention, key, members, attended.shares)
+        if wanted.block_shares:
+            shares = block_shares(attention, key, members, attended.shares)
+        return choice, shares
 
     def _attend_by_rows(self, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
         """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
