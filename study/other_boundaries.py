@@ -1,6 +1,6 @@
 """
 Other ways to find where blocks start, on the small base without training: perplexity at dial 1 under `upper_half`, as a
-multiple of that on windows with as many visible keys. What stands in docs/method.md#tried comes from here.
+multiple of that on windows with as many visible keys. The table in docs/method.md#recruited-separators comes from here.
 
     python study/other_boundaries.py          # minutes on one core
 """

@@ -151,6 +151,11 @@ def test_snippets_of_docstrings_run(
         vars(module)["folder"] = tmp_path
         record = RunRecord.load(ROOT / "localist_hf" / "base")
         replace(record, config=record.config | {"n_layer": 3}, controls=None).save(tmp_path)
+    if "recruit_separators(" in snippet:  # of a model that has learned nothing, from a text that goes on
+        for name, value in {"_LEAST_RELIABILITY": -1, "_MOST_P_VALUE": 2, "_MOST_NEED": 9, "_TOLERANCE": 9}.items():
+            monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", value)
+        ids = torch.tensor(names_in_docstrings["tokenizer"](names_in_docstrings["book"] * 10)["input_ids"])
+        vars(module)["dataset"] = Dataset.from_dict({"input_ids": ids[: len(ids) // 64 * 64].reshape(-1, 64).tolist()})
     if "runs/quintic" in snippet:
         shutil.copytree(on_the_hub["my-org/localist-gpt2-quintic"], "runs/quintic")
     for example in doctest.DocTestParser().get_examples(snippet):

@@ -84,8 +84,9 @@ def recruit_separators(
 
     The *need* of a token is the share of the attention to other words that the 2nd to the 8th token after it, in the
     upper half of the layers, pay to it and to what is before it: the mean over these layers and over its occurrences,
-    heads taken together, less what is usual so far into a text ([definition](../method.md#recruited)). The tokens with
-    the least need are taken until blocks are as short as is wanted. One pass over the data, at dial 0.
+    heads taken together, less what is usual so far into a text
+    ([definition](../method.md#recruited-separators)). The tokens with the least need are taken until blocks are as
+    short as is wanted. One pass over the data, at dial 0.
 
     Args:
         model (a localised model, with or without a language modeling head, or a [`~peft.PeftModel`] around one):

@@ -101,7 +101,7 @@ def test_any_ratio_of_query_heads_to_key_heads_equals_the_matrix(
         attention_module(1, groups), query, key, value, None if can_skip else visible, scaling=0.4, locality=locality
     )
 
-    _, entropy, _, local_set = result = locality.results[1]
+    _, entropy, _, local_set, *_ = result = locality.results[1]
     fidelity = result.shares.fidelity
     starts = window_block_starts(documents, 9)
     # Query head h reads key head h // groups, in every architecture with grouped heads.

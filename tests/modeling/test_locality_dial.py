@@ -84,7 +84,7 @@ def attended(
     is_causal = bool((documents == 0).all()) and query_length == LENGTH
     mask = None if is_causal else reference.visible_keys(documents, query_length)
     layer_dial, wanted = LayerDial.of_layer(dial, floor, 1.0), Wanted(shares=True, entropy=True)
-    output, shares, entropy = attend(query, key, value, mask, Scoring(SCALE), local_set, layer_dial, wanted)
+    output, shares, entropy, _ = attend(query, key, value, mask, Scoring(SCALE), local_set, layer_dial, wanted)
     return output, shares.fidelity, entropy, *shares
 
 
