@@ -200,10 +200,13 @@ class Locality:
             local_set = local_set._replace(sink_keys=cached.sinks[0], sink_values=cached.sinks[1])
         wanted = self.wanted if layer in self.measured else Wanted()
 
+        rows = self._rows
+
+        # Not of this object: what is made again in the backward pass holds it, and this object the outputs.
         def over(values: torch.Tensor, scoring: Scoring, local_set: LocalSet, wanted: Wanted) -> Attended:
             if all(dial == dials[0] for dial in dials):
                 return attend(query, key, values, mask, scoring, local_set, dials[0], wanted)
-            return self._attend_by_rows(query, key, values, mask, scoring, local_set, dials, wanted)
+            return _attend_by_rows(rows, query, key, values, mask, scoring, local_set, dials, wanted)
 
         attended = over(value, scoring, local_set, wanted)
         if layer in self.measured:
@@ -247,21 +250,6 @@ class Locality:
             shares = block_shares(attention, key, members, attended.shares)
         return choice, shares
 
-    def _attend_by_rows(self, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
-        """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
-        parts, of_dials = [], [rows.to(query.device) for rows in self._rows]  # layers may lie on several devices
-        for rows, dial in zip(of_dials, dials, strict=True):
-            tensors = [each if each is None or len(each) == 1 else each[rows] for each in (query, key, value, mask)]
-            parts.append(attend(*tensors, scoring, local_set.of_rows(rows), dial, wanted))
-        order = torch.cat(of_dials).argsort()
-        output = torch.cat([part.output for part in parts])[order]
-        shares = entropy = None
-        if wanted.shares:
-            shares = Shares(*(torch.cat(share)[order] for share in zip(*(part.shares for part in parts), strict=True)))
-        if wanted.entropy:
-            entropy = torch.cat([part.entropy for part in parts])[order]
-        return Attended(output, shares, entropy)
-
     def local_set(self, layer: int, query_length: int, device: torch.device) -> LocalSet:
         """What is local to the last queries of a layer; layers may be spread over several devices."""
         window = self._sliding_windows[layer]
@@ -278,6 +266,22 @@ class Locality:
         Refuses what cannot be trusted at the end of a forward pass (see [`AttentionChecks.check_attended`]).
         """
         self._checks.check_attended(model, cache)
+
+
+def _attend_by_rows(rows_of_dials, query, key, value, mask, scoring, local_set, dials, wanted) -> Attended:
+    """As `attend`, the rows of each dial together, so that what is local to one is not paid for by others."""
+    parts, of_dials = [], [rows.to(query.device) for rows in rows_of_dials]  # layers may lie on several devices
+    for rows, dial in zip(of_dials, dials, strict=True):
+        tensors = [each if each is None or len(each) == 1 else each[rows] for each in (query, key, value, mask)]
+        parts.append(attend(*tensors, scoring, local_set.of_rows(rows), dial, wanted))
+    order = torch.cat(of_dials).argsort()
+    output = torch.cat([part.output for part in parts])[order]
+    shares = entropy = None
+    if wanted.shares:
+        shares = Shares(*(torch.cat(share)[order] for share in zip(*(part.shares for part in parts), strict=True)))
+    if wanted.entropy:
+        entropy = torch.cat([part.entropy for part in parts])[order]
+    return Attended(output, shares, entropy)
 
 
 def build_locality(

@@ -4,8 +4,10 @@ knows of grouped queries, partial rotary positions, sliding windows, soft-cappin
 """
 
 import copy
+import gc
 import itertools
 import sys
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -321,6 +323,23 @@ def test_gradients_of_psi_and_of_the_choice_are_those_of_the_matrix(architecture
         check_close(name, actual, expected, atol=1e-4)
         largest = max(largest, expected.abs().max().item())
     assert largest > 0.1
+
+
+@pytest.mark.parametrize("layout", ["left", "none"])
+def test_what_is_measured_of_blocks_is_freed_with_its_outputs(layout: str) -> None:
+    """Without the collector of cycles, which comes too late for tensors."""
+    model = localised("llama").train()
+    ids, mask = text(layout)
+    gc.collect()
+    gc.disable()
+    try:
+        outputs = model(ids, attention_mask=mask, output_fidelity=True, output_block_choice=True)
+        sum(looked_at.sum() for looked_at in outputs.blocks_looked_at).backward()
+        left = weakref.ref(outputs.blocks_looked_at[1])
+        del outputs
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 # --- locality off
