@@ -21,7 +21,6 @@ from localist_hf.experiments.base import BASE
 from localist_hf.experiments.data import some_of, tokenize_and_pack, tokens_ending
 from localist_hf.experiments.python_text import python_text, split_text
 from localist_hf.hub.loading import load
-from localist_hf.modeling.block_partition import place_block_starts
 
 
 LENGTH, NUM_MEASURED, NUM_ASKED, BATCH = 256, 48, 640, 16
@@ -152,8 +151,7 @@ def main() -> None:
 
     ends = torch.tensor(tokens_ending(["\n"], tokenizer, len(tokenizer)))
     for least in (1, 4, 8):
-        follows = torch.isin(rows, ends).roll(1, dims=1)
-        add("ends of lines, given", least, place_block_starts(follows, documents, least, 64))
+        add("ends of lines, given", least, starts_after(torch.isin(rows, ends), documents, least, 64))
     need = needs(model, asked)
     add_by_score("need, by token", of_tokens(need, asked, rows, of_pairs=False), (1, 4, 8))
     add_by_score("need, by token and its neighbour", of_tokens(need, asked, rows, of_pairs=True))

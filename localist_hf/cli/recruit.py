@@ -1,6 +1,7 @@
 """`localist-hf recruit`: the separators of a causal language model, found in its attention over a text."""
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..command_line import recruit_parser
@@ -16,7 +16,7 @@ from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import Separators, block_lift, recruit_separators
 from ..evaluation.separators import check_mean_length, starts_after
 from ..evaluation.tables import markdown_table
-from ..experiments.data import check_source, check_token_ids, tokens_ending
+from ..experiments.data import check_source, check_token_ids, follows_end
 from ..experiments.folders import RECRUITED_FILES, check_own, claim, lock_folder
 from ..experiments.grid import check_ends
 from ..hub.loading import check_name, checked_sequence_length, load
@@ -33,16 +33,9 @@ _KEPT = ("min_block_length", "max_block_length", "num_sink_tokens")
 _DEFAULTS = {each.name: each.default for each in fields(LocalityFields)}
 
 
-def blocks_of(separators: Separators, sequences: Dataset, locality: LocalityFields) -> torch.Tensor:
-    """The block starts of sequences of one length, `(num_sequences, length)`."""
-    tokens = torch.tensor(sequences["input_ids"])
-    separates = torch.isin(tokens, torch.tensor(separators.token_ids))
-    return starts_after(separates, torch.zeros_like(tokens), locality.min_block_length, locality.max_block_length)
-
-
 def lifts(
     starts: torch.Tensor,
-    sequences: Dataset,
+    tokens: torch.Tensor,
     boundaries: list[str],
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
@@ -51,14 +44,8 @@ def lifts(
     The [`block_lift`] at what follows tokens that end in each of these ways; `None` where there is no number, as where
     a tokenizer has no such token.
     """
-    found, tokens = {}, torch.tensor(sequences["input_ids"])
-    for end in boundaries:
-        ids = torch.tensor(tokens_ending([end], tokenizer, vocab_size), dtype=torch.long)
-        marks = torch.isin(tokens, ids).roll(1, dims=1)
-        marks[:, 0] = False
-        lift = block_lift(starts, marks)
-        found[end] = None if lift != lift else lift
-    return found
+    found = {end: block_lift(starts, follows_end(tokens, [end], tokenizer, vocab_size)) for end in boundaries}
+    return {end: None if math.isnan(lift) else lift for end, lift in found.items()}
 
 
 def describe(
@@ -110,8 +97,8 @@ def main(arguments: list[str]) -> None:
                 check_source(None, None, file, "text")
             check_ends("boundaries", args.boundaries)
             given = locality_settings(args.locality)
-            for name in given.keys() & {"block_partition", "delimiter_token_ids", "window_length"}:
-                raise ValueError(f"`locality` sets {name!r}, which is what is to be found; leave it out.")
+            if found := sorted(given.keys() & {"block_partition", "delimiter_token_ids", "window_length"}):
+                raise ValueError(f"`locality` sets {found[0]!r}, which is what is to be found; leave it out.")
             model, tokenizer = load(args.model, given)
             check_mean_length(args.mean_length, model.config.locality)
             length = checked_sequence_length(args.sequence_length, model.config)
@@ -121,9 +108,11 @@ def main(arguments: list[str]) -> None:
         print(f"{name}: {len(sequences)} sequences of {length} tokens", flush=True)
         with reraised_as(InputError, ValueError):
             separators = recruit_separators(model, sequences, args.mean_length, max(1, BATCH_TOKENS // length))
-        locality = model.config.locality
-        starts = blocks_of(separators, sequences, locality)
-        by_end = lifts(starts, sequences, args.boundaries, tokenizer, locality.vocab_size)
+        locality, tokens = model.config.locality, torch.tensor(sequences["input_ids"])
+        separates = torch.isin(tokens, torch.tensor(separators.token_ids))
+        limits = locality.min_block_length, locality.max_block_length
+        starts = starts_after(separates, torch.zeros_like(tokens), *limits)
+        by_end = lifts(starts, tokens, args.boundaries, tokenizer, locality.vocab_size)
         print(describe(separators, tokenizer, starts[0], sequences[0]["input_ids"][:_SAMPLE_LENGTH], by_end))
         # What they were found under, where that is not so anyway.
         settings = {name: getattr(locality, name) for name in _KEPT if getattr(locality, name) != _DEFAULTS[name]}

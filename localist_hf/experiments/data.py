@@ -11,10 +11,12 @@ from typing import Any
 
 import datasets
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
 from pyarrow.parquet import ParquetFile
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import is_disk_full, one_line
@@ -415,3 +417,11 @@ def tokens_ending(ends: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab
     # Of the ids some may be left out, and some tokenizers know more than their model.
     known = sorted(token for token in tokenizer.get_vocab().values() if token < vocab_size)
     return [token for token in known if tokenizer.decode([token]).rstrip(" ").endswith(tuple(ends))]
+
+
+def follows_end(
+    tokens: torch.Tensor, ends: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> torch.Tensor:
+    """True on each token of `(num_sequences, length)` whose predecessor in its sequence ends in one of these ways."""
+    is_end = torch.isin(tokens, torch.tensor(tokens_ending(ends, tokenizer, vocab_size), dtype=torch.long))
+    return F.pad(is_end[:, :-1], (1, 0))

@@ -23,7 +23,6 @@ import datasets
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +35,7 @@ from ..hub.weights import find_base
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
 from ..trainers.checkpoints import checkpoint_damage, is_own_checkpoint, list_checkpoints, remove_checkpoint
 from ..whole_file import write_whole
-from .data import tokens_ending
+from .data import follows_end
 from .folders import RUN_FILES, TRAINING_FILES, FolderLocked, check_own, claim, lock_folder
 from .grid import Grid, GridRun
 from .training_checks import check_training, check_types
@@ -282,9 +281,8 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
 def _controls(work: GridWork, run: GridRun, model: PreTrainedModel) -> ControlResults:
     batch_size, arguments = work.arguments(run).per_device_eval_batch_size, dict(work.grid.controls)
     if ends := arguments.pop("boundaries", None):
-        known = torch.tensor(tokens_ending(ends, work.tokenizer, model.config.locality.vocab_size), dtype=torch.long)
-        is_end = torch.isin(torch.tensor(work.held_out["input_ids"]), known)
-        arguments["boundaries"] = F.pad(is_end[:, :-1], (1, 0)).tolist()  # what comes after
+        tokens = torch.tensor(work.held_out["input_ids"])
+        arguments["boundaries"] = follows_end(tokens, ends, work.tokenizer, model.config.locality.vocab_size).tolist()
     return measure_controls(model, work.held_out, batch_size, **arguments)
 
 

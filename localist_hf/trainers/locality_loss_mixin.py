@@ -32,8 +32,6 @@ from .self_teaching import SelfTeachingMixin, label_losses_of_rows
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
-# What the training log is made of, beside the losses.
-_LOGGED_SUMS = (*SHARES, *OF_BLOCKS, "num_counted")
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -151,6 +149,12 @@ class LocalityLossMixin(SelfTeachingMixin):
         """Layers that the schedule localises, and how much."""
         return {layer: value for layer, value in enumerate(self.model.config.locality.locality_lambdas) if value > 0}
 
+    @property
+    def _logged_sums(self) -> tuple[str, ...]:
+        """What the training log is made of, beside the losses."""
+        of_blocks = OF_BLOCKS if self.args.locality_objective == "choice" else ()
+        return (*SHARES, *of_blocks, "num_counted")
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """The model that `model_init` makes, of a class that can be trained; nothing has been done to its weights."""
         model = super().call_model_init(trial)
@@ -246,8 +250,7 @@ class LocalityLossMixin(SelfTeachingMixin):
             locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
             locality = locality.to(own_loss.device)
             shares = share_sums(measured.measurements)
-            logged = [name for name in _LOGGED_SUMS if name in shares]
-            shares = torch.stack([shares[name][..., 0].sum(0) for name in logged])
+            shares = torch.stack([shares[name][..., 0].sum(0) for name in self._logged_sums])
             self._add_to_log(locality=locality.detach() / steps, shares=shares)
             weight = self.args.locality_weight if self.args.max_loss_increase is None else self._budget_weight
             loss = loss + weight * self._warmup() * locality
@@ -349,13 +352,11 @@ class LocalityLossMixin(SelfTeachingMixin):
                 logs["locality_weight"] = self._budget_weight
             if "shares" in sums:
                 totals = sums["shares"].cpu().double()
-                has_choice = self.args.locality_objective == "choice"
-                logged = [name for name in _LOGGED_SUMS if has_choice or name not in OF_BLOCKS]
-                means = share_means(dict(zip(logged, totals, strict=True)))
+                means = share_means(dict(zip(self._logged_sums, totals, strict=True)))
                 for at, layer in enumerate(self._lambdas):
                     if totals[-1, at]:
                         others = ["context_fidelity"] if means["context_share"][at] > 0 else []
-                        others += OF_BLOCKS if has_choice else []
+                        others += [name for name in OF_BLOCKS if name in means]
                         for name in (*SHARES, "fidelity", *others):
                             logs[f"{name}_layer_{layer}"] = means[name][at].item()
             self._log_sums = {}
