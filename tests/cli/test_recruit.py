@@ -40,7 +40,13 @@ def printed_and_found(workspace: Path) -> tuple[str, dict]:
     """What the command prints and writes."""
     text, out = str(workspace / "python.txt"), str(workspace / "out")
     flags = ["--output-dir", out, "--mean-length", "14", "--boundaries", "\n", "@@"]
-    with redirect_stdout(StringIO()) as printed:
+
+    def in_float32(*args) -> tuple:  # it is saved in bfloat16, which most CPUs are slow in
+        model, tokenizer = load(*args)
+        return model.float(), tokenizer
+
+    with redirect_stdout(StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recruit, "load", in_float32)
         main(["recruit", str(BASE), "--text-file", text, *flags])
     return printed.getvalue(), json.loads((workspace / "out/separators.json").read_text())
 
