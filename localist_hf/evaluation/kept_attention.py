@@ -80,10 +80,9 @@ class KeptAttention:
         self,
         inputs: dict[str, torch.Tensor],
         layers: Sequence[int],
-        output_entropy: bool = False,
         locality_dial: float | None = 0.0,
         min_fidelity: float | None = 0.0,
-        **starts: torch.Tensor,
+        **request: Any,
     ) -> LocalityMeasurements:
         """
         What these layers would measure with these arguments, given what the forward pass handed them, and at the price
@@ -94,19 +93,16 @@ class KeptAttention:
                 Its `input_ids` and, where it had them, `attention_mask` and `position_ids`.
             layers (`Sequence[int]`):
                 The layers to measure.
-            output_entropy (`bool`, *optional*, defaults to `False`):
-                As for [`LocalistGPT2LMHeadModel.forward`].
             locality_dial (`float`, *optional*, defaults to 0.0), min_fidelity (`float`, *optional*, defaults to 0.0):
                 The dial and the guarantee of these layers; `None` for what is set.
-            starts (`torch.Tensor` of shape `(batch_size, length)`):
-                `block_starts` or `local_starts`.
+            request:
+                What else to measure, and on which blocks: arguments of [`LocalityRequest`].
 
         Raises:
             ValueError: for starts that are none of these inputs.
         """
         dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity}
-        request = LocalityRequest(layers, output_entropy, **dial, **starts)
-        locality = build_locality(self._config, request, NativeInputs(**inputs))
+        locality = build_locality(self._config, LocalityRequest(layers, **dial, **request), NativeInputs(**inputs))
         with torch.autocast(*self._autocast):
             for layer in layers:
                 module, *tensors, mask, arguments = self._layers[layer]

@@ -52,6 +52,9 @@ def live_page(
     def weights(asked: Any) -> dict[str, Any]:
         return answer(readings.weights, asked)
 
+    def blocks(asked: Any) -> dict[str, Any]:
+        return answer(readings.blocks, asked)
+
     def predict(asked: Any) -> dict[str, Any]:
         return answer(readings.predict, asked)
 
@@ -73,7 +76,7 @@ def live_page(
             head=f"<script>{page_script()}</script><style>textarea {{ unicode-bidi: plaintext }}</style>",
             js_on_load=_CONNECT,
             css=own_file("page.css"),
-            server_functions=[weights, predict, go_on],
+            server_functions=[weights, blocks, predict, go_on],
         )
         # No more is sent of a text than is refused. JavaScript counts some characters twice. An emptied box is null.
         most = 2 * max_characters(max_tokens) + 2
@@ -104,7 +107,12 @@ const draw = () => {
   if (problem) drawProblem(host, props.css, problem);
   else if (answer) {
     const { page, about } = answer;
-    const source = { weights: ask("weights", about), predict: ask("predict", about), goOn: ask("go_on", about) };
+    const source = {
+      weights: ask("weights", about),
+      blocks: async (asked) => unpack(await ask("blocks", about)(asked), Uint16Array),
+      predict: ask("predict", about),
+      goOn: ask("go_on", about),
+    };
     drawPage(host, props.css, page, source);
   }
 };

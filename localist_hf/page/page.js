@@ -7,9 +7,9 @@
  * @param {HTMLElement} host Gets a shadow tree, so that its styles and those around it leave each other alone.
  * @param {string} css The styles.
  * @param {object} data What Python's `page_data` makes.
- * @param {object} source `weights({reading, layer, head, position})` and, where there is a dial,
- *   `predict({reading, position, dial})` and `goOn` of the same; all give a promise, which fails with a sentence for
- *   the reader.
+ * @param {object} source `weights({reading, layer, head, position})`, `blocks({reading, layer, head})` and, where there
+ *   is a dial, `predict({reading, position, dial})` and `goOn` of the same; all give a promise, which fails with a
+ *   sentence for the reader.
  */
 async function drawPage(host, css, data, source) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
@@ -71,6 +71,7 @@ async function drawPage(host, css, data, source) {
     const most = make("tbody");
     const mostCaption = make("caption");
     const predictions = source.predict ? drawPredictions(data, index, source, state, error) : null;
+    const matrix = drawBlocks(data, index, source, starts, choose, error);
 
     const options = (names) => names.map(([value, name]) => make("option", { value }, name));
     const numbers = (count) => Array.from({ length: count }, (_, number) => [number, String(number)]);
@@ -162,6 +163,8 @@ async function drawPage(host, css, data, source) {
               make("tbody", {}, ...shareRows.map(({ row }) => row)),
             ),
           ),
+          make("h3", {}, "Which block looks at which"),
+          matrix.element,
         ),
         make(
           "div",
@@ -225,6 +228,8 @@ async function drawPage(host, css, data, source) {
       headSelect.value = head ?? "";
       updateShares(position);
       updateHeat();
+      matrix.mark(blockOf[position]);
+      matrix.pick(layer, head);
       predictions?.predictSoon();
       try {
         const answer = await source.weights({ reading: index, layer, head, position });

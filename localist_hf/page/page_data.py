@@ -57,6 +57,7 @@ def _reading_data(reading: Reading, has_rows: bool) -> dict[str, Any]:
         "layerFidelity": _defined(of_layers),
         "headFidelity": [_defined(heads) for heads in profile.context_fidelity],
         "rows": _rows(reading) if has_rows else None,
+        "blocks": _blocks(reading) if has_rows else None,
     }
 
 
@@ -74,6 +75,17 @@ def _rows(reading: Reading) -> dict[str, str]:
         "heads": pack(_whole(torch.cat(heads), _FULL_8, np.uint8)),
         "largest": pack(_whole(torch.stack(largest), _FULL_16, np.uint16)),
     }
+
+
+def _blocks(reading: Reading) -> list[str]:
+    """Which blocks the words of each block look at: of each layer's mean, and then of each of its heads."""
+    layers = map(reading.block_attention, range(reading.num_layers))
+    return [packed_blocks(shares) for heads in layers for shares in (heads.mean(0), *heads)]
+
+
+def packed_blocks(shares: torch.Tensor) -> str:
+    """Shares of blocks, packed row by row."""
+    return pack(_whole(shares, _FULL_16, np.uint16))
 
 
 def pack(array: np.ndarray) -> str:

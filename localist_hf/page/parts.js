@@ -28,6 +28,11 @@ function savedSource(data) {
       const unit = head === null ? 1 / 65535 : largest[row * length + position] / 65535 / 255;
       return Array.from(packed, (value) => value * unit);
     },
+    /** The shares of attention that go from each block to each, row by row. */
+    async blocks({ reading, layer, head }) {
+      const { numHeads, blocks } = data.readings[reading];
+      return unpack(blocks[layer * (numHeads + 1) + (head === null ? 0 : head + 1)], Uint16Array);
+    },
   };
 }
 
@@ -125,6 +130,11 @@ function introduction(data, hasDial) {
           "Of the attention that goes to other words, block and outside together, the part that stays in the block.",
           "Where it is near 100 %, the few words of the block tell you all that a head was looking at; near 0 %, you",
           "would have to read everything before.",
+        ),
+        paragraph(
+          "Which block looks at which.",
+          "The matrix shows it for all blocks at once. Where a row is light in one place, its words have made up their",
+          "mind; where blocks look at themselves alone, only the diagonal is light.",
         ),
       ),
       make(

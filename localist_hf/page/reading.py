@@ -176,6 +176,31 @@ class Reading:
         _check_place("position", position, len(self.passage))
         return self._rows.row(layer, position)
 
+    def block_attention(self, layer: int) -> torch.Tensor:
+        """
+        Which blocks the words of each block look at, at dial 0.
+
+        Args:
+            layer (`int`):
+                From 0.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_heads, num_blocks, num_blocks)`: the share of attention that goes from a
+            row's block to a column's, without what tokens give to themselves and to sinks; mean over its tokens of
+            their block shares (docs/method.md#block-shares). A row sums to what they give to other words.
+
+        Raises:
+            ValueError: for a layer that is not there.
+        """
+        _check_place("layer", layer, self.num_layers)
+        device = self.model.device
+        starts, tokens = self.block_starts[None].to(device), self.passage.input_ids[None].to(device)
+        measured = self._rows.measure({"input_ids": tokens}, [layer], output_block_shares=True, block_starts=starts)
+        shares = measured.block_shares[0][0].cpu()
+        _, number, count = self.block_starts.unique(return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(shares), len(count), len(count)).index_add_(1, number, shares)
+        return sums / count[:, None]
+
     def predict(self, position: int, dial: float, top_k: int = 5) -> Prediction:
         """
         What comes after a position, under the dial. Blocks are those that the model finds itself, as in every

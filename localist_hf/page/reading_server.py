@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model, num_positions
-from .page_data import page_data
+from .page_data import packed_blocks, page_data
 from .reading import Passage, Reading, num_tokens, read, read_beside
 
 
@@ -86,10 +86,13 @@ class Readings:
         self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None, position: int
     ) -> list[float]:
         """The attention weights of one query, of the mean over heads where `head` is `None`."""
-        row = _one_of(self._read((text, model, compare or "")), reading).weights(layer, position)
-        if head is not None and not 0 <= head < len(row):
-            raise ValueError(f"`head` is {head}; it must be in 0 to {len(row) - 1}.")
-        return (row.mean(0) if head is None else row[head]).tolist()
+        rows = _one_of(self._read((text, model, compare or "")), reading).weights(layer, position)
+        return _of_head(rows, head).tolist()
+
+    def blocks(self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None) -> str:
+        """Which blocks the words of each block look at: [`Reading.block_attention`], packed."""
+        shares = self._ask_model((text, model, compare or ""), reading, lambda one: one.block_attention(layer))
+        return packed_blocks(_of_head(shares, head))
 
     def predict(
         self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float
@@ -192,6 +195,12 @@ def _one_of(readings: list[Reading], reading: int) -> Reading:
     if not 0 <= reading < len(readings):
         raise ValueError(f"`reading` is {reading}; it must be in 0 to {len(readings) - 1}.")
     return readings[reading]
+
+
+def _of_head(values: torch.Tensor, head: int | None) -> torch.Tensor:
+    if head is not None and not 0 <= head < len(values):
+        raise ValueError(f"`head` is {head}; it must be in 0 to {len(values) - 1}.")
+    return values.mean(0) if head is None else values[head]
 
 
 def _tokens_in_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:

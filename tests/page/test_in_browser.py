@@ -43,7 +43,8 @@ def open_page(browser: "sync_api.Browser") -> Iterator[Callable[..., "sync_api.P
     pages, complaints = [], []
 
     def complain(message: "sync_api.ConsoleMessage") -> None:
-        if message.type in ("error", "warning"):
+        # The page only draws; it is `check_blocks` that reads a canvas, and more than once.
+        if message.type in ("error", "warning") and not message.text.startswith("Canvas2D: Multiple readback"):
             complaints.append(message.text)
 
     def watch_requests(request: "sync_api.Request") -> None:
@@ -129,6 +130,39 @@ def check_shares(page: "sync_api.Page", reading: Reading, position: int, panel: 
         assert numbers == pytest.approx((100 * shares).tolist(), abs=0.06)
 
 
+def check_blocks(page: "sync_api.Page", reading: Reading, layer: int, head: int | None, panel: int = 0) -> None:
+    """That rows and cells of the matrix under the mouse are said as they are, and that they are coloured so."""
+    matrix = page.locator(".panel").nth(panel).locator(".blocks")
+    canvas, said = matrix.locator("canvas"), matrix.locator(".said")
+    sync_api.expect(canvas).to_have_attribute(
+        "aria-label", re.compile(f"in layer {layer}, {'mean of all heads' if head is None else f'head {head}'}")
+    )
+    shares = reading.block_attention(layer)
+    parts = (shares.mean(0) if head is None else shares[head]).double()
+    parts = parts / parts.sum(1, keepdim=True)
+    size = canvas.bounding_box()["width"] - 2  # of the border
+    cell = size / len(parts)
+    for row, column in ((len(parts) - 1, 0), (len(parts) - 1, len(parts) - 1), (2, 1)):
+        canvas.hover(position={"x": 1 + (column + 0.5) * cell, "y": 1 + (row + 0.5) * cell})
+        other = "itself" if row == column else f"block {column}, "
+        sync_api.expect(said).to_contain_text(re.compile(f"^Block {row}, .*, looks at {other}"))
+        shown = float(re.search(r": ([\d.]+) %\.$", said.inner_text())[1])
+        assert shown == pytest.approx(100 * parts[row, column].item(), abs=0.06)
+    brightness = canvas.evaluate(
+        """(canvas, number) => {
+          const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const middle = (place) => Math.floor((place + 0.5) * (width / number));
+          const at = (row, column) => 4 * (middle(row) * width + middle(column));
+          const brightness = (place) => data[place] + data[place + 1] + data[place + 2];
+          return Array.from({ length: number }, (_, row) =>
+            Array.from({ length: row + 1 }, (_, column) => brightness(at(row, column))));
+        }""",
+        len(parts),
+    )
+    for row in range(1, len(parts)):
+        assert max(range(row + 1), key=brightness[row].__getitem__) == parts[row].argmax()
+
+
 def press_tokens(page: "sync_api.Page", position: int, panel: int = 0) -> None:
     page.locator(".panel").nth(panel).locator(".token").nth(position).click()
 
@@ -165,12 +199,14 @@ def test_a_saved_page_shows_the_models_numbers(
     for panel, reading in enumerate(readings):
         check_weights(page, reading, last, None, 11, panel)
         check_shares(page, reading, 11, panel)
+        check_blocks(page, reading, last, None, panel)
     # One panel's layer and head, by the lists, and by the overview.
     panel = page.locator(".panel").nth(1)
     panel.get_by_role("combobox", name="Layer").select_option("1")
     panel.get_by_role("combobox", name="Head").select_option("3")
     check_weights(page, readings[1], 1, 3, 11, 1)
     check_weights(page, readings[0], last, None, 11, 0)
+    check_blocks(page, readings[1], 1, 3, 1)
     panel.get_by_role("button", name=re.compile("^Layer 0, head 2: context fidelity")).click()
     check_weights(page, readings[1], 0, 2, 11, 1)
     cells = panel.locator(".heat td").all_inner_texts()
@@ -400,6 +436,10 @@ def test_the_live_page(
     check_predictions(page, readings[0], 14, 1.0)
     page.get_by_role("button", name=re.compile("^Layer 1, head 2: ")).click()
     check_weights(page, readings[0], 1, 2, 14)
+    check_blocks(page, readings[0], 1, 2)
+    page.locator(".blocks canvas").click(position={"x": 2, "y": 2})  # the first block's row chooses its last token
+    check_weights(page, readings[0], 1, 2, readings[0].block_starts.unique()[1].item() - 1)
+    press_tokens(page, 14)
     for width in (390, 1280):
         check_fits(page, ".drawing", width)
     # The dial.

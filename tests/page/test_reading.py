@@ -69,6 +69,28 @@ def test_shares_are_the_sums_of_these_rows_over_the_blocks_that_are_shown(archit
             assert_close(reading.shares[layer, position].double(), torch.stack(parts), atol=2e-5, rtol=0)
 
 
+@every_architecture
+@torch.no_grad()
+def test_what_blocks_give_to_blocks_are_the_sums_of_these_rows(architecture: str) -> None:
+    model = localised(architecture, num_sink_tokens=2)
+    reading = read(model, passage_of(text(batch_size=1)[0][0]))
+    number = reading.block_starts.unique(return_inverse=True)[1]
+    num_blocks = int(number[-1]) + 1
+    assert num_blocks > 4
+    for layer in range(LAYERS):
+        expected = torch.zeros(4, num_blocks, num_blocks)
+        for position, block in enumerate(number):
+            row = reading.weights(layer, position).clone()
+            keys = torch.arange(position + 1)
+            row[:, (keys == position) | (keys < 2) & (keys < reading.block_starts[position])] = 0
+            expected[:, block].index_add_(1, number[: position + 1], row / (number == block).sum())
+        found = reading.block_attention(layer)
+        assert_close(found, expected, atol=1e-5, rtol=0)
+        others = reading.shares[layer, :, 2:].sum(-1)  # block and outside share
+        means = torch.zeros(num_blocks).index_add_(0, number, others) / number.bincount()
+        assert_close(found.sum(2).mean(0), means, atol=1e-5, rtol=0)
+
+
 @torch.no_grad()
 def test_the_profile_is_that_of_the_probe() -> None:
     model, other = localised("llama"), localised("llama", num_previous_blocks=1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.page import Passage, Reading, read, read_beside
 from localist_hf.page import reading_server as module
-from localist_hf.page.page_data import page_data
+from localist_hf.page.page_data import packed_blocks, page_data
 from localist_hf.page.reading_server import MAX_TOKENS, Readings
 
 
@@ -53,6 +53,9 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
         row = reading.weights(2, 9)
         assert_close(torch.tensor(readings.weights(*about, number, 2, None, 9)), row.mean(0))
         assert_close(torch.tensor(readings.weights(*about, number, 2, 3, 9)), row[3])
+        of_blocks = reading.block_attention(2)
+        assert readings.blocks(*about, number, 2, None) == packed_blocks(of_blocks.mean(0))
+        assert readings.blocks(*about, number, 2, 3) == packed_blocks(of_blocks[3])
         predicted, expected = readings.predict(*about, number, 9, 0.5), reading.predict(9, 0.5)
         assert predicted == {
             "tokens": expected.tokens,

@@ -67,6 +67,13 @@ def test_the_file_holds_the_numbers(model: PreTrainedModel, tokenizer: PreTraine
             most = weights.amax(1, keepdim=True)
             found = heads[layer, :, row] * largest[layer, :, position, None]
             assert ((found - weights).abs() <= 0.002 * most + 1e-5).all()
+    num_blocks = reading.block_starts.unique().numel()
+    assert len(shown["blocks"]) == 3 * 5
+    for layer in range(3):
+        of_heads = reading.block_attention(layer).double()
+        for place, expected in enumerate((of_heads.mean(0), *of_heads)):
+            found = unpack(shown["blocks"][5 * layer + place], "<u2", num_blocks, num_blocks) / 65535
+            assert_close(found, expected, atol=8e-6, rtol=0)
 
 
 def test_256_tokens_and_6_layers_of_12_heads_are_less_than_2_mb(
