@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, delocalize, localize
+from .modeling import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, Rule, delocalize, localize
 from .modeling.locality_mixin import LocalistGenerationMixin
 from .version import __version__
 
@@ -41,6 +41,7 @@ __all__ = [
     "LocalistGPT2Config",
     "LocalistGPT2LMHeadModel",
     "LocalistGPT2Model",
+    "Rule",
     "__version__",
     "delocalize",
     "localize",

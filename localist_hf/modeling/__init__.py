@@ -10,6 +10,7 @@ from .modeling_localist_gpt2 import (
     LocalistGPT2Model,
     LocalistModelOutput,
 )
+from .rules import Rule
 
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LocalityConfig",
     "LocalityFields",
     "LocalityMeasurements",
+    "Rule",
     "delocalize",
     "localize",
 ]

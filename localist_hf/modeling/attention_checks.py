@@ -140,7 +140,7 @@ class AttentionChecks:
                 f"`{name}` has documents start elsewhere than `position_ids`, by which they are told apart here.",
             )
 
-    def check_attention(self, layer: int, dropout: float, is_dialled: bool, is_soft_capped: bool) -> None:
+    def check_attention(self, layer: int, dropout: float, is_dialled: bool, is_explicit: bool) -> None:
         """
         Takes note that a layer attends here, and refuses dropout and gradient checkpointing that cannot be had.
 
@@ -152,10 +152,10 @@ class AttentionChecks:
                 "`use_reentrant` is True; gradient checkpointing of that kind gives the fidelity no gradient. Pass "
                 "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
             )
-        if dropout and (is_dialled or is_soft_capped):
+        if dropout and (is_dialled or is_explicit):
             raise ValueError(
                 f"The attention dropout of layer {layer} is {dropout}; "
-                f"{'under the dial' if is_dialled else 'where soft-capped scores are measured'} it must be 0. Set it "
+                f"{'under the dial' if is_dialled else 'where weights are made one by one'} it must be 0. Set it "
                 "so in the model's configuration."
             )
         self._attended.add(layer)

@@ -18,6 +18,7 @@ from .fidelity import LayerDial, Shares, binary_entropy, counted_fidelity, diall
 from .fused_attention import Scoring, attention_with_lse
 from .local_set import LOCAL_SET_SCHEMA, LocalSet
 from .opaque_ops import opaque_without_gradient
+from .pointer_set import PointerSet
 
 
 class Wanted(NamedTuple):
@@ -67,7 +68,7 @@ def attend(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scoring: Scoring,
-    local_set: LocalSet,
+    local_set: LocalSet | PointerSet,
     dial: LayerDial,
     wanted: Wanted,
 ) -> Attended:
@@ -83,7 +84,7 @@ def attend(
             True where a query sees a key; None is causal.
         scoring ([`Scoring`]):
             How weights are made of queries and keys.
-        local_set ([`LocalSet`]):
+        local_set ([`LocalSet`] or [`PointerSet`]):
             What is local to each query.
         dial ([`LayerDial`]):
             What becomes of the rest.
@@ -97,22 +98,54 @@ def attend(
     is_step = query.shape[2] == 1 and not wanted.shares and dial.floor == 0 and scoring.dropout == 0
     # No length is known where a graph is exported.
     is_plain = not (is_soft_capped or has_learned_sinks or torch.is_grad_enabled() or torch.compiler.is_exporting())
-    if is_step and is_plain:
+    is_pointed = isinstance(local_set, PointerSet)
+    if is_step and is_plain and not is_pointed:
         return Attended(_attend_once(query, key, value, mask, scoring.scale, dial.weight, *local_set))
     groups = query.shape[1] // key.shape[1]
     key, value, local_set = repeat_kv(key, groups), repeat_kv(value, groups), local_set.for_heads(groups)
     lse = None
-    if is_soft_capped:
+    is_fused = not (is_soft_capped or has_learned_sinks)
+    if is_pointed and not wanted.shares and is_fused:
+        return Attended(_attend_pointed(query, key, value, mask, scoring, local_set, dial))
+    if is_soft_capped or is_pointed:
         mask = None if dial.is_hard else mask  # what is not local counts for nothing
         output, *parts, entropy = explicit_attention(query, key, value, mask, scoring, local_set, dial)
-        fidelity = counted_fidelity(sum(parts), local_set.is_counted()[:, None])
+        fidelity = counted_fidelity(sum(parts), local_set.is_counted()[:, None] & (not dial.is_hard))
     else:
         output, parts, fidelity, entropy, lse = _attend_fused(query, key, value, mask, scoring, local_set, dial, wanted)
+    if is_pointed and not dial.is_on and is_fused:
+        output = _plain(query, key, value, mask, scoring)  # as it would be if nothing were measured
     shares = Shares(*parts, 1 - fidelity) if wanted.shares else None
     if wanted.entropy:
         is_token = local_set.starts[:, None] >= 0
         entropy = torch.where(is_token, entropy.clamp(min=0) / math.log(2), 0.0)
     return Attended(output, shares, entropy if wanted.entropy else None, lse)
+
+
+def _attend_pointed(query, key, value, mask, scoring, local_set: PointerSet, dial: LayerDial) -> torch.Tensor:
+    """As `attend`, with explicit weights only from the first query that is told where to look to the last one."""
+    output = _plain(query, key, value, mask, scoring)
+    named = local_set.is_named().any(dim=0).nonzero().flatten().tolist()
+    if not named or not dial.is_on:
+        return output
+    first, end = named[0], named[-1] + 1
+    last_key = key.shape[2] - query.shape[2] + end
+    told = explicit_attention(
+        query[:, :, first:end],
+        key[:, :, :last_key],
+        value[:, :, :last_key],
+        None,
+        scoring,
+        local_set.of_queries(first, end),
+        dial,
+    )
+    return torch.cat((output[:, :, :first], told.output.to(output.dtype), output[:, :, end:]), dim=2)
+
+
+def _plain(query, key, value, mask, scoring: Scoring) -> torch.Tensor:
+    """The attention without a dial."""
+    is_causal, dropout = mask is None and query.shape[2] > 1, scoring.dropout
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal, scale=scoring.scale)
 
 
 class _Part(NamedTuple):

@@ -1,18 +1,20 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
 """
 Attention under the dial, and what is measured of it, with explicit weights for a few queries at a time: for scores that
-no fused kernel makes, such as soft-capped ones.
+no fused kernel makes, such as soft-capped ones, and for local sets that are no stretch of keys.
 """
 
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
 from .fidelity import LayerDial
 from .fused_attention import Scoring
 from .local_set import NOWHERE, LocalSet
+from .pointer_set import PointerSet
 
 
 logger = logging.get_logger(__name__)
@@ -46,12 +48,11 @@ def explicit_attention(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scoring: Scoring,
-    local_set: LocalSet,
+    local_set: LocalSet | PointerSet,
     dial: LayerDial,
 ) -> ExplicitAttention:
     """
-    Softmax attention over capped scores, with the weights outside of a query's local set times what the dial says
-    (`docs/method.md#dial`).
+    Softmax attention, with the weights outside of a query's local set times what the dial says (`docs/method.md#dial`).
 
     Args:
         query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`), key (`torch.Tensor` of \
@@ -61,24 +62,34 @@ def explicit_attention(
         mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, key_length)`, *optional*):
             True where a query sees a key; None is causal.
         scoring ([`Scoring`]):
-            With a softcap; scores s are `softcap * tanh(scale * q.k / softcap)`.
-        local_set ([`LocalSet`]):
+            With a softcap, scores s are `softcap * tanh(scale * q.k / softcap)`.
+        local_set ([`LocalSet`] or [`PointerSet`]):
             What is local to each query; its `sink_keys` have as many heads as the keys.
         dial ([`LayerDial`]):
             What becomes of the rest.
     """
-    logger.warning_once(
-        "The attention scores of this model are soft-capped, which no fused kernel with a log-sum-exp does: locality "
-        "is measured and held with explicit weights for a few queries at a time, several times slower."
-    )
-    scale, softcap = scoring.scale, scoring.softcap
+    scale, _, softcap, learned_sinks = scoring
+    if softcap is not None:
+        logger.warning_once(
+            "The attention scores of this model are soft-capped, which no fused kernel with a log-sum-exp does: "
+            "locality is measured and held with explicit weights for a few queries at a time, several times slower."
+        )
     key, value, positions = _with_kept_sinks(key, value, local_set)
+
+    num_keys = key.shape[2]
 
     def attend(query, key, value, visible, is_local, is_sink, is_own):
         wide = torch.promote_types(query.dtype, torch.float32)
         scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scale
-        scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible, float("-inf"))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~visible, float("-inf"))
         is_padding = ~visible.any(-1, keepdim=True)
+        if learned_sinks is not None:  # one more key for each query, without a value
+            sinks = learned_sinks.to(wide)[None, :, None, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat((scores, sinks), dim=-1)
+            is_local, is_sink, is_own = (F.pad(each, (0, 1)) for each in (is_local, is_sink, is_own))
+            is_local[..., -1] = is_sink[..., -1] = True
         scores = scores.masked_fill(is_padding, 0.0)
         if dial.is_on:
             fidelity = scores[..., :1] if dial.floor == 0 else (scores.softmax(-1) * is_local).sum(-1, keepdim=True)
@@ -88,31 +99,19 @@ def explicit_attention(
         # Where a weight is 0, the gradient of 0 log 0 would be no number.
         entropy = -(weights * log_weights.masked_fill(log_weights.isneginf(), 0.0)).sum(-1)
         shares = ((weights * part).sum(-1) for part in (is_own, is_sink, is_local & ~is_sink & ~is_own))
-        return weights.to(value.dtype) @ value, *shares, entropy
+        return weights[..., :num_keys].to(value.dtype) @ value, *shares, entropy
 
-    query_length, chunks, window = query.shape[2], [], local_set.window
-    queries = positions[:, -query_length:]
-    for start in range(0, query_length, _CHUNK):
+    chunks = []
+    for start in range(0, query.shape[2], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        place = queries[:, rows, None]
-        starts = local_set.starts[:, rows, None]
-        first = (local_set.documents if local_set.documents.shape[1] == 1 else local_set.documents[:, rows])[..., None]
-        visible = positions[:, None] <= place if mask is None else mask[:, 0, rows]
-        if mask is None and window is not None:
-            visible = visible & (positions[:, None] > place - window)
-        visible = visible & (starts >= 0)
-        is_sink = (positions[:, None] >= first) & (positions[:, None] < first + local_set.num_sinks)
-        is_sink = is_sink & visible & (positions[:, None] < starts)
-        is_local = is_sink | (visible & (positions[:, None] >= starts))
-        is_own = visible & (positions[:, None] == place)
-        masks = (each[:, None] for each in (visible, is_local, is_sink, is_own))
+        masks = (each[:, None] for each in local_set.masks(rows, positions, mask))
         with torch.autocast(query.device.type, enabled=False):
             chunks.append(checkpoint(attend, query[:, :, rows], key, value, *masks, use_reentrant=False))
     return ExplicitAttention(*(torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True)))
 
 
 def _with_kept_sinks(
-    key: torch.Tensor, value: torch.Tensor, local_set: LocalSet
+    key: torch.Tensor, value: torch.Tensor, local_set: LocalSet | PointerSet
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     The keys and values, before them those of the sinks that a bounded cache keeps apart, and their positions,

@@ -13,6 +13,18 @@ from .block_partition import Blocks
 NOWHERE = 2**62
 
 
+class KeyMasks(NamedTuple):
+    """
+    Where some queries see a key, where it is local to them, and which part of the local set it is; each `(batch_size,
+    num_queries, num_keys)`.
+    """
+
+    visible: torch.Tensor
+    is_local: torch.Tensor
+    is_sink: torch.Tensor
+    is_own: torch.Tensor
+
+
 class LocalSet(NamedTuple):
     """
     The keys that are local to each query: the stretch of keys that ends with it, and the sinks before that stretch.
@@ -93,6 +105,29 @@ class LocalSet(NamedTuple):
             return self
         starts = torch.where(self.starts < 0, -1, self.starts - first)
         return self._replace(starts=starts, documents=self.documents - first, num_tokens=self.num_tokens - first)
+
+    def masks(self, rows: slice, positions: torch.Tensor, mask: torch.Tensor | None = None) -> KeyMasks:
+        """
+        For some queries, which keys they see and what these are to them.
+
+        Args:
+            rows (`slice`):
+                The queries.
+            positions (`torch.LongTensor` of shape `(1 or batch_size, num_keys)`):
+                Those of the keys, [`NOWHERE`] of what is none.
+            mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, num_keys)`, *optional*):
+                True where a query sees a key; None is causal.
+        """
+        place = self._position()[rows, None]
+        starts = self.starts[:, rows, None]
+        first = (self.documents if self.documents.shape[1] == 1 else self.documents[:, rows])[..., None]
+        keys = positions[:, None]
+        visible = keys <= place if mask is None else mask[:, 0, rows]
+        if mask is None and self.window is not None:
+            visible = visible & (keys > place - self.window)
+        visible = visible & (starts >= 0)
+        is_sink = (keys >= first) & (keys < first + self.num_sinks) & visible & (keys < starts)
+        return KeyMasks(visible, is_sink | (visible & (keys >= starts)), is_sink, visible & (keys == place))
 
     def of_rows(self, rows: torch.Tensor) -> "LocalSet":
         """That of some rows of the batch; there is no cache."""

@@ -33,6 +33,7 @@ from .local_set import LocalSet
 from .locality_config import LocalityFields
 from .locality_dial import check_share, current_setting
 from .locality_request import LocalityRequest, NativeInputs, rows_by_dial
+from .pointer_set import PointerSet
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,7 @@ class LayerResult(NamedTuple):
     shares: Shares
     entropy: torch.Tensor | None
     block_starts: torch.Tensor
-    local_set: LocalSet
+    local_set: LocalSet | PointerSet
     block_choice: BlockChoice | None = None
     block_shares: torch.Tensor | None = None
 
@@ -80,6 +81,8 @@ class Locality:
             The blocks, where they do not depend on the model's values.
         cache ([`~transformers.DynamicCache`], *optional*):
             The key-value cache; the queries follow its tokens.
+        pointers ([`PointerSet`], *optional*):
+            What the queries are told to look at, in place of their blocks.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Locality:
         is_packed: bool = False,
         blocks: TokenBlocks | None = None,
         cache: DynamicCache | None = None,
+        pointers: PointerSet | None = None,
     ) -> None:
         self.config, self.measured, self.wanted = config, measured, wanted
         self._rows = [each.rows for each in dials]
@@ -99,8 +103,11 @@ class Locality:
         self.documents, self.is_packed = documents, is_packed
         self._blocks, self._cache = blocks, cache
         self.seen = cache.get_seq_length() if cache is not None else 0
-        #: Layers that attend to their local sets only.
-        self.only_local = {layer for layer, some in enumerate(self._dials) if all(dial.is_hard for dial in some)}
+        self._pointers = pointers
+        #: Layers that need the keys of their blocks only.
+        self.only_local = {
+            layer for layer, some in enumerate(self._dials) if all(dial.is_hard for dial in some) and pointers is None
+        }
         #: Layers that need blocks; the others are plain attention.
         self.layers = measured | {layer for layer, some in enumerate(self._dials) if any(dial.is_on for dial in some)}
         #: What is measured, by layer.
@@ -116,7 +123,7 @@ class Locality:
         fixed = None if blocks is None else blocks.blocks
         self._search = BlockSearch(config, documents, self.layers, cache, fixed, needs_all)
         self._checks = AttentionChecks(documents, self._sliding_windows, is_packed, self.layers, cache)
-        self._local_sets: dict[tuple, LocalSet] = {}
+        self._local_sets: dict[tuple, LocalSet | PointerSet] = {}
 
     @property
     def has_row_dials(self) -> bool:
@@ -192,7 +199,8 @@ class Locality:
         mask = self._checks.seen_keys(module, attention_mask, query.shape[2], is_causal)
         dials = self._dials[layer]
         is_dialled = any(dial.is_on for dial in dials)
-        self._checks.check_attention(layer, scoring.dropout, is_dialled, scoring.softcap is not None)
+        is_explicit = scoring.softcap is not None or (self._pointers is not None and layer in self.measured)
+        self._checks.check_attention(layer, scoring.dropout, is_dialled, is_explicit)
         local_set = self.local_set(layer, query.shape[2], query.device)
         cached = self._cache.layers[layer] if self._cache is not None else None
         if self._num_sinks and isinstance(cached, LocalCacheLayer):
@@ -203,7 +211,7 @@ class Locality:
         rows = self._rows
 
         # Not of this object: what is made again in the backward pass holds it, and this object the outputs.
-        def over(values: torch.Tensor, scoring: Scoring, local_set: LocalSet, wanted: Wanted) -> Attended:
+        def over(values: torch.Tensor, scoring: Scoring, local_set: LocalSet | PointerSet, wanted: Wanted) -> Attended:
             if all(dial == dials[0] for dial in dials):
                 return attend(query, key, values, mask, scoring, local_set, dials[0], wanted)
             return _attend_by_rows(rows, query, key, values, mask, scoring, local_set, dials, wanted)
@@ -250,9 +258,13 @@ class Locality:
             shares = block_shares(attention, key, members, attended.shares)
         return choice, shares
 
-    def local_set(self, layer: int, query_length: int, device: torch.device) -> LocalSet:
+    def local_set(self, layer: int, query_length: int, device: torch.device) -> LocalSet | PointerSet:
         """What is local to the last queries of a layer; layers may be spread over several devices."""
         window = self._sliding_windows[layer]
+        if self._pointers is not None:
+            if (window, device) not in self._local_sets:
+                self._local_sets[window, device] = self._pointers.for_layer(self._num_sinks, window, device)
+            return self._local_sets[window, device]
         which = (self._search.defined_by(layer), window, device)
         if which not in self._local_sets:
             blocks = self._search.blocks_of(layer).last(query_length, device)
@@ -329,6 +341,8 @@ def build_locality(
         RowDials(rows, [LayerDial.of_layer(each, floor, value) for value in lambdas]) for each, rows in by_dial.items()
     ]
     wanted = Wanted(True, request.output_entropy, request.output_block_choice, request.output_block_shares)
-    locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache)
+    windows = {config.sliding_windows[layer] for layer in range(len(lambdas)) if lambdas[layer] or layer in measured}
+    pointers = request.pointers(documents, packed is not None, query_length, windows - {None})
+    locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache, pointers)
     check_cache(cache, locality.only_local)
     return locality

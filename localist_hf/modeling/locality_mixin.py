@@ -307,6 +307,9 @@ class LocalistGenerationMixin(LocalistMixin):
                     "out. Use `prompt_lookup_num_tokens` or an `assistant_model`."
                 )
             is_assisted = kwargs.get("assistant_model") is not None or said("prompt_lookup_num_tokens")
+            for name in ("rules", "pointer_blocks") if is_assisted else ():
+                if kwargs.get(name) is not None:
+                    raise ValueError(f"`{name}` is given for an assisted generation, whose assistant knows none.")
             if is_assisted or said("is_assistant"):
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
                 cache = kwargs.get(self._cache_argument)

@@ -16,6 +16,8 @@ from .block_partition import Blocks, with_previous_blocks
 from .block_search import TokenBlocks
 from .local_cache import LocalCacheLayer
 from .locality_dial import check_share
+from .pointer_set import PointerSet
+from .rules import Anchors, Rule, pointers_of_blocks, pointers_of_rules
 
 
 # This folder may be loaded several times, once for each model from the Hub: each copy has attention of its own.
@@ -62,6 +64,15 @@ class LocalityRequest:
         local_starts (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             In place of blocks, for measuring what is no partition, such as the last n keys: the first key of the
             stretch that is local to each token. The whole stretch then counts as its block.
+        rules (`list[Rule]`, *optional*):
+            What some tokens are to look at. Their targets then take the place of a block: in the shares and the
+            fidelity that are measured, and under the dial and the guarantee. Tokens that no rule names look where they
+            like, and are not counted.
+        anchors (`dict[str, ...]`, or a list of one for each row, *optional*):
+            Names for parts of the text, by which `rules` may call them: `{"source 1": (12, 80)}`.
+        pointer_blocks (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            As `rules`, by the data: for each token the number of the block that it is to look at, from 0 in each row,
+            or -1. Needs `block_starts`, which say what the blocks are.
         locality_dial (`float` or `torch.Tensor` of shape `(batch_size,)`, *optional*), min_fidelity (`float`, \
         *optional*):
             The dial and the guarantee of the configuration, for this call in place of what is set. A tensor has a dial
@@ -74,6 +85,9 @@ class LocalityRequest:
     output_block_shares: bool = False
     block_starts: torch.LongTensor | None = None
     local_starts: torch.LongTensor | None = None
+    rules: Sequence[Rule] | None = None
+    anchors: Anchors | None = None
+    pointer_blocks: torch.LongTensor | None = None
     locality_dial: float | torch.Tensor | None = None
     min_fidelity: float | None = None
 
@@ -102,6 +116,45 @@ class LocalityRequest:
         if not all(isinstance(layer, numbers.Integral) and 0 <= layer < num_layers for layer in layers):
             raise ValueError(f"`output_fidelity` asks for layers {list(layers)}; the model has 0 to {num_layers - 1}.")
         return frozenset(map(int, layers))
+
+    def pointers(
+        self, documents: torch.Tensor, is_packed: bool, query_length: int, windows: Collection[int | None]
+    ) -> PointerSet | None:
+        """
+        What the queries of a text with these documents are told to look at, in layers with these sliding windows;
+        `None` where nothing is told.
+
+        Raises:
+            ValueError: for what cannot be told, or not together.
+        """
+        if self.rules is None and self.pointer_blocks is None:
+            if self.anchors is not None:
+                raise ValueError("`anchors` are given without `rules`, which would name them.")
+            return None
+        name = "pointer_blocks" if self.rules is None else "rules"
+        others = ("pointer_blocks", "local_starts", "output_block_choice", "output_block_shares")
+        for other in others:
+            value = getattr(self, other)
+            if other != name and value is not None and value is not False:
+                raise ValueError(f"`{name}` and `{other}` are both given; only one can say what is local.")
+        if torch.compiler.is_compiling():
+            _refuse_compiled(f"`{name}` is given, whose values no compiled graph reads; call the model as it is.")
+        if self.rules is not None:
+            if is_packed:
+                raise ValueError("`rules` are given for packed documents, whose positions begin anew; pass one a row.")
+            pointers = pointers_of_rules(self.rules, self.anchors, documents, query_length)
+        else:
+            if self.block_starts is None:
+                raise ValueError("`pointer_blocks` needs `block_starts`, which say what the blocks are.")
+            pointers = pointers_of_blocks(self.pointer_blocks, self.block_starts, documents, query_length)
+        for window in windows:
+            if (sees_none := pointers._replace(window=window).sees_none()).any():
+                row, at = sees_none.nonzero()[0].tolist()
+                raise ValueError(
+                    f"`{name}` tells query {at} of row {row} to look at tokens that a sliding window of {window} keys "
+                    "hides from it."
+                )
+        return pointers
 
     def given_blocks(
         self, documents: torch.Tensor, num_previous_blocks: int, query_length: int, cache: DynamicCache | None

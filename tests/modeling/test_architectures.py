@@ -6,9 +6,7 @@ knows of grouped queries, partial rotary positions, sliding windows, soft-cappin
 import copy
 import gc
 import itertools
-import sys
 import weakref
-from dataclasses import dataclass, field
 
 import pytest
 import reference
@@ -18,8 +16,6 @@ from architectures import (
     LAYERS,
     LENGTH,
     PADDING,
-    SETTINGS,
-    SLIDING,
     WINDOW,
     every_architecture,
     localised,
@@ -27,213 +23,23 @@ from architectures import (
     text,
     untouched,
 )
-from torch import nn
+from matrices import (
+    EVERYTHING,
+    OF_BLOCKS,
+    check_close,
+    check_measurements,
+    check_parts,
+    matrices_for,
+    native_pass,
+)
 from torch.testing import assert_close
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     DynamicCache,
-    PreTrainedModel,
 )
-from transformers.masking_utils import eager_mask
 
 from localist_hf.modeling import delocalize
 from localist_hf.modeling.fidelity import context_fidelity
 from localist_hf.modeling.locality_mixin import SHARES
-
-
-# --- the reference
-
-
-@dataclass
-class Matrices:
-    """
-    The attention matrices of one forward pass of the native class, and the dial on them.
-
-    Args:
-        architecture (`str`):
-            Says which layers have sliding windows.
-        documents (`torch.LongTensor` of shape `(batch_size, length)`):
-            First position of each position's document, -1 on padding.
-        block_starts (`tuple(torch.LongTensor)`):
-            Those of each layer.
-        sinks, previous (`int`):
-            `num_sink_tokens` and `num_previous_blocks`.
-        factors, floors (`list[float]`):
-            For each layer, the factor of the weights outside the local set, and the least fidelity.
-    """
-
-    architecture: str
-    documents: torch.Tensor
-    block_starts: tuple[torch.Tensor, ...]
-    sinks: int
-    previous: int
-    factors: list[float] = field(default_factory=lambda: [1.0] * LAYERS)
-    floors: list[float] = field(default_factory=lambda: [0.0] * LAYERS)
-    weights: dict[int, torch.Tensor] = field(default_factory=dict)
-    #: The share of a learned sink, which is no token and always local.
-    learned: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def visible(self, layer: int) -> torch.Tensor:
-        visible = reference.visible_keys(self.documents, LENGTH)
-        if layer in SLIDING.get(self.architecture, ()):
-            position = torch.arange(LENGTH)
-            visible = visible & (position[:, None] - position < WINDOW)
-        return visible
-
-    def local(self, layer: int) -> torch.Tensor:
-        """A layer's local set never exceeds what the layer sees."""
-        local = reference.local_set(self.block_starts[layer], self.documents, self.sinks, LENGTH, self.previous)
-        return local & self.visible(layer)
-
-    def attend(self, layer: int, weights: torch.Tensor, value: torch.Tensor, has_learned_sink: bool) -> torch.Tensor:
-        """Keeps the weights as the dial makes them, and the values; returns the output."""
-        learned = 1 - weights.sum(-1) if has_learned_sink else weights.new_zeros(weights.shape[:-1])
-        local = self.local(layer)
-        factor = torch.full_like(learned, self.factors[layer])
-        if floor := self.floors[layer]:
-            free = reference.fidelity(weights, local) + learned
-            factor = torch.minimum(factor, free * (1 - floor) / (floor * (1 - free)).clamp(min=1e-30))
-        weights = torch.where(local, weights, weights * factor[..., None])
-        total = weights.sum(-1) + learned
-        total = torch.where(self.documents[:, None] < 0, 1.0, total)
-        self.weights[layer], self.learned[layer] = weights / total[..., None], learned / total
-        self.values[layer] = value
-        groups = weights.shape[1] // value.shape[1]
-        return (self.weights[layer] @ value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous()
-
-    def measurements(self, layer: int) -> dict[str, torch.Tensor]:
-        """What the package calls by the same names."""
-        weights, learned = self.weights[layer].double(), self.learned[layer].double()
-        visible, local, starts = self.visible(layer), self.local(layer), self.block_starts[layer]
-        is_token = (self.documents >= 0)[:, None].expand(learned.shape)
-        # What is local to a query but not seen by it has no weight.
-        shares = reference.shares(weights, local, starts, self.documents, self.sinks)
-        shares["sink_share"] = shares["sink_share"] + torch.where(is_token, learned, 0)
-        counted = reference.counted(visible, local, self.documents)
-        fidelity = reference.fidelity(weights, local) + learned
-        has_context = reference.has_context(local, starts, self.documents, self.sinks)
-        bits = reference.entropy_bits(torch.cat((weights, learned[..., None]), dim=-1))
-        of_blocks = reference.block_shares(weights, starts, self.documents, self.sinks)
-        total = of_blocks.sum(-1)
-        return {
-            **shares,
-            "block_shares": of_blocks,
-            "blocks_looked_at": reference.blocks_looked_at(of_blocks),
-            "top_block_share": torch.where(total > 0, of_blocks.amax(-1) / total.clamp(min=1e-30), 1.0),
-            "fidelity": torch.where(counted[:, None], fidelity, 1.0),
-            "fidelity_mask": counted,
-            "context_mask": counted & has_context,
-            "entropy": torch.where(is_token, bits, 0),
-        }
-
-    def check_semantic_blocks(self, block_starts: tuple[torch.Tensor, ...]) -> None:
-        """The blocks of each layer are those of the values of the band 1..3 up to it, or of its own below the band."""
-        limits = (SETTINGS["min_block_length"], SETTINGS["max_block_length"])
-        num_checked = 0
-        for layer in range(LAYERS):
-            band = [layer] if layer < 1 else range(1, layer + 1)
-            lengths = torch.stack([reference.value_lengths(self.values[other].detach()) for other in band]).mean(0)
-            for row in range(len(lengths)):
-                expected, margin = reference.semantic_block_starts(
-                    lengths[row, None], self.documents[row, None], 1.25, *limits
-                )
-                if margin > 3e-4:  # the package leaves ties within 1e-4 to the block before
-                    assert torch.equal(block_starts[layer][row, None], expected), f"blocks of layer {layer}"
-                    num_checked += 1
-        assert num_checked >= LAYERS
-
-
-_current: list[Matrices] = []
-
-
-def matrix_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    # In double precision, so that a learned sink's share is what is left of 1 even where it is next to nothing.
-    _, weights = eager(module, query.double(), key.double(), value.double(), attention_mask, **kwargs)
-    output = _current[-1].attend(module.layer_idx, weights, value.double(), hasattr(module, "sinks"))
-    return output.to(value.dtype), weights
-
-
-AttentionInterface.register("explicit_matrix", matrix_attention_forward)
-AttentionMaskInterface.register("explicit_matrix", eager_mask)
-
-
-def native_pass(model: PreTrainedModel, matrices: Matrices, *args, **kwargs):
-    """A forward pass of the native class with these matrices."""
-    model.set_attn_implementation("explicit_matrix")
-    _current.append(matrices)
-    try:
-        return model(*args, **kwargs, use_cache=False)
-    finally:
-        _current.pop()
-
-
-def documents_of(mask: torch.Tensor) -> torch.Tensor:
-    first = mask.argmax(1, keepdim=True)
-    return torch.where(mask.bool(), first, -1)
-
-
-def matrices_for(architecture: str, model: PreTrainedModel, outputs, mask: torch.Tensor, dial=0.0, floor=0.0):
-    """Those that belong to a pass of a localised model."""
-    locality = model.config.locality
-    lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
-    return Matrices(
-        architecture,
-        documents_of(mask),
-        outputs.block_starts,
-        locality.num_sink_tokens,
-        locality.num_previous_blocks,
-        [1 - dial * value for value in lambdas],
-        [floor * value for value in lambdas],
-    )
-
-
-#: What is measured of all blocks, and how it is asked for.
-OF_BLOCKS = ("block_shares", "blocks_looked_at", "top_block_share")
-EVERYTHING = {
-    "output_fidelity": True, "output_entropy": True, "output_block_choice": True, "output_block_shares": True,
-}  # fmt: skip
-
-
-def check_close(name: str, actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
-    rtol = 1e-5 if name.startswith("entropy") else 0.0  # bits, up to 6 of them
-    assert_close(actual, expected, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}")
-
-
-def check_parts(name: str, actual: torch.Tensor, expected: torch.Tensor, of: torch.Tensor) -> None:
-    """Of parts of what may be next to nothing, and then is rounding."""
-    is_some = of > 1e-2
-    check_close(name, actual * is_some, expected * is_some, atol=1e-3)
-    assert (actual[of == 0] == 1).all(), name
-
-
-def check_measurements(outputs, matrices: Matrices) -> None:
-    totals = {"block_share": 0.0, "outside_share": 0.0}
-    expected_totals = dict(totals)
-    for layer in range(LAYERS):
-        expected = matrices.measurements(layer)
-        for name, tensor in expected.items():
-            actual = getattr(outputs, name)[layer]
-            where = f"{name} of layer {layer}"
-            if tensor.dtype == torch.bool:
-                assert torch.equal(actual, tensor), where
-            elif name in OF_BLOCKS[1:]:
-                check_parts(where, actual.double(), tensor, expected["block_share"] + expected["outside_share"])
-            else:
-                check_close(where, actual.double(), tensor)
-            if name in totals:
-                totals[name] += actual.double().sum((0, 2))
-                expected_totals[name] += tensor.sum((0, 2))
-    assert_close(context_fidelity(*totals.values()), context_fidelity(*expected_totals.values()), atol=1e-5, rtol=0)
 
 
 # --- measurements

@@ -1,0 +1,219 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Rules that name what queries are to look at, and the same said by the data, token by token."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .pointer_set import PointerSet
+
+
+#: Some tokens of a text: the name of an anchor, a position, a stretch from a position to the one before another
+#: (`None`: to the end, however long the text grows), a mask `(batch_size, num_tokens)`, or a list of such.
+Part = str | int | tuple[int, int | None] | torch.Tensor | list
+#: What names parts of a text, by name; where rows differ, one for each row.
+Anchors = Mapping[str, Part] | Sequence[Mapping[str, Part]]
+
+_PART = (
+    "it must be the name of an anchor, a position, a stretch (first, end) whose end may be None, a mask of bools, or a "
+    "list of these"
+)
+_MOST_RULES = 62  # which of them name a query is said by the bits of one number
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    What some tokens are to look at: under the dial, layers turn down what is neither a target, the token itself nor an
+    attention sink, as far as their lambda says. Positions count from the first token of each row's text, padding left
+    out, and those of tokens that are still to come count too.
+
+    Args:
+        queries (`str`, `int`, `tuple[int, int | None]`, `torch.BoolTensor` of shape `(batch_size, num_tokens)`, or a \
+        list of these):
+            The tokens that look: the name of an anchor, a position, a stretch from a position to the one before
+            another (`None`: however long the text grows), a mask, or several of these.
+        targets (as `queries`):
+            The tokens that they may look at, as far as they stand before them.
+
+    Raises:
+        ValueError: for what is none of these.
+
+    Example:
+
+    ```python
+    >>> anchors = {"source 1": (0, 80), "source 2": (80, 190), "question": (190, 210), "answer": (210, None)}
+    >>> rules = [Rule("answer", ["source 2", "question", "answer"])]
+    >>> model.generate(**inputs, rules=rules, anchors=anchors, locality_dial=1.0)
+    ```
+    """
+
+    queries: Part
+    targets: Part
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "targets"):
+            _check_part(f"`{name}` of a rule", getattr(self, name), may_be_name=True)
+
+
+def pointers_of_rules(
+    rules: Sequence[Rule], anchors: Anchors | None, documents: torch.Tensor, query_length: int
+) -> PointerSet:
+    """
+    What rules tell the last queries of a text to look at; where several name a query, the targets of all.
+
+    Args:
+        rules (`Sequence[Rule]`), anchors (`Mapping` or `Sequence[Mapping]`, *optional*):
+            The rules, and what names parts of the text.
+        documents (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
+            First position of each token's text, -1 on padding.
+        query_length (`int`):
+            Number of queries.
+
+    Raises:
+        ValueError: for what is no rule, an anchor that is not there, a mask of another shape, and a rule whose targets
+            one of its queries cannot see.
+    """
+    if isinstance(rules, Rule) or not isinstance(rules, Sequence) or not rules or len(rules) > _MOST_RULES:
+        raise ValueError(f"`rules` is {rules!r}; it must be a list of 1 to {_MOST_RULES} rules.")
+    for number, rule in enumerate(rules):
+        # A rule of another copy of this code is told by its name.
+        if type(rule).__name__ != Rule.__name__ or not hasattr(rule, "queries") or not hasattr(rule, "targets"):
+            raise ValueError(f"`rules[{number}]` is {rule!r}; it must be a `Rule`.")
+    of_rows = _anchors_of_rows(anchors, len(documents))
+    queries, targets = (
+        torch.stack([_mask(f"rules[{at}]", getattr(rule, name), of_rows, documents) for at, rule in enumerate(rules)])
+        for name in ("queries", "targets")
+    )  # (num_rules, batch_size, num_tokens)
+    for number, rule in enumerate(rules):
+        sees_none = queries[number] & ~targets[number].cummax(-1).values
+        sees_none[:, : documents.shape[1] - query_length] = False
+        if sees_none.any():
+            row, at = sees_none.nonzero()[0].tolist()
+            raise ValueError(
+                f"`rules[{number}]` ({_shown(rule.queries)} to look at {_shown(rule.targets)}) names the token at "
+                f"position {at - int(documents[row, at])} of row {row}, before which none of the targets stands."
+            )
+    bits = 2 ** torch.arange(len(rules), device=documents.device)
+    code = (queries[..., -query_length:] * bits[:, None, None]).sum(0)
+    return _pointer_set(code - 1, lambda told: targets[((told + 1) & bits) > 0].any(0), documents)
+
+
+def pointers_of_blocks(
+    pointer_blocks: torch.Tensor, block_starts: torch.Tensor, documents: torch.Tensor, query_length: int
+) -> PointerSet:
+    """
+    What the data tells the last queries of a text to look at: for each token the number of a block, or -1.
+
+    Args:
+        pointer_blocks (`torch.LongTensor` of shape `(batch_size, num_tokens)`), block_starts (`torch.LongTensor` of \
+        the same shape), documents (`torch.LongTensor` of the same shape):
+            The blocks to look at, numbered from 0 in each row; where each token's block starts; and the first position
+            of each token's text.
+        query_length (`int`):
+            Number of queries.
+
+    Raises:
+        ValueError: for pointers of another shape or dtype, and to a block that a token cannot see.
+    """
+    if not isinstance(pointer_blocks, torch.Tensor) or pointer_blocks.is_floating_point():
+        raise ValueError(f"`pointer_blocks` is {_shown(pointer_blocks)}; it must be a tensor of whole numbers.")
+    if pointer_blocks.shape != documents.shape:
+        raise ValueError(
+            f"`pointer_blocks` has the shape {tuple(pointer_blocks.shape)}; it must be {tuple(documents.shape)}: one "
+            "entry for each token, those in the cache included."
+        )
+    pointers = pointer_blocks.to(documents.device)
+    position = torch.arange(documents.shape[1], device=documents.device)
+    starts = block_starts.to(documents.device)
+    block = torch.where(documents < 0, -2, (starts == position).cumsum(1) - 1)
+    first = torch.where(documents < 0, 0, torch.gather(block, 1, documents.clamp(min=0)))  # of each token's text
+    wrong = (pointers != -1) & ((pointers < first) | (pointers > block))
+    if wrong.any():
+        row, at = wrong.nonzero()[0].tolist()
+        if block[row, at] < 0:
+            raise ValueError(f"`pointer_blocks[{row}, {at}]` is {pointers[row, at]}; on padding it must be -1.")
+        raise ValueError(
+            f"`pointer_blocks[{row}, {at}]` is {pointers[row, at]}; it must be -1, or the number of a block that the "
+            f"token can see: {first[row, at]} to {block[row, at]}."
+        )
+    return _pointer_set(pointers[:, -query_length:], lambda told: block == told, documents)
+
+
+def _pointer_set(
+    told: torch.Tensor, targets: Callable[[torch.Tensor], torch.Tensor], documents: torch.Tensor
+) -> PointerSet:
+    """Of what each query is told, a number or -1, and the targets that a number stands for."""
+    found, of_query = told.unique(return_inverse=True)
+    is_told = found >= 0
+    sets = [targets(each) for each in found[is_told]] or [torch.zeros_like(documents, dtype=torch.bool)]
+    number = torch.where(is_told, is_told.cumsum(0) - 1, -1)
+    return PointerSet(torch.stack(sets, dim=1), number[of_query], documents)
+
+
+def _check_part(name: str, part: Part, may_be_name: bool) -> None:
+    if isinstance(part, list):
+        if not part:
+            raise ValueError(f"{name} is an empty list; {_PART}.")
+        for each in part:
+            _check_part(name, each, may_be_name)
+        return
+    is_position = type(part) is int and part >= 0
+    is_stretch = (
+        isinstance(part, tuple)
+        and len(part) == 2
+        and type(part[0]) is int
+        and (part[1] is None or type(part[1]) is int)
+        and part[0] >= 0
+        and (part[1] is None or part[0] < part[1])
+    )
+    is_mask = isinstance(part, torch.Tensor) and part.dtype == torch.bool and part.dim() == 2
+    if not (is_position or is_stretch or is_mask or (may_be_name and isinstance(part, str))):
+        raise ValueError(f"{name} is {_shown(part)}; {_PART}.")
+
+
+def _anchors_of_rows(anchors: Anchors | None, batch_size: int) -> list[Mapping[str, Part]]:
+    if anchors is None:
+        return [{}] * batch_size
+    of_rows = [anchors] * batch_size if isinstance(anchors, Mapping) else anchors
+    is_list = isinstance(of_rows, Sequence) and not isinstance(of_rows, str)
+    if not is_list or not all(isinstance(row, Mapping) for row in of_rows):
+        raise ValueError(f"`anchors` is {anchors!r}; it must map names to parts of the text, or be a list of such.")
+    if len(of_rows) != batch_size:
+        raise ValueError(f"`anchors` is a list of {len(of_rows)}; the batch has {batch_size} rows.")
+    for row in of_rows[:1] if isinstance(anchors, Mapping) else of_rows:
+        for name, part in row.items():
+            _check_part(f"The anchor {name!r}", part, may_be_name=False)
+    return list(of_rows)
+
+
+def _mask(rule: str, part: Part, anchors: Sequence[Mapping[str, Part]], documents: torch.Tensor) -> torch.Tensor:
+    """Where tokens belong to a part: `(batch_size, num_tokens)`, False on padding."""
+    is_token = documents >= 0
+    if isinstance(part, list):
+        return torch.stack([_mask(rule, each, anchors, documents) for each in part]).any(0)
+    if isinstance(part, str):
+        for row, names in enumerate(anchors):
+            if part not in names:
+                known = ", ".join(map(repr, names)) or "none"
+                raise ValueError(f"`{rule}` names the anchor {part!r}; the `anchors` of row {row} are {known}.")
+        rows = [_mask(rule, names[part], anchors, documents)[row] for row, names in enumerate(anchors)]
+        return torch.stack(rows)
+    if isinstance(part, torch.Tensor):
+        batch_size, length = documents.shape
+        if len(part) != batch_size or part.shape[1] > length:
+            raise ValueError(
+                f"`{rule}` has a mask of the shape {tuple(part.shape)}; it must be ({batch_size}, {length}) at most: "
+                "one entry for each token of the text so far."
+            )
+        padded = torch.zeros_like(is_token)
+        padded[:, : part.shape[1]] = part.to(documents.device)
+        return padded & is_token
+    first, end = (part, part + 1) if isinstance(part, int) else part
+    position = torch.arange(documents.shape[1], device=documents.device) - documents
+    return is_token & (position >= first) & (position < (2**62 if end is None else end))
+
+
+def _shown(part: object) -> str:
+    return f"a {type(part).__name__} of the shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else repr(part)
