@@ -9,6 +9,8 @@ from .locality_report import LocalityProfile, LocalityReport
 from .measure import locality_probe, measure
 from .metrics import load_metric
 from .pictures import plot_heads, plot_shares_over_depth
+from .pointer_bounds import PointerBounds, pointer_bounds
+from .recruited_layers import RecruitedLayers, recruit_layers
 from .separators import Separators, recruit_separators
 from .tables import layer_table, report_table
 from .text_prefix import text_prefix
@@ -18,6 +20,8 @@ __all__ = [
     "LocalityMeter",
     "LocalityProfile",
     "LocalityReport",
+    "PointerBounds",
+    "RecruitedLayers",
     "Separators",
     "block_lift",
     "causal_lm_collator",
@@ -29,6 +33,8 @@ __all__ = [
     "measure_generation",
     "plot_heads",
     "plot_shares_over_depth",
+    "pointer_bounds",
+    "recruit_layers",
     "recruit_separators",
     "report_table",
     "text_prefix",

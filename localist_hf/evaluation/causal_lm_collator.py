@@ -17,6 +17,7 @@ _PADDING = {
     "position_ids": 0,
     "token_type_ids": 0,
     "block_starts": -1,
+    "pointer_blocks": -1,
 }
 
 
@@ -32,9 +33,9 @@ def causal_lm_collator(features: Sequence[Mapping[str, Any]]) -> dict[str, torch
     Args:
         features (`Sequence[Mapping[str, Any]]`):
             For each sequence `"input_ids"` and optionally `"attention_mask"`, `"labels"`, `"position_ids"`,
-            `"token_type_ids"` and `"block_starts"`, all of one length. `"seq_lengths"`, the lengths of the texts that
-            TRL has packed into a sequence, stand for positions that start anew with each, in place of a mask. Other
-            columns are left out.
+            `"token_type_ids"`, `"block_starts"` and `"pointer_blocks"`, all of one length. `"seq_lengths"`, the lengths
+            of the texts that TRL has packed into a sequence, stand for positions that start anew with each, in place of
+            a mask. Other columns are left out.
 
     Returns:
         `dict[str, torch.Tensor]`: tensors of shape `(batch_size, sequence_length)`; given labels stay as they

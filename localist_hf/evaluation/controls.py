@@ -13,7 +13,7 @@ from .block_lift import block_lift
 from .check_model import check_model
 from .control_results import ControlResults, DialFigures, DocumentSums
 from .divergence import divergence_bits
-from .measure import evaluation_batches
+from .measure import check_own_blocks, evaluation_batches
 from .progress import progress_of_passes
 from .reach import shares_out_of_reach
 from .share_sums import add_rows, share_sums
@@ -80,6 +80,8 @@ def measure_controls(
         check_model("block_model", block_model, needs_head=False)
     check_dials(dials)
     batches = list(evaluation_batches(model, dataset, batch_size, block_model))
+    for inputs, _ in batches:
+        check_own_blocks(inputs)
     texts = Texts([inputs for inputs, _ in batches])
     if texts.number < 2:
         raise ValueError(

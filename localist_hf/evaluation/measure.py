@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -21,8 +22,9 @@ from .share_sums import add_rows, share_sums
 from .texts import Texts
 
 
-#: What is asked of a model that is measured.
-EVERYTHING = {"output_fidelity": True, "output_entropy": True, "output_block_choice": True}
+def everything(inputs: Mapping[str, Any]) -> dict[str, bool]:
+    """What is asked of a model that is measured on these inputs: where they have pointers, nothing of all blocks."""
+    return {"output_fidelity": True, "output_entropy": True, "output_block_choice": "pointer_blocks" not in inputs}
 
 
 @torch.no_grad()
@@ -46,7 +48,9 @@ def measure(
         dataset ([`~datasets.Dataset`]):
             What [`causal_lm_collator`] takes: sequences in `"input_ids"`, of any lengths, optionally with `"labels"`,
             `"attention_mask"`, `"position_ids"` and `"block_starts"`. Each begins as the tokenizer begins a text, or
-            another kind of text is measured: see [`text_prefix`].
+            another kind of text is measured: see [`text_prefix`]. With `"pointer_blocks"` beside `"block_starts"`, the
+            blocks that tokens are to look at take the place of their own ones, and the context fidelity is the
+            *pointer fidelity*, over the tokens that are told where to look.
         batch_size (`int`, *optional*, defaults to 8):
             Sequences at a time.
         block_model (a localised model, with or without a language modeling head, *optional*):
@@ -83,7 +87,9 @@ def measure(
     meter, totals, last_starts = LocalityMeter(), None, []
     with bar:
         for inputs, labels in batches:
-            outputs = model(**inputs, **EVERYTHING, use_cache=False)
+            if with_controls:
+                check_own_blocks(inputs)
+            outputs = model(**inputs, **everything(inputs), use_cache=False)
             meter.update(outputs, labels)
             totals = add_rows(share_sums(outputs, by_head=True), totals)
             if with_controls:
@@ -95,6 +101,17 @@ def measure(
             layers = list(range(locality.num_hidden_layers))
             controls, *_ = on_blocks(model, batches, texts, layers, own, locality.num_previous_blocks, is_brief=True)
     return LocalityReport(metrics, LocalityProfile.of(totals), controls)
+
+
+def check_own_blocks(inputs: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for inputs that say where to look, of what is about blocks that tokens have.
+    """
+    if "pointer_blocks" in inputs:
+        raise ValueError(
+            "`dataset` holds `pointer_blocks`, which take the place of the tokens' own blocks; leave the column out."
+        )
 
 
 def evaluation_batches(
@@ -164,10 +181,11 @@ def locality_probe(
     for batch in progress(batches, "Measuring"):
         if block_decoder is not None and "block_starts" in batch:
             raise ValueError("`batches` hold `block_starts` and a `block_model` is given too; only one can tell.")
+        check_own_blocks(batch)
         for texts in _texts(batch):
             if block_decoder is not None:
                 texts["block_starts"] = _last_block_starts(block_decoder, texts)
-            outputs = decoder(**_on(decoder, texts), use_cache=False, **EVERYTHING)
+            outputs = decoder(**_on(decoder, texts), use_cache=False, **everything(texts))
             totals = add_rows(share_sums(outputs, by_head=True), totals)
     if totals is None:
         raise ValueError("`batches` hold no token: there is nothing to take a mean over.")

@@ -341,8 +341,8 @@ def build_locality(
         RowDials(rows, [LayerDial.of_layer(each, floor, value) for value in lambdas]) for each, rows in by_dial.items()
     ]
     wanted = Wanted(True, request.output_entropy, request.output_block_choice, request.output_block_shares)
-    windows = {config.sliding_windows[layer] for layer in range(len(lambdas)) if lambdas[layer] or layer in measured}
-    pointers = request.pointers(documents, packed is not None, query_length, windows - {None})
+    windows = {window: layer for layer, window in enumerate(config.sliding_windows) if window and lambdas[layer]}
+    pointers = request.pointers(documents, packed is not None, query_length, windows)
     locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache, pointers)
     check_cache(cache, locality.only_local)
     return locality

@@ -3,7 +3,7 @@
 
 import numbers
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -118,11 +118,11 @@ class LocalityRequest:
         return frozenset(map(int, layers))
 
     def pointers(
-        self, documents: torch.Tensor, is_packed: bool, query_length: int, windows: Collection[int | None]
+        self, documents: torch.Tensor, is_packed: bool, query_length: int, windows: Mapping[int, int]
     ) -> PointerSet | None:
         """
-        What the queries of a text with these documents are told to look at, in layers with these sliding windows;
-        `None` where nothing is told.
+        What the queries of a text with these documents are told to look at, where local layers have these sliding
+        windows, each with one such layer; `None` where nothing is told.
 
         Raises:
             ValueError: for what cannot be told, or not together.
@@ -147,12 +147,13 @@ class LocalityRequest:
             if self.block_starts is None:
                 raise ValueError("`pointer_blocks` needs `block_starts`, which say what the blocks are.")
             pointers = pointers_of_blocks(self.pointer_blocks, self.block_starts, documents, query_length)
-        for window in windows:
+        for window, layer in windows.items():
             if (sees_none := pointers._replace(window=window).sees_none()).any():
                 row, at = sees_none.nonzero()[0].tolist()
                 raise ValueError(
-                    f"`{name}` tells query {at} of row {row} to look at tokens that a sliding window of {window} keys "
-                    "hides from it."
+                    f"`{name}` tells token {documents.shape[1] - query_length + at} of row {row} to look at tokens "
+                    f"that the sliding window of layer {layer}, {window} keys, hides from it; choose a schedule in "
+                    "which layers with such windows are not local."
                 )
         return pointers
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model
+from ..modeling.locality_request import REQUEST_ARGUMENTS
 
 
 # So many positions' predictions are compared at a time.
@@ -100,6 +101,8 @@ class Teacher:
         teacher = student if self.model is None else self.model
         if "locality_dial" in inspect.signature(core_model(teacher).forward).parameters:
             arguments |= {"locality_dial": 0.0, "min_fidelity": 0.0}
+        else:  # a plain model, which knows nothing of blocks
+            arguments = {name: value for name, value in arguments.items() if name not in REQUEST_ARGUMENTS}
         if self.model is not None:
             device = arguments["input_ids"].device
             if next(self.model.parameters()).device != device and not hasattr(self.model, "_hf_hook"):

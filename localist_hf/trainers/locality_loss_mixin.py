@@ -16,7 +16,7 @@ from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.kept_attention import KeptAttention
-from ..evaluation.measure import EVERYTHING
+from ..evaluation.measure import everything
 from ..evaluation.share_sums import share_means, share_sums
 from ..modeling.block_partition import document_starts
 from ..modeling.fidelity import context_fidelity
@@ -196,7 +196,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         labels = inputs.get("labels")  # which a `compute_loss_func` takes out
         self._has_labels = labels is not None
         if not model.training:
-            measured = MeasuredModel(model, **EVERYTHING, use_cache=False)
+            measured = MeasuredModel(model, **everything(inputs), use_cache=False)
             result = super().compute_loss(measured, inputs, return_outputs, num_items_in_batch)
             if labels is None:
                 # Preference trainers make two rows of a sample, so that accelerate can't tell which are fillers of a
@@ -222,6 +222,12 @@ class LocalityLossMixin(SelfTeachingMixin):
         dial = request.get("locality_dial")
         attended = None
         if is_local:
+            objective = self.args.locality_objective
+            if inputs.get("pointer_blocks") is not None and objective in ("contrast", "choice"):
+                raise ValueError(
+                    f"`locality_objective` is {objective!r}, and the batches have 'pointer_blocks', which say where to "
+                    "look; choose 'context', by which the pointer fidelity is trained, or 'fidelity'."
+                )
             request["output_fidelity"] = tuple(self._lambdas)
             request["output_block_choice"] = self.args.locality_objective == "choice"
             if self.args.locality_objective == "contrast":

@@ -37,12 +37,25 @@ def test_padding_that_is_there_already_has_no_label_and_predicts_none() -> None:
 
 def test_given_labels_and_columns_of_the_model_are_kept() -> None:
     features = [
-        {"input_ids": [5, 6], "labels": [-100, 6], "attention_mask": [1, 1], "block_starts": [0, 0]},
-        {"input_ids": [5, 6, 7], "labels": [-100, -100, 7], "attention_mask": [1, 1, 1], "block_starts": [0, 0, 2]},
+        {
+            "input_ids": [5, 6],
+            "labels": [-100, 6],
+            "attention_mask": [1, 1],
+            "block_starts": [0, 0],
+            "pointer_blocks": [-1, 0],
+        },
+        {
+            "input_ids": [5, 6, 7],
+            "labels": [-100, -100, 7],
+            "attention_mask": [1, 1, 1],
+            "block_starts": [0, 0, 2],
+            "pointer_blocks": [-1, 0, 1],
+        },
     ]
     batch = causal_lm_collator(features)
     assert batch["labels"].tolist() == [[-100, 6, -100], [-100, -100, 7]]
     assert batch["block_starts"].tolist() == [[0, 0, -1], [0, 0, 2]]
+    assert batch["pointer_blocks"].tolist() == [[-1, 0, -1], [-1, 0, 1]]
 
 
 def test_no_text_packed_in_a_row_predicts_the_first_token_of_the_next() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from localist_hf.evaluation import LocalityMeter, measure
+from localist_hf.evaluation import LocalityMeter, locality_probe, measure, measure_controls
 
 
 def test_is_what_the_model_says_of_each_batch(make_model) -> None:
@@ -65,6 +65,15 @@ def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: 
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-6)
     with pytest.raises(ValueError, match="`dataset` holds `block_starts` and a `block_model` is given too"):
         measure(model, explicit, block_model=base)
+    pointed = explicit.add_column("pointer_blocks", [[-1] * 60] * 2)
+    measure(model, pointed)
+    for call in (
+        lambda: measure(model, pointed, with_controls=True),
+        lambda: measure_controls(model, pointed),
+        lambda: locality_probe(model, [batch | {"pointer_blocks": torch.full((2, 60), -1)}]),
+    ):
+        with pytest.raises(ValueError, match="`dataset` holds `pointer_blocks`, which take the place"):
+            call()
 
 
 def test_a_data_set_without_a_sequence_is_an_error(make_model) -> None:

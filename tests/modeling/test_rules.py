@@ -410,7 +410,7 @@ def test_what_is_no_part_of_a_text_is_refused(part: Any) -> None:
 
 def test_targets_behind_a_sliding_window_are_refused() -> None:
     model, ids = localised("mistral"), text()[0]
-    with pytest.raises(ValueError, match="tells query 34 of row 0 to look at tokens that a sliding window of 20 keys"):
+    with pytest.raises(ValueError, match=r"tells token 34 of row 0 to look at .* window of layer \d, 20 keys, hides"):
         model(ids, rules=[Rule(34, (0, 3))], locality_dial=1.0)
     model(ids, rules=[Rule(34, (0, 3))])  # at dial 0 nothing is told
 

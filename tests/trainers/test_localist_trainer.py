@@ -222,6 +222,53 @@ def test_contrast_is_that_of_the_loss_written_out(make_trainer, make_model, sche
     assert_same(found, {name: parameter.grad for name, parameter in model.named_parameters()})
 
 
+def with_pointers(rows: int) -> Dataset:
+    """Texts of which the tokens from the 20th on are to look at the second block of eight tokens."""
+    dataset = random_dataset(rows)
+    length = len(dataset[0]["input_ids"])
+    starts = [place // 8 * 8 for place in range(length)]
+    pointers = [1 if place >= 20 else -1 for place in range(length)]
+    return dataset.add_column("block_starts", [starts] * rows).add_column("pointer_blocks", [pointers] * rows)
+
+
+@pytest.mark.parametrize("objective", ["context", "fidelity"])
+def test_the_loss_of_pointers_is_that_written_out_and_is_learned(make_trainer, make_model, objective: str) -> None:
+    settings = {"locality_objective": objective, "target_fidelity": 0.9, "locality_exponent": 2}
+    dataset = with_pointers(2)
+    trainer = make_trainer(max_steps=1, dataset=dataset, max_grad_norm=0, **settings)
+    model = make_model(locality_schedule="linear")
+    inputs = {name: torch.tensor(dataset[name]) for name in ("input_ids", "block_starts", "pointer_blocks")}
+    outputs = model(**inputs, labels=inputs["input_ids"], output_fidelity=True)
+    assert not outputs.fidelity_mask[-1][:, :20].any()
+    assert outputs.fidelity_mask[-1][:, 20:].all()
+    lambdas, locality = model.config.locality_lambdas, 0.0
+    for weight, share, mask in zip(lambdas, *objectives(outputs, objective), strict=True):
+        locality = locality + weight * locality_loss(share, mask, 0.9, 2).mean() / len(lambdas)
+    (outputs.loss + 3.0 * locality).backward()
+    assert_same(first_gradients(trainer), {name: parameter.grad for name, parameter in model.named_parameters()})
+    if objective == "context":
+        before = measure(model, dataset).metrics["context_fidelity_layer_3"]
+        trainer = make_trainer(
+            model, dataset=dataset, max_steps=40, learning_rate=3e-3, folder="long",
+            distillation_weight=0.5, **settings | {"locality_weight": 20.0},
+        )  # fmt: skip
+        trainer.train()
+        report = measure(model, dataset)
+        assert report.metrics["context_fidelity_layer_3"] > before + 0.3
+        evaluated = trainer.evaluate(dataset)
+        assert evaluated["eval_context_fidelity_layer_3"] == pytest.approx(
+            report.metrics["context_fidelity_layer_3"], abs=1e-6
+        )
+        assert "top_block_share" not in report.metrics
+
+
+@pytest.mark.parametrize("objective", ["contrast", "choice"])
+def test_objectives_of_blocks_refuse_pointers(make_trainer, objective: str) -> None:
+    trainer = make_trainer(dataset=with_pointers(4), locality_objective=objective)
+    with pytest.raises(ValueError, match=f"`locality_objective` is '{objective}', and the batches have 'pointer_bl"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("dial", [0.0, 0.5])
 def test_choice_is_that_of_the_loss_written_out(make_trainer, make_model, dial: float) -> None:
     """The entropy of the attention to other words over blocks, above that of as many as are asked for."""
