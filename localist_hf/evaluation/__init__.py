@@ -4,6 +4,7 @@ from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import measure_controls
 from .generation import measure_generation
+from .influence import Influence, measure_influence
 from .locality_meter import LocalityMeter
 from .locality_report import LocalityProfile, LocalityReport
 from .measure import locality_probe, measure
@@ -17,6 +18,7 @@ from .text_prefix import text_prefix
 
 
 __all__ = [
+    "Influence",
     "LocalityMeter",
     "LocalityProfile",
     "LocalityReport",
@@ -31,6 +33,7 @@ __all__ = [
     "measure",
     "measure_controls",
     "measure_generation",
+    "measure_influence",
     "plot_heads",
     "plot_shares_over_depth",
     "pointer_bounds",

@@ -1,0 +1,153 @@
+"""What a prediction rests on: what changes in it when parts of the text before it are replaced."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .check_model import check_model, core_model
+from .divergence import divergence_bits
+from .progress import progress
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """
+    What [`measure_influence`] found. All tensors are on the CPU.
+
+    Args:
+        units (`list[tuple[int, int]]`):
+            The stretches of the text that were replaced, each from a position to the one before another.
+        positions (`list[int]`):
+            The positions whose predictions were looked at, of the next token each.
+        values (`torch.FloatTensor` of shape `(num_units, num_positions)`):
+            In bits, the Kullback-Leibler divergence from the prediction with the unit to that without it, over the
+            whole vocabulary, mean over the draws; 0 where the unit begins after the position.
+    """
+
+    units: list[tuple[int, int]]
+    positions: list[int]
+    values: torch.Tensor
+
+
+@torch.no_grad()
+def measure_influence(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    units: str | Sequence[tuple[int, int]] = "block",
+    positions: Sequence[int] | None = None,
+    num_draws: int = 4,
+    batch_size: int = 8,
+    seed: int = 0,
+    **arguments: Any,
+) -> Influence:
+    """
+    Measures by erasure what each prediction of a text rests on: the tokens of a unit are replaced by others that are
+    drawn from the same text, the blocks of the text kept as they were, and what changes in the predictions is the
+    unit's influence ([definition](../method.md#influence)). `num_draws` passes over the text for each unit, and one
+    more.
+
+    Args:
+        model (a localised language model, or a [`~peft.PeftModel`] around one):
+            The model; it is set to evaluation mode.
+        input_ids (`torch.LongTensor` of shape `(length,)`):
+            The text.
+        units (`str` or `Sequence[tuple[int, int]]`, *optional*, defaults to `"block"`):
+            What to replace, one after another: each `"token"`, each `"block"` of the model's last layer, or stretches
+            of the text, each from a position to the one before another.
+        positions (`Sequence[int]`, *optional*):
+            The positions whose predictions are looked at; by default all.
+        num_draws (`int`, *optional*, defaults to 4):
+            How many times each unit is replaced, by other tokens each time.
+        batch_size (`int`, *optional*, defaults to 8):
+            Texts at a time.
+        seed (`int`, *optional*, defaults to 0):
+            Of the draws, which are the same for every model.
+        arguments (`Any`):
+            What else `forward` is to be told, such as `locality_dial`, `rules` and `anchors`.
+
+    Returns:
+        [`Influence`]
+
+    Raises:
+        ValueError: for a model of another class, a text of fewer than two different tokens, and units and positions
+            that are not there.
+
+    Example:
+
+    ```python
+    >>> influence = measure_influence(model, input_ids, units="block", positions=[len(input_ids) - 1])
+    >>> influence.units[influence.values[:, 0].argmax()]  # the block that the next word rests on most
+    (12, 31)
+    ```
+    """
+    check_model("model", model)
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 1 or input_ids.is_floating_point():
+        raise ValueError("`input_ids` must be a tensor of token ids of the shape (length,): one text.")
+    for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`{name}` is {value!r}; it must be a whole number above 0.")
+    length, core = len(input_ids), core_model(model.eval())
+    if len(input_ids.unique()) < 2:
+        raise ValueError("`input_ids` has fewer than two different tokens; there is nothing to replace one by.")
+    positions = list(range(length)) if positions is None else list(positions)
+    for place in positions:
+        if type(place) is not int or not 0 <= place < length:
+            raise ValueError(f"`positions` holds {place!r}; positions of this text are 0 to {length - 1}.")
+    tokens = input_ids[None].to(core.device)
+    last_layer = core.config.locality.num_hidden_layers - 1
+    if "block_starts" not in arguments:
+        found = model(tokens, use_cache=False, locality_dial=0.0, min_fidelity=0.0, output_fidelity=[last_layer])
+        arguments = arguments | {"block_starts": found.block_starts[0]}
+    starts = arguments.pop("block_starts")
+    stretches = _stretches(units, starts[0].tolist(), length)
+    kept = torch.tensor(positions, device=core.device)
+
+    def predictions(texts: torch.Tensor) -> torch.Tensor:
+        of_texts = {"block_starts": starts.expand(len(texts), -1), "use_cache": False}
+        return model(texts, **of_texts, **arguments).logits[:, kept]
+
+    before = predictions(tokens)[0]
+    texts = _replaced(input_ids.cpu(), stretches, num_draws, seed)
+    values = torch.zeros(len(stretches), len(positions), dtype=torch.float64)
+    number = torch.arange(len(stretches)).repeat_interleave(num_draws)
+    for rows in progress(torch.arange(len(texts)).split(batch_size), "Replacing"):
+        after = predictions(texts[rows].to(core.device))
+        for row, without in zip(rows.tolist(), after, strict=True):
+            is_later = torch.tensor([place >= stretches[number[row]][0] for place in positions])
+            changed = divergence_bits(before[is_later], without[is_later]).double().cpu().clamp(min=0)
+            values[number[row], is_later] += changed / num_draws
+    return Influence(stretches, positions, values.float())
+
+
+def _stretches(units: str | Sequence[tuple[int, int]], starts: list[int], length: int) -> list[tuple[int, int]]:
+    """The stretches that are replaced, in the order of the text."""
+    if units == "token":
+        return [(place, place + 1) for place in range(length)]
+    if units == "block":
+        edges = [place for place in range(length) if starts[place] == place]
+        return list(zip(edges, [*edges[1:], length], strict=True))
+    if isinstance(units, str) or not len(units):
+        raise ValueError(f"`units` is {units!r}; it must be 'token', 'block' or stretches of the text.")
+    for unit in units:
+        is_stretch = isinstance(unit, tuple) and len(unit) == 2 and all(type(end) is int for end in unit)
+        if not is_stretch or not 0 <= unit[0] < unit[1] <= length:
+            raise ValueError(
+                f"`units` holds {unit!r}; a stretch of this text is (first, end), with end up to {length}."
+            )
+    return list(units)
+
+
+def _replaced(input_ids: torch.Tensor, stretches: list[tuple[int, int]], num_draws: int, seed: int) -> torch.Tensor:
+    """The text with each stretch replaced by other tokens of it, `(num_stretches * num_draws, length)`."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = input_ids.repeat(len(stretches) * num_draws, 1)
+    for row, (first, end) in enumerate(stretch for stretch in stretches for _ in range(num_draws)):
+        former, drawn = input_ids[first:end], input_ids[first:end].clone()
+        while (is_same := drawn == former).any():  # a token is not replaced by itself
+            others = torch.randint(len(input_ids), (int(is_same.sum()),), generator=generator)
+            drawn[is_same] = input_ids[others]
+        texts[row, first:end] = drawn
+    return texts

@@ -1,0 +1,92 @@
+"""Influence by erasure, against predictions that are made one by one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from architectures import every_architecture, localised, text
+
+from localist_hf import LocalistGPT2LMHeadModel, Rule
+from localist_hf.evaluation import measure_influence
+from localist_hf.evaluation.influence import _replaced
+
+
+@every_architecture
+@torch.no_grad()
+def test_influence_is_what_changes_in_the_predictions(architecture: str) -> None:
+    model, ids = localised(architecture, locality_schedule="localist"), text(batch_size=1)[0][0]
+    positions = [9, 30, 65]
+    for dial in (0.0, 1.0):
+        units = [(3, 8), (20, 21), (28, 40)]
+        found = measure_influence(model, ids, units, positions, num_draws=2, batch_size=3, locality_dial=dial)
+        assert (found.units, found.positions) == (units, positions)
+        texts = _replaced(ids, units, 2, 0).unflatten(0, (3, 2))
+        starts = model(ids[None], output_fidelity=[3], use_cache=False).block_starts[0]
+        for unit, drawn in enumerate(texts):
+            first, end = units[unit]
+            assert (drawn[:, first:end] != ids[first:end]).all()  # every token is another one
+            assert torch.equal(drawn[:, :first], ids[:first].expand(2, -1))
+            assert torch.equal(drawn[:, end:], ids[end:].expand(2, -1))
+            for place, position in enumerate(positions):
+                logits = [
+                    model(each[None], block_starts=starts, locality_dial=dial, use_cache=False).logits[0, position]
+                    for each in (ids, *drawn)
+                ]
+                before, *after = (each.double().log_softmax(-1) for each in logits)
+                expected = sum((before.exp() * (before - each)).sum() for each in after) / 2 / torch.tensor(2.0).log()
+                assert found.values[unit, place].item() == pytest.approx(expected.item(), abs=1e-4)
+        assert found.values[2, 0] == 0  # what comes later
+        if dial == 0:
+            assert found.values[2, 1] > 0
+
+
+def test_units_are_tokens_or_blocks(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    model, ids = make_model(), torch.randint(2, 97, (40,), generator=torch.manual_seed(1))
+    starts = model(ids[None], output_fidelity=[3]).block_starts[0][0]
+    blocks = measure_influence(model, ids, num_draws=1)
+    assert [first for first, _ in blocks.units] == starts.unique().tolist()
+    assert blocks.units[-1][1] == 40
+    assert blocks.values.shape == (len(blocks.units), 40)
+    tokens = measure_influence(model, ids, "token", num_draws=1, batch_size=7)
+    assert tokens.units == [(place, place + 1) for place in range(40)]
+    assert not tokens.values.tril(-1).any()
+    assert (tokens.values.diagonal() > 0).all()
+    # The same draws, whatever goes together in a batch.
+    assert torch.allclose(measure_influence(model, ids, "token", num_draws=1).values, tokens.values, atol=1e-6)
+    others = measure_influence(model, ids, "token", num_draws=1, seed=1).values
+    assert not torch.allclose(others, tokens.values, atol=1e-3)
+
+
+def test_under_rules_what_may_not_be_looked_at_has_no_influence(
+    make_model: Callable[..., LocalistGPT2LMHeadModel],
+) -> None:
+    model, ids = make_model(locality_schedule="localist"), torch.randint(2, 97, (40,), generator=torch.manual_seed(1))
+    parts = {"one": (0, 10), "two": (10, 20), "answer": (20, 40)}
+    rules = [Rule("one", "one"), Rule("two", "two"), Rule("answer", ["two", "answer"])]
+    told = {"rules": rules, "anchors": parts, "locality_dial": 1.0}
+    found = measure_influence(model, ids, [parts["one"], parts["two"]], [39], **told)
+    assert found.values[0, 0] == 0
+    assert found.values[1, 0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"input_ids": torch.zeros(2, 5).long()}, "`input_ids` must be a tensor of token ids"),
+        ({"input_ids": torch.full((5,), 3)}, "`input_ids` has fewer than two different tokens"),
+        ({"units": "word"}, "`units` is 'word'; it must be 'token', 'block' or stretches"),
+        ({"units": []}, r"`units` is \[\]; it must be"),
+        ({"units": [(3, 3)]}, r"`units` holds \(3, 3\); a stretch of this text"),
+        ({"units": [(3, 41)]}, r"`units` holds \(3, 41\); a stretch of this text is \(first, end\), with end up to 40"),
+        ({"positions": [40]}, "`positions` holds 40; positions of this text are 0 to 39"),
+        ({"num_draws": 0}, "`num_draws` is 0; it must be a whole number above 0"),
+        ({"batch_size": 1.5}, "`batch_size` is 1.5; it must be a whole number above 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    make_model: Callable[..., LocalistGPT2LMHeadModel], arguments: dict[str, Any], sentence: str
+) -> None:
+    ids = torch.randint(2, 97, (40,), generator=torch.manual_seed(1))
+    with pytest.raises(ValueError, match=sentence):
+        measure_influence(make_model(), **{"input_ids": ids, **arguments})
