@@ -78,7 +78,7 @@ def measure_influence(
     Example:
 
     ```python
-    >>> influence = measure_influence(model, input_ids, units="block", positions=[len(input_ids) - 1])
+    >>> influence = measure_influence(model, inputs["input_ids"][0], units="block", positions=[15])
     >>> influence.units[influence.values[:, 0].argmax()]  # the block that the next word rests on most
     (12, 31)
     ```

@@ -54,10 +54,11 @@ def pointer_bounds(weights: torch.Tensor, is_target: torch.Tensor, is_rest: torc
     Example:
 
     ```python
-    >>> weights = model(**inputs, output_attentions=True).attentions[-1][0, :, -1]  # of the last token, by head
-    >>> is_target = torch.arange(weights.shape[-1]) < 8
-    >>> bounds = pointer_bounds(weights, is_target, ~is_target)
-    >>> bounds.fidelity, bounds.most_entropy
+    >>> weights = torch.tensor([[0.1, 0.5, 0.2, 0.2]])  # of a query's head, the last key its own
+    >>> is_target = torch.tensor([True, True, False, False])
+    >>> bounds = pointer_bounds(weights, is_target, torch.tensor([False, False, True, False]))
+    >>> bounds.fidelity
+    tensor([0.7500], dtype=torch.float64)
     ```
     """
     for name, mask in (("is_target", is_target), ("is_rest", is_rest)):
