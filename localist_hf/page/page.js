@@ -17,7 +17,7 @@ async function drawPage(host, css, data, source) {
   const shares = await Promise.all(data.readings.map((reading) => unpack(reading.shares, Uint16Array)));
   const starts = [...new Set(blockStarts)];
   const blockOf = blockStarts.map((start) => starts.indexOf(start));
-  const state = { position: tokens.length - 1, dial: 1 };
+  const state = { position: tokens.length - 1, dial: 1, target: null };
 
   const shown = make("output", { "aria-live": "polite" });
   const chosen = make("div", { class: "chosen", role: "group", "aria-label": "Chosen token" });
@@ -56,6 +56,13 @@ async function drawPage(host, css, data, source) {
     state.position = Math.max(0, Math.min(tokens.length - 1, position));
     shown.textContent = `Token ${state.position}, ${quoted(tokens[state.position])}, of ${tokens.length} tokens`;
     panels.forEach((panel) => panel.update());
+  }
+
+  /** Tells the chosen token to look at a block, or no longer. */
+  function tell(block) {
+    if (!source.predict) return;
+    state.target = state.target === block ? null : block;
+    panels.forEach((panel) => panel.showTarget());
   }
 
   function drawPanel(reading, index) {
@@ -142,6 +149,7 @@ async function drawPage(host, css, data, source) {
         "p",
         { class: "note" },
         "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. " +
+          (source.predict ? "Shift-click on a block, or press t in it, to tell tokens after it to look at it. " : "") +
           "Tokens, blocks, layers and heads are counted from 0.",
       ),
       ...(predictions ? [predictions.element] : []),
@@ -182,7 +190,7 @@ async function drawPage(host, css, data, source) {
         ),
       ),
     );
-    return { section, update, predictSoon: predictions?.predictSoon };
+    return { section, update, showTarget, predictSoon: predictions?.predictSoon };
 
     // --- choosing
 
@@ -194,7 +202,9 @@ async function drawPage(host, css, data, source) {
 
     function chooseAt(event) {
       const token = event.target.closest(".token");
-      if (token) {
+      if (token && event.shiftKey) {
+        tell(blockOf[token.dataset.position]);
+      } else if (token) {
         token.focus({ preventScroll: true });
         choose(Number(token.dataset.position));
       }
@@ -211,11 +221,17 @@ async function drawPage(host, css, data, source) {
         Home: 0,
         End: tokens.length - 1,
       };
+      if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) tell(block);
       if (event.key in places && !event.ctrlKey && !event.metaKey && !event.altKey) {
         event.preventDefault();
         choose(places[event.key]);
         tokenOptions[state.position].focus({ preventScroll: true });
       }
+    }
+
+    function showTarget() {
+      blocks.forEach((block, number) => block.classList.toggle("target", number === state.target));
+      predictions?.predictSoon();
     }
 
     // --- the words

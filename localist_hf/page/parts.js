@@ -155,6 +155,12 @@ function introduction(data, hasDial) {
               "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its",
               "λ says: at dial 1, a layer with λ = 1 sees its block only. Where the prediction stays the same, within",
               "hundredths of a bit, it needed no more than the blocks of those layers.",
+            ),
+            paragraph(
+              "Rules.",
+              "Mark an earlier block, with Shift and a click or the key t, to tell the chosen token, and what is written",
+              "after it, to look there: words elsewhere count less then, as far as the dial and λ say. It bounds where",
+              "that token looks, not what it knows: tokens in between may have read the rest.",
             )]
           : [
               paragraph("λ", "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),

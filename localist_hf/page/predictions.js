@@ -6,13 +6,15 @@
  * @param {object} data What Python's `page_data` makes.
  * @param {number} index Which of its readings.
  * @param {object} source As for `drawPage`.
- * @param {object} state The `position` and the `dial` that are chosen, as they stand when a prediction is asked for.
+ * @param {object} state The `position`, the `dial` and the `target` block that are chosen, as they stand when a prediction
+ *   is asked for.
  * @param {HTMLElement} error Where a problem is told.
  * @returns {object} `element`, and `predictSoon`, to be called when something else is chosen.
  */
 function drawPredictions(data, index, source, state, error) {
   const { tokens } = data;
   const reading = data.readings[index];
+  const numberOf = (position) => data.blockStarts.slice(0, position + 1).filter((start, at) => start === at).length - 1;
   const predictions = make("div", { class: "predictions", "aria-live": "polite" });
   let timer = null;
   let predicted = 0;
@@ -28,27 +30,39 @@ function drawPredictions(data, index, source, state, error) {
     timer = setTimeout(predict, 250);
   }
 
+  /** What is asked: at dial 0, at the dial, and there told to look at a block, where one is marked that can be seen. */
+  function settings() {
+    const { position, dial, target } = state;
+    const isSeen = target !== null && target <= numberOf(position);
+    return [
+      { name: "dial 0", dial: 0, target: null },
+      { name: `dial ${dial.toFixed(1)}`, dial, target: null },
+      ...(isSeen ? [{ name: `dial ${dial.toFixed(1)}, told to look at block ${target} and its own`, dial, target }] : []),
+    ];
+  }
+
   async function predict() {
     const request = ++predicted;
-    const { position, dial } = state;
+    const { position } = state;
+    const asked = settings();
     await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
     if (request !== predicted) return;
-    const ask = (what, dial) => {
-      const answer = what({ reading: index, position, dial });
+    const ask = (what, { dial, target }) => {
+      const answer = what({ reading: index, position, dial, target });
       last = answer.catch(() => {});
       return answer;
     };
     try {
       const answers = [];
-      for (const each of [0, dial]) {
+      for (const each of asked) {
         answers.push(await ask(source.predict, each));
         if (request !== predicted) return; // something else has been chosen meanwhile
       }
       error.textContent = "";
-      showPredictions(position, dial, ...answers);
+      showPredictions(position, asked, answers);
       // The text that follows takes longer.
       const places = predictions.querySelectorAll(".goes-on");
-      for (const [column, each] of [0, dial].entries()) {
+      for (const [column, each] of asked.entries()) {
         const continuation = await ask(source.goOn, each);
         if (request !== predicted) return;
         places[column].textContent = continuation;
@@ -60,17 +74,19 @@ function drawPredictions(data, index, source, state, error) {
     predictions.removeAttribute("aria-busy");
   }
 
-  function showPredictions(position, dial, free, dialled) {
+  function showPredictions(position, asked, answers) {
     const isFree = reading.lambdas.every((lambda) => lambda === 0);
-    const { divergence } = dialled;
-    const bits = divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
+    const [free, dialled, told] = answers;
+    const bits = ({ divergence }) =>
+      divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
     const sentences = [
-      `Between the two: ${bits} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
+      `Between the two: ${bits(dialled)} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
+      ...(told ? [`Told to look at block ${asked[2].target}: ${bits(told)} from dial 0.`] : []),
     ];
     if (free.actual !== null) {
       sentences.push(
-        `The text goes on with ${quoted(tokens[position + 1])}: ${percent(free.actual)} at dial 0, ` +
-          `${percent(dialled.actual)} at dial ${dial.toFixed(1)}.`,
+        `The text goes on with ${quoted(tokens[position + 1])}: ` +
+          `${asked.map(({ name }, place) => `${percent(answers[place].actual)} at ${name}`).join(", ")}.`,
       );
     }
     if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
@@ -88,8 +104,7 @@ function drawPredictions(data, index, source, state, error) {
       );
     };
     predictions.replaceChildren(
-      column("dial 0", free),
-      column(`dial ${dial.toFixed(1)}`, dialled),
+      ...asked.map(({ name }, place) => column(name, answers[place])),
       make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),
     );
   }

@@ -12,6 +12,7 @@ from ..evaluation.divergence import divergence_bits
 from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_report import LocalityProfile
 from ..evaluation.share_sums import add_rows, share_sums
+from ..modeling import Rule
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
 from ..modeling.locality_dial import check_share
@@ -201,7 +202,7 @@ class Reading:
         sums = torch.zeros(len(shares), len(count), len(count)).index_add_(1, number, shares)
         return sums / count[:, None]
 
-    def predict(self, position: int, dial: float, top_k: int = 5) -> Prediction:
+    def predict(self, position: int, dial: float, top_k: int = 5, target: int | None = None) -> Prediction:
         """
         What comes after a position, under the dial. Blocks are those that the model finds itself, as in every
         generation.
@@ -213,12 +214,15 @@ class Reading:
                 In [0, 1].
             top_k (`int`, *optional*, defaults to 5):
                 How many of the next tokens to name.
+            target (`int`, *optional*):
+                Number of a block that the position, and what is written after it, are told to look at by a [`Rule`],
+                beside what has been read of their own block; the dial turns down the rest.
 
         Raises:
-            ValueError: for a position that is not there, or a dial outside [0, 1].
+            ValueError: for a position or a block that is not there, or a dial outside [0, 1].
         """
         free, _ = self._generate(position, 0.0, 1)
-        logits = free if dial == 0 else self._generate(position, dial, 1)[0]
+        logits = free if dial == 0 else self._generate(position, dial, 1, target)[0]
         probabilities = logits.softmax(-1)
         best = probabilities.topk(min(top_k, len(probabilities)))
         actual = None
@@ -232,7 +236,7 @@ class Reading:
             max(0.0, divergence_bits(free, logits).item()),
         )
 
-    def go_on(self, position: int, dial: float, max_new_tokens: int = 12) -> str:
+    def go_on(self, position: int, dial: float, max_new_tokens: int = 12, target: int | None = None) -> str:
         """
         The text that greedy generation goes on with after a position, under the dial. What the checkpoint says of
         generation counts for nothing: an end-of-text token is one like any other.
@@ -242,18 +246,28 @@ class Reading:
                 As for [`predict`].
             max_new_tokens (`int`, *optional*, defaults to 12):
                 Tokens of it, as far as the model has positions for them.
+            target (`int`, *optional*):
+                As for [`predict`].
 
         Raises:
-            ValueError: for a position that is not there, or a dial outside [0, 1].
+            ValueError: for a position or a block that is not there, or a dial outside [0, 1].
         """
         limit = num_positions(self.model.config)
         if limit is not None:  # the last token is not read again
             max_new_tokens = min(max_new_tokens, limit - position)
-        _, tokens = self._generate(position, dial, max_new_tokens)
+        _, tokens = self._generate(position, dial, max_new_tokens, target)
         before, after = tokens[: position + 1].tolist(), tokens[position + 1 :].tolist()
         return added_text(self.passage.tokenizer, before, after)
 
-    def _generate(self, position: int, dial: float, max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rules(self, position: int, target: int) -> list[Rule]:
+        """What tells a position, and what is written after it, to look at a block."""
+        edges = [*self.block_starts.unique().tolist(), len(self.passage)]
+        _check_place("target", target, int((self.block_starts[: position + 1].unique()).numel()))
+        return [Rule((position, None), [(edges[target], edges[target + 1]), (int(self.block_starts[position]), None)])]
+
+    def _generate(
+        self, position: int, dial: float, max_new_tokens: int, target: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of the next token, float32, and the text up to the position with the tokens that follow."""
         _check_place("position", position, len(self.passage))
         check_share("dial", dial)
@@ -266,8 +280,11 @@ class Reading:
             return_dict_in_generate=True,
             pad_token_id=0,  # of one text nothing is padded; without such a token there is a warning
         )
-        cache = self._cache_before(position, dial)
-        outputs = generate_as_told(self.model, prefix, greedy, cache=cache, locality_dial=dial, min_fidelity=0.0)
+        told = {"locality_dial": dial, "min_fidelity": 0.0}
+        if target is not None:
+            told["rules"] = self._rules(position, target)
+        cache = self._cache_before(position, 0.0 if "rules" in told else dial)  # no rule names what is before
+        outputs = generate_as_told(self.model, prefix, greedy, cache=cache, **told)
         return outputs.logits[0][0].float().cpu(), outputs.sequences[0].cpu()
 
     @torch.no_grad()

@@ -95,10 +95,11 @@ class Readings:
         return packed_blocks(_of_head(shares, head))
 
     def predict(
-        self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float
+        self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float, target: int | None
     ) -> dict[str, Any]:
-        """What comes after a position under the dial: a [`Prediction`] for the page."""
-        found = self._ask_model((text, model, compare or ""), reading, lambda one: one.predict(position, dial))
+        """What comes after a position under the dial, told to look at a block or not: a [`Prediction`] for the page."""
+        key = text, model, compare or ""
+        found = self._ask_model(key, reading, lambda one: one.predict(position, dial, target=target))
         return {
             "tokens": found.tokens,
             "probabilities": found.probabilities,
@@ -106,9 +107,12 @@ class Readings:
             "divergence": found.divergence,
         }
 
-    def go_on(self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float) -> str:
-        """The text that follows a position under the dial."""
-        return self._ask_model((text, model, compare or ""), reading, lambda one: one.go_on(position, dial))
+    def go_on(
+        self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float, target: int | None
+    ) -> str:
+        """The text that follows a position under the dial, told to look at a block or not."""
+        key = text, model, compare or ""
+        return self._ask_model(key, reading, lambda one: one.go_on(position, dial, target=target))
 
     def _ask_model(self, key: tuple[str, str, str], reading: int, ask: Callable[[Reading], Any]) -> Any:
         with self._models_lock:

@@ -406,16 +406,20 @@ def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -
     page.close()
 
 
-def check_predictions(page: "sync_api.Page", reading: Reading, position: int, dial: float, panel: int = 0) -> None:
+def check_predictions(
+    page: "sync_api.Page", reading: Reading, position: int, dial: float, panel: int = 0, target: int | None = None
+) -> None:
     predictions = page.locator(".panel").nth(panel).locator(".predictions")
     sync_api.expect(predictions.locator("h4").nth(1)).to_have_text(f"dial {dial:.1f}")
     sync_api.expect(predictions).not_to_have_attribute("aria-busy", "true")
     columns = predictions.locator("> div")
-    for column, setting in zip(columns.all(), (0.0, dial), strict=True):
-        expected = reading.predict(position, setting)
+    settings = [(0.0, None), (dial, None), *([] if target is None else [(dial, target)])]
+    sync_api.expect(columns).to_have_count(len(settings))
+    for column, (setting, told) in zip(columns.all(), settings, strict=True):
+        expected = reading.predict(position, setting, target=told)
         probabilities = [float(row.split()[-2]) / 100 for row in column.locator("tbody tr").all_inner_texts()]
         assert probabilities == pytest.approx(expected.probabilities, abs=0.0006)
-        assert column.locator(".goes-on").text_content() == reading.go_on(position, setting)
+        assert column.locator(".goes-on").text_content() == reading.go_on(position, setting, target=told)
     sentence = predictions.locator(".between").inner_text()
     divergence = float(re.search(r"([\d.]+) bits \(Kull", sentence)[1])
     assert divergence == pytest.approx(reading.predict(position, dial).divergence, abs=0.0011)
@@ -446,6 +450,18 @@ def test_the_live_page(
     page.get_by_label("Dial", exact=True).press("ArrowLeft")
     page.get_by_label("Dial", exact=True).press("ArrowLeft")
     check_predictions(page, readings[0], 14, 0.8)
+
+    # Told to look at the first block, by the mouse and by the keyboard.
+    for press in (
+        lambda: page.locator(".token").first.click(modifiers=["Shift"]),
+        lambda: page.locator(".token[aria-selected=true]").press("t"),
+    ):
+        press()
+        number = int(page.locator(".block.target").get_attribute("data-number"))
+        check_predictions(page, readings[0], 14, 0.8, target=number)
+        page.locator(f".block[data-number='{number}'] .token").first.click(modifiers=["Shift"])
+        sync_api.expect(page.locator(".block.target")).to_have_count(0)
+        check_predictions(page, readings[0], 14, 0.8)
 
     # A second model beside it.
     page.get_by_label("Second model beside it").fill("second")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast, PythonBackend
 
-from localist_hf import LocalistGPT2LMHeadModel, localize
+from localist_hf import LocalistGPT2LMHeadModel, Rule, localize
 from localist_hf.evaluation import locality_probe
 from localist_hf.evaluation.divergence import divergence_bits
 from localist_hf.modeling.locality_mixin import SHARES
@@ -215,6 +215,19 @@ def test_predictions_start_from_what_was_read(architecture: str, partition: str)
         generated = model.generate(prefix, max_new_tokens=4, do_sample=False, locality_dial=1.0, pad_token_id=0)
         continuation = Numbers().decode(generated[0, position + 1 :])
         assert reading.go_on(position, 1.0, max_new_tokens=4).strip() == continuation
+    # Told to look at the second block.
+    edges = reading.block_starts.unique().tolist()
+    rule = Rule((50, None), [(edges[1], edges[2]), (int(reading.block_starts[50]), None)])
+    told = {"rules": [rule], "locality_dial": 0.8}
+    best = model(ids[:, :51], **told).logits[0, -1].softmax(-1).topk(5)
+    prediction = reading.predict(50, 0.8, target=1)
+    assert_close(torch.tensor(prediction.probabilities), best.values, atol=1e-5, rtol=0)
+    assert prediction.divergence != reading.predict(50, 0.8).divergence
+    generated = model.generate(ids[:, :51], max_new_tokens=4, do_sample=False, pad_token_id=0, **told)
+    assert reading.go_on(50, 0.8, 4, target=1).strip() == Numbers().decode(generated[0, 51:])
+    seen = int(reading.block_starts[:51].unique().numel())
+    with pytest.raises(ValueError, match=f"`target` is {seen}; it must be in 0 to {seen - 1}"):
+        reading.predict(50, 0.8, target=seen)
 
 
 @torch.no_grad()

@@ -56,14 +56,17 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
         of_blocks = reading.block_attention(2)
         assert readings.blocks(*about, number, 2, None) == packed_blocks(of_blocks.mean(0))
         assert readings.blocks(*about, number, 2, 3) == packed_blocks(of_blocks[3])
-        predicted, expected = readings.predict(*about, number, 9, 0.5), reading.predict(9, 0.5)
+        predicted, expected = readings.predict(*about, number, 9, 0.5, None), reading.predict(9, 0.5)
         assert predicted == {
             "tokens": expected.tokens,
             "probabilities": expected.probabilities,
             "actual": expected.actual_probability,
             "divergence": expected.divergence,
         }
-        assert readings.go_on(*about, number, 9, 0.5) == reading.go_on(9, 0.5)
+        assert readings.go_on(*about, number, 9, 0.5, None) == reading.go_on(9, 0.5)
+        told = readings.predict(*about, number, 9, 1.0, 0)
+        assert told["probabilities"] == reading.predict(9, 1.0, target=0).probabilities
+        assert readings.go_on(*about, number, 9, 1.0, 0) == reading.go_on(9, 1.0, target=0)
 
 
 @pytest.fixture
@@ -113,17 +116,17 @@ def test_what_made_room_is_read_again_by_itself(
     assert read_texts == texts  # all are there
     sizes = [size for _, size in readings._readings.values()]
     assert sizes == sorted(sizes, reverse=True)
-    readings.predict(texts[0], "first", None, 0, 3, 1.0)
+    readings.predict(texts[0], "first", None, 0, 3, 1.0, None)
     assert list(readings._readings.values())[-1][1] > sizes[0]  # one more cache
 
     monkeypatch.setattr(module, "_READING_BYTES", 4 * sizes[0])
-    readings.predict(texts[0], "first", None, 0, 3, 0.5)
+    readings.predict(texts[0], "first", None, 0, 3, 0.5, None)
     assert list(readings._readings) == [(text, "first", "") for text in (*texts[7:], texts[0])]
     assert len(readings.weights(texts[5], "first", "", 0, 0, None, 3)) == 4
     assert read_texts == [*texts, texts[5]]
     monkeypatch.setattr(module, "_READING_BYTES", 0)  # one is kept, whatever it takes
     for _ in range(2):
-        readings.go_on(texts[6], "first", None, 0, 3, 1.0)
+        readings.go_on(texts[6], "first", None, 0, 3, 1.0, None)
     assert read_texts == [*texts, texts[5], texts[6]]
     assert len(readings._readings) == 1
 
@@ -145,7 +148,7 @@ def test_many_read_and_ask_at_once_in_bounded_memory(shelf: Shelf, monkeypatch: 
         text, compare = f"number {number} says something. {TEXT}", "second" if number % 4 == 1 else None
         assert "".join(readings.read(text, "first", compare)["tokens"]) == text
         assert sum(readings.weights(text, "first", compare, 0, 1, None, 3)) == pytest.approx(1, abs=1e-5)
-        answer = readings.predict(text, "first", compare, 0, 3, 1.0)
+        answer = readings.predict(text, "first", compare, 0, 3, 1.0, None)
         with readings._kept_lock:
             kept.append([size for _, size in readings._readings.values()])
         return answer
@@ -182,7 +185,7 @@ def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
         with pytest.raises(ValueError, match=f"`reading` is {reading}; it must be in 0 to 0"):
             readings.weights(TEXT, "first", None, reading, 0, None, 0)
     with pytest.raises(ValueError, match="`position` is 999"):
-        readings.predict(TEXT, "first", None, 0, 999, 1.0)
+        readings.predict(TEXT, "first", None, 0, 999, 1.0, None)
 
 
 def test_strangers_have_the_page_s_models_only(shelf: Shelf) -> None:
@@ -195,8 +198,8 @@ def test_strangers_have_the_page_s_models_only(shelf: Shelf) -> None:
         for ask in (
             lambda *about: readings.read(*about),
             lambda *about: readings.weights(*about, 0, 0, None, 0),
-            lambda *about: readings.predict(*about, 0, 0, 1.0),
-            lambda *about: readings.go_on(*about, 0, 0, 1.0),
+            lambda *about: readings.predict(*about, 0, 0, 1.0, None),
+            lambda *about: readings.go_on(*about, 0, 0, 1.0, None),
         ):
             with pytest.raises(ValueError, match=f"^{message}$"):
                 ask(TEXT, model, compare)
