@@ -103,6 +103,7 @@ function drawPredictions(data, index, source, state, error) {
         make("p", { class: "goes-on" }, "…"),
       );
     };
+    predictions.style.setProperty("--columns", asked.length);
     predictions.replaceChildren(
       ...asked.map(({ name }, place) => column(name, answers[place])),
       make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),
