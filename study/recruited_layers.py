@@ -1,6 +1,6 @@
 """
-Layers recruited from a model, beside other schedules at an equal sum of lambda: perplexity at dial 1, of the model as it
-is and held and taught.
+Layers recruited from a model, beside other schedules at an equal sum of lambda: perplexity at dial 1, of the model as
+it is and held and taught.
 
     python study/recruited_layers.py --train 150
     python study/recruited_layers.py runs/smollm2/model --text-file ../shared/data/wikitext-2-raw/valid.txt \
@@ -80,6 +80,7 @@ def main() -> None:
     rows.append(
         ["0", "distributed", *[f"{perplexity(model, 'distributed'):.2f}"] * 2, "", *[""] * 2 * bool(args.train)]
     )
+    after: dict[str, list[float]] = {}
     for schedule in SCHEDULES:
         with setting(locality, locality_schedule=schedule):
             lambdas = locality.locality_lambdas
@@ -89,8 +90,10 @@ def main() -> None:
             numbers = [f"{perplexity(model, each, **blocks):.2f}" for blocks in ({}, {"block_starts": place})]
             rows.append([f"{total:.2f}", name, *numbers, " ".join(f"{value:.2g}" for value in each)])
             if args.train:
-                taught = trained(model, train, each, args.train)
-                rows[-1] += [f"{perplexity(taught, each, **blocks):.2f}" for blocks in ({}, {"block_starts": place})]
+                if str(each) not in after:
+                    taught = trained(model, train, each, args.train)
+                    after[str(each)] = [perplexity(taught, each, **b) for b in ({}, {"block_starts": place})]
+                rows[-1] += [f"{value:.2f}" for value in after[str(each)]]
             print(*rows[-1], sep="  ", flush=True)
     print(markdown_table(rows))
 
