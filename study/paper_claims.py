@@ -132,7 +132,8 @@ CLAIMS = (
         "",
         None,
         (),
-        "Nothing: group sparsity, anchors and rules are not built.",
+        "Rules and anchors are built, and the bounds hold of every query in a form of ours (`pointer_bounds`, a test); "
+        "group sparsity is the objective `choice`, of which the next section of results speaks.",
     ),
     PaperClaim(
         "Blocks are recruited as needed, by a penalised likelihood",
@@ -140,8 +141,8 @@ CLAIMS = (
         "",
         None,
         (),
-        "Nothing: the recruitment of units is not built. What `localist-hf recruit` finds are separators of blocks, "
-        "without a likelihood.",
+        "Nothing of units and likelihoods. `recruit_layers` takes in layers by cost over gain, `localist-hf recruit` "
+        "finds separators of blocks; both without training.",
     ),
 )
 

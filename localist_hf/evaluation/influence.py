@@ -1,12 +1,13 @@
 """What a prediction rests on: what changes in it when parts of the text before it are replaced."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..modeling import Rule
 from .check_model import check_model, core_model
 from .divergence import divergence_bits
 from .progress import progress
@@ -41,7 +42,10 @@ def measure_influence(
     num_draws: int = 4,
     batch_size: int = 8,
     seed: int = 0,
-    **arguments: Any,
+    locality_dial: float | None = None,
+    min_fidelity: float | None = None,
+    rules: Sequence[Rule] | None = None,
+    anchors: Mapping[str, Any] | None = None,
 ) -> Influence:
     """
     Measures by erasure what each prediction of a text rests on: the tokens of a unit are replaced by others that are
@@ -65,8 +69,9 @@ def measure_influence(
             Texts at a time.
         seed (`int`, *optional*, defaults to 0):
             Of the draws, which are the same for every model.
-        arguments (`Any`):
-            What else `forward` is to be told, such as `locality_dial`, `rules` and `anchors`.
+        locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*), rules (`Sequence[Rule]`, *optional*), \
+        anchors (`Mapping[str, ...]`, *optional*):
+            As for the model's `forward`, in place of what is set.
 
     Returns:
         [`Influence`]
@@ -93,28 +98,33 @@ def measure_influence(
     if len(input_ids.unique()) < 2:
         raise ValueError("`input_ids` has fewer than two different tokens; there is nothing to replace one by.")
     positions = list(range(length)) if positions is None else list(positions)
+    if not positions:
+        raise ValueError("`positions` is empty; there is no prediction to look at.")
     for place in positions:
         if type(place) is not int or not 0 <= place < length:
             raise ValueError(f"`positions` holds {place!r}; positions of this text are 0 to {length - 1}.")
     tokens = input_ids[None].to(core.device)
+    dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity, "use_cache": False}
+    told = {} if rules is None else {"rules": rules, "anchors": anchors}
     last_layer = core.config.locality.num_hidden_layers - 1
-    if "block_starts" not in arguments:
-        found = model(tokens, use_cache=False, locality_dial=0.0, min_fidelity=0.0, output_fidelity=[last_layer])
-        arguments = arguments | {"block_starts": found.block_starts[0]}
-    starts = arguments.pop("block_starts")
+    starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
     stretches = _stretches(units, starts[0].tolist(), length)
     kept = torch.tensor(positions, device=core.device)
+    takes_positions = "logits_to_keep" in core._native_arguments
 
     def predictions(texts: torch.Tensor) -> torch.Tensor:
-        of_texts = {"block_starts": starts.expand(len(texts), -1), "use_cache": False}
-        return model(texts, **of_texts, **arguments).logits[:, kept]
+        of_texts = told or {"block_starts": starts.expand(len(texts), -1)}
+        if takes_positions:
+            return model(texts, **of_texts, **dial, logits_to_keep=kept).logits
+        return model(texts, **of_texts, **dial).logits[:, kept]
 
     before = predictions(tokens)[0]
-    texts = _replaced(input_ids.cpu(), stretches, num_draws, seed)
     values = torch.zeros(len(stretches), len(positions), dtype=torch.float64)
     number = torch.arange(len(stretches)).repeat_interleave(num_draws)
-    for rows in progress(torch.arange(len(texts)).split(batch_size), "Replacing"):
-        after = predictions(texts[rows].to(core.device))
+    generator = torch.Generator().manual_seed(seed)
+    for rows in progress(torch.arange(len(number)).split(batch_size), "Replacing"):
+        texts = _replaced(input_ids.cpu(), [stretches[at] for at in number[rows]], generator)
+        after = predictions(texts.to(core.device))
         for row, without in zip(rows.tolist(), after, strict=True):
             is_later = torch.tensor([place >= stretches[number[row]][0] for place in positions])
             changed = divergence_bits(before[is_later], without[is_later]).double().cpu().clamp(min=0)
@@ -140,11 +150,10 @@ def _stretches(units: str | Sequence[tuple[int, int]], starts: list[int], length
     return list(units)
 
 
-def _replaced(input_ids: torch.Tensor, stretches: list[tuple[int, int]], num_draws: int, seed: int) -> torch.Tensor:
-    """The text with each stretch replaced by other tokens of it, `(num_stretches * num_draws, length)`."""
-    generator = torch.Generator().manual_seed(seed)
-    texts = input_ids.repeat(len(stretches) * num_draws, 1)
-    for row, (first, end) in enumerate(stretch for stretch in stretches for _ in range(num_draws)):
+def _replaced(input_ids: torch.Tensor, stretches: list[tuple[int, int]], generator: torch.Generator) -> torch.Tensor:
+    """The text with each stretch replaced by other tokens of it, `(num_stretches, length)`."""
+    texts = input_ids.repeat(len(stretches), 1)
+    for row, (first, end) in enumerate(stretches):
         former, drawn = input_ids[first:end], input_ids[first:end].clone()
         while (is_same := drawn == former).any():  # a token is not replaced by itself
             others = torch.randint(len(input_ids), (int(is_same.sum()),), generator=generator)

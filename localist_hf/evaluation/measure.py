@@ -110,7 +110,7 @@ def check_own_blocks(inputs: Mapping[str, Any]) -> None:
     """
     if "pointer_blocks" in inputs:
         raise ValueError(
-            "`dataset` holds `pointer_blocks`, which take the place of the tokens' own blocks; leave the column out."
+            "`pointer_blocks` are given, which take the place of the tokens' own blocks; leave the column out."
         )
 
 

@@ -67,8 +67,9 @@ def recruit_layers(
         dataset ([`~datasets.Dataset`]):
             As for [`measure`]: text of the kind that the model is for. Read into memory.
         budget (`float`, *optional*):
-            Bits a token by which the loss at dial 1 may be above that at dial 0; above 0. The layers taken in are the
-            most that fit of the first of the order, by the loss of all together.
+            Bits a token by which the loss at dial 1 may be above that at dial 0; above 0. Of the first layers of the
+            order as many are taken in as halving finds to fit, by the loss of all together: no more would, where the
+            loss rises with each.
         total (`float`, *optional*):
             The sum of the lambdas, in place of a `budget`: above 0 and up to the number of layers. The last layer taken
             in may have a lambda below 1.
@@ -134,9 +135,7 @@ def recruit_layers(
             loss, (entropy,) = measured(alone(layer), [layer])
             costs.append(loss - free)
             gains.append(entropies[layer] - entropy)
-        # A layer that gives nothing comes last.
-        worth = [cost / gain if gain > 0 else math.inf for cost, gain in zip(costs, gains, strict=True)]
-        order = sorted(everywhere, key=lambda layer: worth[layer])
+        order = sorted(everywhere, key=lambda layer: _rank(costs[layer], gains[layer]))
 
         def lambdas_of(total: float) -> list[float]:
             places = {layer: place for place, layer in enumerate(order)}
@@ -157,3 +156,10 @@ def recruit_layers(
             cost = measured(lambdas, [])[0] - free
     locality.locality_schedule = lambdas
     return RecruitedLayers(lambdas, order, costs, gains, cost)
+
+
+def _rank(cost: float, gain: float) -> tuple[int, float]:
+    """What costs nothing first, the most helpful before; what gives nothing last."""
+    if cost <= 0:
+        return 0, cost
+    return (1, cost / gain) if gain > 0 else (2, cost)

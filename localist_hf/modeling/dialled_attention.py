@@ -21,6 +21,10 @@ from .opaque_ops import opaque_without_gradient
 from .pointer_set import PointerSet
 
 
+# Queries that are told where to look, at a time.
+_TOLD = 256
+
+
 class Wanted(NamedTuple):
     """
     What is measured of a layer's attention.
@@ -104,8 +108,9 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     key, value, local_set = repeat_kv(key, groups), repeat_kv(value, groups), local_set.for_heads(groups)
     lse = None
-    is_fused = not (is_soft_capped or has_learned_sinks)
-    if is_pointed and not wanted.shares and is_fused:
+    is_native = not (is_soft_capped or has_learned_sinks)
+    is_fused = is_native and query.shape[-1] == value.shape[-1]
+    if is_pointed and not wanted.shares and is_fused and not torch.is_grad_enabled():
         return Attended(_attend_pointed(query, key, value, mask, scoring, local_set, dial))
     if is_soft_capped or is_pointed:
         mask = None if dial.is_hard else mask  # what is not local counts for nothing
@@ -113,7 +118,7 @@ def attend(
         fidelity = counted_fidelity(sum(parts), local_set.is_counted()[:, None] & (not dial.is_hard))
     else:
         output, parts, fidelity, entropy, lse = _attend_fused(query, key, value, mask, scoring, local_set, dial, wanted)
-    if is_pointed and not dial.is_on and is_fused:
+    if is_pointed and not dial.is_on and is_native:
         output = _plain(query, key, value, mask, scoring)  # as it would be if nothing were measured
     shares = Shares(*parts, 1 - fidelity) if wanted.shares else None
     if wanted.entropy:
@@ -123,23 +128,23 @@ def attend(
 
 
 def _attend_pointed(query, key, value, mask, scoring, local_set: PointerSet, dial: LayerDial) -> torch.Tensor:
-    """As `attend`, with explicit weights only from the first query that is told where to look to the last one."""
+    """As `attend`, by fused kernels without gradients: some queries at a time of those that are told where to look."""
     output = _plain(query, key, value, mask, scoring)
-    named = local_set.is_named().any(dim=0).nonzero().flatten().tolist()
-    if not named or not dial.is_on:
+    named = local_set.is_named().any(dim=0).nonzero().flatten()
+    if not len(named) or not dial.is_on:
         return output
-    first, end = named[0], named[-1] + 1
-    last_key = key.shape[2] - query.shape[2] + end
-    told = explicit_attention(
-        query[:, :, first:end],
-        key[:, :, :last_key],
-        value[:, :, :last_key],
-        None,
-        scoring,
-        local_set.of_queries(first, end),
-        dial,
-    )
-    return torch.cat((output[:, :, :first], told.output.to(output.dtype), output[:, :, end:]), dim=2)
+    positions = torch.arange(local_set.num_tokens - key.shape[2], local_set.num_tokens, device=key.device)[None]
+    for rows in named.split(_TOLD):
+        visible, is_local, *_ = (each[:, None] for each in local_set.masks(rows, positions))
+        queries = query[:, :, rows]
+        found, local_lse = attention_with_lse(queries, key, value, is_local, False, scoring.scale)
+        if not dial.is_hard:
+            whole, lse = attention_with_lse(queries, key, value, visible, False, scoring.scale)
+            is_counted = (visible & ~is_local).any(-1)
+            _, share = dial.turn(fidelity_of_sums(local_lse, lse, is_counted))
+            found = whole + share[..., None] * (found - whole)
+        output[:, :, rows] = found.to(output.dtype)
+    return output
 
 
 def _plain(query, key, value, mask, scoring: Scoring) -> torch.Tensor:

@@ -78,7 +78,9 @@ def explicit_attention(
 
     num_keys = key.shape[2]
 
-    def attend(query, key, value, visible, is_local, is_sink, is_own):
+    def attend(query, key, value, rows):
+        # Made here, and again in the backward pass: they would be kept for each layer.
+        visible, is_local, is_sink, is_own = (each[:, None] for each in local_set.masks(rows, positions, mask))
         wide = torch.promote_types(query.dtype, torch.float32)
         scores = (query.to(wide) @ key.to(wide).transpose(-1, -2)) * scale
         if softcap is not None:
@@ -92,8 +94,8 @@ def explicit_attention(
             is_local[..., -1] = is_sink[..., -1] = True
         scores = scores.masked_fill(is_padding, 0.0)
         if dial.is_on:
-            fidelity = scores[..., :1] if dial.floor == 0 else (scores.softmax(-1) * is_local).sum(-1, keepdim=True)
-            scores = torch.where(is_local | is_padding, scores, scores + dial.factor(fidelity).log())
+            log_odds = scores[..., :1] if dial.floor == 0 else _log_odds(scores, is_local, is_padding)
+            scores = torch.where(is_local | is_padding, scores, scores + dial.log_factor(log_odds))
         log_weights = scores.log_softmax(-1)
         weights = log_weights.exp() * ~is_padding
         # Where a weight is 0, the gradient of 0 log 0 would be no number.
@@ -104,10 +106,20 @@ def explicit_attention(
     chunks = []
     for start in range(0, query.shape[2], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        masks = (each[:, None] for each in local_set.masks(rows, positions, mask))
         with torch.autocast(query.device.type, enabled=False):
-            chunks.append(checkpoint(attend, query[:, :, rows], key, value, *masks, use_reentrant=False))
+            chunks.append(checkpoint(attend, query[:, :, rows], key, value, rows, use_reentrant=False))
     return ExplicitAttention(*(torch.cat(parts, dim=2) for parts in zip(*chunks, strict=True)))
+
+
+def _log_odds(scores: torch.Tensor, is_local: torch.Tensor, is_padding: torch.Tensor) -> torch.Tensor:
+    """`log(phi / (1 - phi))` of scores that are minus infinite where a query sees no key."""
+    sums = []
+    for part in (is_local, ~is_local):
+        is_none = ~(part & ~scores.isneginf()).any(-1, keepdim=True) | is_padding
+        sum_of_part = scores.masked_fill(~part & ~is_none, float("-inf")).logsumexp(-1, keepdim=True)
+        sums.append(torch.where(is_none, float("-inf"), sum_of_part))
+    # Where all is local there is nothing to turn down.
+    return torch.where(sums[1].isneginf(), float("inf"), sums[0] - sums[1])
 
 
 def _with_kept_sinks(

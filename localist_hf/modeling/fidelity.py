@@ -10,6 +10,7 @@ Definitions and sources: `docs/method.md`. The fused kernels that give the share
 `block_attention.py`, and what one layer does with all this in `dialled_attention.py`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -118,15 +119,14 @@ class LayerDial(NamedTuple):
         is_below = dialled < floor
         return torch.where(is_below, floor, dialled), torch.where(is_below, raised, share)
 
-    def factor(self, fidelity: torch.Tensor) -> torch.Tensor:
-        """What the weights outside the local set are multiplied by, for each query: `min(weight, w_i)`."""
+    def log_factor(self, log_odds: torch.Tensor) -> torch.Tensor:
+        """
+        The logarithm of what the weights outside the local set are multiplied by, for each query: of
+        `min(weight, w_i)`, where `log(phi_i / (1 - phi_i))` is known. It has no limit below which phi is none.
+        """
         weight, floor = self
-        factor = torch.full_like(fidelity, weight)
-        if floor == 0:
-            return factor
-        limits = torch.finfo(fidelity.dtype)
-        fidelity, rest = fidelity.clamp(min=limits.tiny), (1 - fidelity.clamp(min=limits.tiny)).clamp(min=limits.eps)
-        return torch.minimum(factor, fidelity * (1 - floor) / (floor * rest))
+        factor = torch.full_like(log_odds, math.log(weight) if weight else -math.inf)
+        return factor if floor == 0 else torch.minimum(factor, log_odds + math.log1p(-floor) - math.log(floor))
 
 
 def binary_entropy(share: torch.Tensor) -> torch.Tensor:

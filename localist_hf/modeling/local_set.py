@@ -106,20 +106,20 @@ class LocalSet(NamedTuple):
         starts = torch.where(self.starts < 0, -1, self.starts - first)
         return self._replace(starts=starts, documents=self.documents - first, num_tokens=self.num_tokens - first)
 
-    def masks(self, rows: slice, positions: torch.Tensor, mask: torch.Tensor | None = None) -> KeyMasks:
+    def masks(self, rows: slice | torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None) -> KeyMasks:
         """
         For some queries, which keys they see and what these are to them.
 
         Args:
-            rows (`slice`):
+            rows (`slice` or `torch.LongTensor`):
                 The queries.
             positions (`torch.LongTensor` of shape `(1 or batch_size, num_keys)`):
                 Those of the keys, [`NOWHERE`] of what is none.
             mask (`torch.BoolTensor` of shape `(batch_size, 1, query_length, num_keys)`, *optional*):
                 True where a query sees a key; None is causal.
         """
-        place = self._position()[rows, None]
-        starts = self.starts[:, rows, None]
+        place = self._position()[rows][:, None]
+        starts = self.starts[:, rows][..., None]
         first = (self.documents if self.documents.shape[1] == 1 else self.documents[:, rows])[..., None]
         keys = positions[:, None]
         visible = keys <= place if mask is None else mask[:, 0, rows]

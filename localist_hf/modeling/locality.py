@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.utils import logging
 
 from .attention_checks import AttentionChecks
-from .block_partition import document_starts
+from .block_partition import Blocks, document_starts
 from .block_search import BlockSearch, TokenBlocks, token_blocks
 from .block_shares import (
     Attention,
@@ -328,21 +328,24 @@ def build_locality(
     cache = inputs.cache
     if not measured and not is_dialled:
         check_cache(cache, only_local=())
+        request.check_unused()
         return None
     attention_mask = inputs.check(model_config)
     batch_size, query_length = inputs.tokens.shape[:2]
     length = query_length + (cache.get_seq_length() if cache is not None else 0)
     packed = inputs.packed_positions(default=model_config.use_cache and not is_training)
     documents = document_starts(batch_size, length, attention_mask, packed, inputs.tokens.device)
+    windows = {window: layer for layer, window in enumerate(config.sliding_windows) if window and lambdas[layer]}
+    pointers = request.pointers(documents, packed is not None, query_length, windows)
     blocks = request.given_blocks(documents, config.num_previous_blocks, query_length, cache)
+    if blocks is None and pointers is not None:  # which need none
+        blocks = TokenBlocks(Blocks(documents, documents), max_length=length)
     if blocks is None:
         blocks = token_blocks(config, inputs.input_ids, documents, cache, request.needs_members)
     dials = [
         RowDials(rows, [LayerDial.of_layer(each, floor, value) for value in lambdas]) for each, rows in by_dial.items()
     ]
     wanted = Wanted(True, request.output_entropy, request.output_block_choice, request.output_block_shares)
-    windows = {window: layer for layer, window in enumerate(config.sliding_windows) if window and lambdas[layer]}
-    pointers = request.pointers(documents, packed is not None, query_length, windows)
     locality = Locality(config, measured, wanted, dials, documents, packed is not None, blocks, cache, pointers)
     check_cache(cache, locality.only_local)
     return locality

@@ -27,6 +27,7 @@ from .locality_request import (
     LocalityRequest,
     NativeInputs,
 )
+from .rules import check_rules, repeated
 
 
 @dataclass
@@ -307,9 +308,15 @@ class LocalistGenerationMixin(LocalistMixin):
                     "out. Use `prompt_lookup_num_tokens` or an `assistant_model`."
                 )
             is_assisted = kwargs.get("assistant_model") is not None or said("prompt_lookup_num_tokens")
-            for name in ("rules", "pointer_blocks") if is_assisted else ():
-                if kwargs.get(name) is not None:
-                    raise ValueError(f"`{name}` is given for an assisted generation, whose assistant knows none.")
+            for name in ("rules", "pointer_blocks"):
+                if kwargs.get(name) is not None and (is_assisted or said("guidance_scale") not in (None, 1)):
+                    raise ValueError(
+                        f"`{name}` is given for an assisted or a guided generation, which calls a model without it."
+                    )
+            repeats = max(said("num_beams") or 1, said("num_return_sequences") or 1)
+            if kwargs.get("rules") is not None and repeats > 1:
+                check_rules(kwargs["rules"], kwargs.get("anchors"))
+                kwargs["rules"], kwargs["anchors"] = repeated(kwargs["rules"], kwargs.get("anchors"), repeats)
             if is_assisted or said("is_assistant"):
                 # Rejected tokens are removed from the cache, so that no layer can keep its blocks only.
                 cache = kwargs.get(self._cache_argument)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from .block_partition import Blocks, with_previous_blocks
@@ -17,8 +18,10 @@ from .block_search import TokenBlocks
 from .local_cache import LocalCacheLayer
 from .locality_dial import check_share
 from .pointer_set import PointerSet
-from .rules import Anchors, Rule, pointers_of_blocks, pointers_of_rules
+from .rules import Anchors, Rule, check_rules, pointers_of_blocks, pointers_of_rules
 
+
+logger = logging.get_logger(__name__)
 
 # This folder may be loaded several times, once for each model from the Hub: each copy has attention of its own.
 _COPY = re.sub(r"\W", "_", __package__, flags=re.ASCII)
@@ -117,6 +120,21 @@ class LocalityRequest:
             raise ValueError(f"`output_fidelity` asks for layers {list(layers)}; the model has 0 to {num_layers - 1}.")
         return frozenset(map(int, layers))
 
+    def check_unused(self) -> None:
+        """
+        Of a call in which nothing is measured and no dial is on.
+
+        Raises:
+            ValueError: for rules that are none, and names that are not there.
+        """
+        if self.rules is not None:
+            check_rules(self.rules, self.anchors)
+        if self.rules is not None or self.pointer_blocks is not None:
+            logger.warning_once(
+                f"`{'pointer_blocks' if self.rules is None else 'rules'}` are given, and change nothing: "
+                "`locality_dial` and `min_fidelity` are 0, or no layer is local, and nothing is measured."
+            )
+
     def pointers(
         self, documents: torch.Tensor, is_packed: bool, query_length: int, windows: Mapping[int, int]
     ) -> PointerSet | None:
@@ -142,19 +160,19 @@ class LocalityRequest:
         if self.rules is not None:
             if is_packed:
                 raise ValueError("`rules` are given for packed documents, whose positions begin anew; pass one a row.")
-            pointers = pointers_of_rules(self.rules, self.anchors, documents, query_length)
+            pointers = pointers_of_rules(self.rules, self.anchors, documents, query_length, windows)
         else:
             if self.block_starts is None:
                 raise ValueError("`pointer_blocks` needs `block_starts`, which say what the blocks are.")
             pointers = pointers_of_blocks(self.pointer_blocks, self.block_starts, documents, query_length)
-        for window, layer in windows.items():
-            if (sees_none := pointers._replace(window=window).sees_none()).any():
-                row, at = sees_none.nonzero()[0].tolist()
-                raise ValueError(
-                    f"`{name}` tells token {documents.shape[1] - query_length + at} of row {row} to look at tokens "
-                    f"that the sliding window of layer {layer}, {window} keys, hides from it; choose a schedule in "
-                    "which layers with such windows are not local."
-                )
+            for window, layer in windows.items():
+                if (sees_none := pointers._replace(window=window).sees_none()).any():
+                    row, at = sees_none.nonzero()[0].tolist()
+                    raise ValueError(
+                        f"`pointer_blocks` tells token {documents.shape[1] - query_length + at} of row {row} to look "
+                        f"at a block that the sliding window of layer {layer}, {window} keys, hides from it; choose a "
+                        "schedule in which layers with such windows are not local."
+                    )
         return pointers
 
     def given_blocks(

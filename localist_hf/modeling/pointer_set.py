@@ -74,15 +74,6 @@ class PointerSet(NamedTuple):
         tensors = {name: getattr(self, name)[rows] for name in ("targets", "of_query", "documents")}
         return self._replace(**tensors)
 
-    def of_queries(self, first: int, end: int) -> "PointerSet":
-        """That of the queries from the first to the one before the end; keys are those up to the last of them."""
-        num_keys = self.documents.shape[1] - self.of_query.shape[1] + end
-        return self._replace(
-            targets=self.targets[..., :num_keys],
-            of_query=self.of_query[:, first:end],
-            documents=self.documents[:, :num_keys],
-        )
-
     def for_layer(self, num_sinks: int, window: int | None, device: torch.device) -> "PointerSet":
         """That of a layer with so many sinks and this sliding window."""
         tensors = (each.to(device) for each in (self.targets, self.of_query, self.documents))
@@ -92,18 +83,18 @@ class PointerSet(NamedTuple):
         """The same, for the query heads that share keys."""
         return self
 
-    def masks(self, rows: slice, positions: torch.Tensor, mask: torch.Tensor | None = None) -> KeyMasks:
+    def masks(self, rows: slice | torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None) -> KeyMasks:
         """As of a [`LocalSet`]; what a query sees is told by its document."""
-        place = self._position()[rows, None]
-        first = self._first_visible()[:, rows, None]
-        visible = (positions[:, None] <= place) & (positions[:, None] >= first) & (self.starts[:, rows, None] >= 0)
+        place = self._position()[rows][:, None]
+        first = self._first_visible()[:, rows][..., None]
+        visible = (positions[:, None] <= place) & (positions[:, None] >= first) & (self.starts[:, rows][..., None] >= 0)
         is_own = visible & (positions[:, None] == place)
         of_query = self.of_query[:, rows]
         is_named = (of_query >= 0)[..., None]
         row = torch.arange(len(of_query), device=of_query.device)[:, None]
         targets = self.targets[..., -positions.shape[1] :][row, of_query.clamp(min=0)]
         is_target = targets & is_named & visible & ~is_own
-        is_sink = positions[:, None] < self.starts[:, rows, None] + self.num_sinks
+        is_sink = positions[:, None] < self.starts[:, rows][..., None] + self.num_sinks
         is_sink = is_sink & visible & ~is_target & ~is_own
         is_local = torch.where(is_named, is_own | is_sink | is_target, visible)
         return KeyMasks(visible, is_local, is_sink, is_own)

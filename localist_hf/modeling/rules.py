@@ -16,13 +16,15 @@ Part = str | int | tuple[int, int | None] | torch.Tensor | list
 Anchors = Mapping[str, Part] | Sequence[Mapping[str, Part]]
 
 _PART = (
-    "it must be the name of an anchor, a position, a stretch (first, end) whose end may be None, a mask of bools, or a "
-    "list of these"
+    "it must be the name of an anchor, a position (a whole number, 0 or more), a stretch (first, end) with first < end "
+    "or an end of None, a mask of bools of the shape (batch_size, num_tokens), or a list of these"
 )
+#: No position is further on.
+_FURTHEST = 2**62
 _MOST_RULES = 62  # which of them name a query is said by the bits of one number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """
     What some tokens are to look at: under the dial, layers turn down what is neither a target, the token itself nor an
@@ -33,7 +35,8 @@ class Rule:
         queries (`str`, `int`, `tuple[int, int | None]`, `torch.BoolTensor` of shape `(batch_size, num_tokens)`, or a \
         list of these):
             The tokens that look: the name of an anchor, a position, a stretch from a position to the one before
-            another (`None`: however long the text grows), a mask, or several of these.
+            another (`None`: however long the text grows), a mask, or several of these. A stretch is a tuple: a list of
+            two numbers, as JSON has them, is two tokens.
         targets (as `queries`):
             The tokens that they may look at, as far as they stand before them.
 
@@ -57,8 +60,52 @@ class Rule:
             _check_part(f"`{name}` of a rule", getattr(self, name), may_be_name=True)
 
 
+def check_rules(rules: Sequence[Rule], anchors: Anchors | None) -> None:
+    """
+    Raises:
+        ValueError: for what is no rule, no anchors, and anchors that are not there.
+    """
+    if isinstance(rules, str) or not isinstance(rules, Sequence) or not 1 <= len(rules) <= _MOST_RULES:
+        given = f"a list of {len(rules)}" if isinstance(rules, list) else f"a {type(rules).__name__}"
+        raise ValueError(f"`rules` is {given}; it must be a list of 1 to {_MOST_RULES} rules.")
+    for number, rule in enumerate(rules):
+        # A rule of another copy of this code is told by its name.
+        if Rule.__name__ not in {cls.__name__ for cls in type(rule).__mro__}:
+            raise ValueError(f"`rules[{number}]` is {rule!r}; it must be a `Rule`.")
+    for row, names in enumerate(_anchors_of_rows(anchors)):
+        for name, part in names.items():
+            _check_part(f"The anchor {name!r}", part, may_be_name=False)
+        for number, rule in enumerate(rules):
+            for part in (*_names(rule.queries), *_names(rule.targets)):
+                if part not in names:
+                    known = ", ".join(map(repr, names)) or "none"
+                    raise ValueError(
+                        f"`rules[{number}]` names the anchor {part!r}; the `anchors` of row {row} are {known}."
+                    )
+
+
+def repeated(rules: Sequence[Rule], anchors: Anchors | None, repeats: int) -> tuple[Sequence[Rule], Anchors | None]:
+    """The same for rows that are repeated, as for beams and samples."""
+
+    def of_rows(part: Part) -> Part:
+        if isinstance(part, list):
+            return [of_rows(each) for each in part]
+        return part.repeat_interleave(repeats, dim=0) if isinstance(part, torch.Tensor) else part
+
+    rows = anchors if anchors is None or isinstance(anchors, Mapping) else _anchors_of_rows(anchors)
+    if not isinstance(rows, Mapping | None):
+        rows = [{name: of_rows(part) for name, part in row.items()} for row in rows for _ in range(repeats)]
+    elif rows is not None:
+        rows = {name: of_rows(part) for name, part in rows.items()}
+    return [Rule(of_rows(rule.queries), of_rows(rule.targets)) for rule in rules], rows
+
+
 def pointers_of_rules(
-    rules: Sequence[Rule], anchors: Anchors | None, documents: torch.Tensor, query_length: int
+    rules: Sequence[Rule],
+    anchors: Anchors | None,
+    documents: torch.Tensor,
+    query_length: int,
+    windows: Mapping[int, int],
 ) -> PointerSet:
     """
     What rules tell the last queries of a text to look at; where several name a query, the targets of all.
@@ -70,30 +117,41 @@ def pointers_of_rules(
             First position of each token's text, -1 on padding.
         query_length (`int`):
             Number of queries.
+        windows (`Mapping[int, int]`):
+            The sliding windows of local layers, each with one such layer.
 
     Raises:
-        ValueError: for what is no rule, an anchor that is not there, a mask of another shape, and a rule whose targets
-            one of its queries cannot see.
+        ValueError: as [`check_rules`], for masks of another shape, and for a rule whose targets one of its queries
+            cannot see.
     """
-    if isinstance(rules, Rule) or not isinstance(rules, Sequence) or not rules or len(rules) > _MOST_RULES:
-        raise ValueError(f"`rules` is {rules!r}; it must be a list of 1 to {_MOST_RULES} rules.")
-    for number, rule in enumerate(rules):
-        # A rule of another copy of this code is told by its name.
-        if type(rule).__name__ != Rule.__name__ or not hasattr(rule, "queries") or not hasattr(rule, "targets"):
-            raise ValueError(f"`rules[{number}]` is {rule!r}; it must be a `Rule`.")
-    of_rows = _anchors_of_rows(anchors, len(documents))
+    check_rules(rules, anchors)
+    of_rows = _anchors_of_rows(anchors)
+    if not isinstance(anchors, Mapping | None) and len(of_rows) != len(documents):
+        raise ValueError(f"`anchors` is a list of {len(of_rows)}; the batch has {len(documents)} rows.")
+    of_rows = of_rows * (len(documents) // len(of_rows))
     queries, targets = (
         torch.stack([_mask(f"rules[{at}]", getattr(rule, name), of_rows, documents) for at, rule in enumerate(rules)])
         for name in ("queries", "targets")
     )  # (num_rules, batch_size, num_tokens)
-    for number, rule in enumerate(rules):
-        sees_none = queries[number] & ~targets[number].cummax(-1).values
-        sees_none[:, : documents.shape[1] - query_length] = False
+    position = torch.arange(documents.shape[1], device=documents.device)
+    queries[..., : documents.shape[1] - query_length] = False
+    # The last target up to each token.
+    last = torch.where(targets, position, -1).cummax(-1).values
+    for window, layer in ((None, None), *windows.items()):
+        first = documents if window is None else torch.maximum(documents, position - window + 1)
+        sees_none = queries & (last < first)
         if sees_none.any():
-            row, at = sees_none.nonzero()[0].tolist()
+            number, row, at = sees_none.nonzero()[0].tolist()
+            rule = rules[number]
+            why = (
+                "before which none of the targets stands."
+                if window is None
+                else f"from which the sliding window of layer {layer}, {window} keys, hides all targets; choose a "
+                "schedule in which layers with such windows are not local."
+            )
             raise ValueError(
                 f"`rules[{number}]` ({_shown(rule.queries)} to look at {_shown(rule.targets)}) names the token at "
-                f"position {at - int(documents[row, at])} of row {row}, before which none of the targets stands."
+                f"position {at - int(documents[row, at])} of row {row}, {why}"
             )
     bits = 2 ** torch.arange(len(rules), device=documents.device)
     code = (queries[..., -query_length:] * bits[:, None, None]).sum(0)
@@ -159,33 +217,34 @@ def _check_part(name: str, part: Part, may_be_name: bool) -> None:
         for each in part:
             _check_part(name, each, may_be_name)
         return
-    is_position = type(part) is int and part >= 0
+    is_position = type(part) is int and 0 <= part < _FURTHEST
     is_stretch = (
         isinstance(part, tuple)
         and len(part) == 2
         and type(part[0]) is int
         and (part[1] is None or type(part[1]) is int)
         and part[0] >= 0
-        and (part[1] is None or part[0] < part[1])
+        and part[0] < (_FURTHEST if part[1] is None else part[1]) <= _FURTHEST
     )
     is_mask = isinstance(part, torch.Tensor) and part.dtype == torch.bool and part.dim() == 2
     if not (is_position or is_stretch or is_mask or (may_be_name and isinstance(part, str))):
         raise ValueError(f"{name} is {_shown(part)}; {_PART}.")
 
 
-def _anchors_of_rows(anchors: Anchors | None, batch_size: int) -> list[Mapping[str, Part]]:
-    if anchors is None:
-        return [{}] * batch_size
-    of_rows = [anchors] * batch_size if isinstance(anchors, Mapping) else anchors
-    is_list = isinstance(of_rows, Sequence) and not isinstance(of_rows, str)
+def _anchors_of_rows(anchors: Anchors | None) -> list[Mapping[str, Part]]:
+    """Those of each row, or one for all."""
+    of_rows = [{}] if anchors is None else [anchors] if isinstance(anchors, Mapping) else anchors
+    is_list = isinstance(of_rows, Sequence) and not isinstance(of_rows, str) and len(of_rows)
     if not is_list or not all(isinstance(row, Mapping) for row in of_rows):
         raise ValueError(f"`anchors` is {anchors!r}; it must map names to parts of the text, or be a list of such.")
-    if len(of_rows) != batch_size:
-        raise ValueError(f"`anchors` is a list of {len(of_rows)}; the batch has {batch_size} rows.")
-    for row in of_rows[:1] if isinstance(anchors, Mapping) else of_rows:
-        for name, part in row.items():
-            _check_part(f"The anchor {name!r}", part, may_be_name=False)
     return list(of_rows)
+
+
+def _names(part: Part) -> list[str]:
+    """The anchors that a part names."""
+    if isinstance(part, list):
+        return [name for each in part for name in _names(each)]
+    return [part] if isinstance(part, str) else []
 
 
 def _mask(rule: str, part: Part, anchors: Sequence[Mapping[str, Part]], documents: torch.Tensor) -> torch.Tensor:
@@ -194,10 +253,6 @@ def _mask(rule: str, part: Part, anchors: Sequence[Mapping[str, Part]], document
     if isinstance(part, list):
         return torch.stack([_mask(rule, each, anchors, documents) for each in part]).any(0)
     if isinstance(part, str):
-        for row, names in enumerate(anchors):
-            if part not in names:
-                known = ", ".join(map(repr, names)) or "none"
-                raise ValueError(f"`{rule}` names the anchor {part!r}; the `anchors` of row {row} are {known}.")
         rows = [_mask(rule, names[part], anchors, documents)[row] for row, names in enumerate(anchors)]
         return torch.stack(rows)
     if isinstance(part, torch.Tensor):
@@ -212,7 +267,7 @@ def _mask(rule: str, part: Part, anchors: Sequence[Mapping[str, Part]], document
         return padded & is_token
     first, end = (part, part + 1) if isinstance(part, int) else part
     position = torch.arange(documents.shape[1], device=documents.device) - documents
-    return is_token & (position >= first) & (position < (2**62 if end is None else end))
+    return is_token & (position >= first) & (position < (_FURTHEST if end is None else end))
 
 
 def _shown(part: object) -> str:

@@ -124,6 +124,9 @@ class LocalityLossMixin(SelfTeachingMixin):
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, nn.Module):  # and not a name, by which TRL's trainers load one
             check_model("model", model)
+        # What the rows say of blocks, which trainers that write their batches from texts leave out.
+        columns = getattr(kwargs.get("train_dataset"), "column_names", None) or ()
+        self._told = sorted({"block_starts", "pointer_blocks"}.intersection(columns))
         super().__init__(*args, **kwargs)
         check_model("model", self.model)
         self._find_teacher()
@@ -193,6 +196,11 @@ class LocalityLossMixin(SelfTeachingMixin):
         # Packed texts have positions of their own.
         if allowed is not None and length > allowed and "position_ids" not in inputs:
             raise ValueError(f"A batch holds a sequence of {length} tokens; the model has {allowed} positions.")
+        if model.training and (missing := [name for name in self._told if inputs.get(name) is None]):
+            raise ValueError(
+                f"`train_dataset` has {missing[0]!r}, which {type(self).__name__} leaves out of its batches; train "
+                "with `LocalistTrainer`, or leave it out of the data set."
+            )
         labels = inputs.get("labels")  # which a `compute_loss_func` takes out
         self._has_labels = labels is not None
         if not model.training:

@@ -21,8 +21,9 @@ def test_influence_is_what_changes_in_the_predictions(architecture: str) -> None
         units = [(3, 8), (20, 21), (28, 40)]
         found = measure_influence(model, ids, units, positions, num_draws=2, batch_size=3, locality_dial=dial)
         assert (found.units, found.positions) == (units, positions)
-        texts = _replaced(ids, units, 2, 0).unflatten(0, (3, 2))
-        starts = model(ids[None], output_fidelity=[3], use_cache=False).block_starts[0]
+        twice = [unit for unit in units for _ in range(2)]
+        texts = _replaced(ids, twice, torch.Generator().manual_seed(0)).unflatten(0, (3, 2))
+        starts = model(ids[None], output_fidelity=[3], use_cache=False, locality_dial=dial).block_starts[0]
         for unit, drawn in enumerate(texts):
             first, end = units[unit]
             assert (drawn[:, first:end] != ids[first:end]).all()  # every token is another one
@@ -79,6 +80,7 @@ def test_under_rules_what_may_not_be_looked_at_has_no_influence(
         ({"units": []}, r"`units` is \[\]; it must be"),
         ({"units": [(3, 3)]}, r"`units` holds \(3, 3\); a stretch of this text"),
         ({"units": [(3, 41)]}, r"`units` holds \(3, 41\); a stretch of this text is \(first, end\), with end up to 40"),
+        ({"positions": []}, "`positions` is empty"),
         ({"positions": [40]}, "`positions` holds 40; positions of this text are 0 to 39"),
         ({"num_draws": 0}, "`num_draws` is 0; it must be a whole number above 0"),
         ({"batch_size": 1.5}, "`batch_size` is 1.5; it must be a whole number above 0"),

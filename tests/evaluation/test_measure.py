@@ -72,7 +72,7 @@ def test_the_other_model_finds_its_blocks_in_the_same_texts(make_model, column: 
         lambda: measure_controls(model, pointed),
         lambda: locality_probe(model, [batch | {"pointer_blocks": torch.full((2, 60), -1)}]),
     ):
-        with pytest.raises(ValueError, match="`dataset` holds `pointer_blocks`, which take the place"):
+        with pytest.raises(ValueError, match="`pointer_blocks` are given, which take the place"):
             call()
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import RecruitedLayers, measure, recruit_layers
+from localist_hf.evaluation.recruited_layers import _rank
 
 
 @pytest.fixture
@@ -48,7 +49,11 @@ def test_costs_and_gains_are_those_of_each_layer_alone(model: LocalistGPT2LMHead
         assert found.gains[layer] == pytest.approx(free[name] - metrics[name], abs=1e-5)
     assert max(map(abs, found.costs)) > 1e-3
     assert min(found.gains) > 0.1
+    assert min(found.costs) > 0
     assert found.order == sorted(range(4), key=lambda layer: found.costs[layer] / found.gains[layer])
+    # What helps comes first, the most helpful before all, and what gives nothing last.
+    pairs = [(0.1, 0.0), (0.1, 1.0), (-0.001, 1e-5), (-0.1, 10.0), (0.1, 2.0)]
+    assert sorted(pairs, key=lambda pair: _rank(*pair)) == [pairs[3], pairs[2], pairs[4], pairs[1], pairs[0]]
     assert found.lambdas == [1.0] * 4
     everywhere = at_dial_1(model, dataset, [1.0] * 4)
     assert found.cost == pytest.approx((everywhere["loss"] - free["loss"]) / math.log(2), abs=1e-5)
@@ -103,7 +108,7 @@ def test_text_without_labels_is_refused(model: LocalistGPT2LMHeadModel, dataset:
         (Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[-100, -100]]}), "`dataset` has no label that counts"),
         (
             dataset.select([0]).add_column("block_starts", [[0] * 50]).add_column("pointer_blocks", [[-1] * 50]),
-            "`dataset` holds `pointer_blocks`",
+            "`pointer_blocks` are given",
         ),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -46,7 +46,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
-from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model
+from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, LocalistGPT2Model, Rule
 from localist_hf.modeling.locality_request import LOCALIST_ATTENTION, REQUEST_ARGUMENTS
 
 
@@ -726,6 +726,12 @@ def export_of_any_length() -> None:
     torch.export.export(Logits(asked()), (IDS,), dynamic_shapes={"ids": {1: length}}, strict=False)
 
 
+@torch.no_grad()
+def rules_in_a_graph() -> None:
+    model = asked()
+    torch.compile(lambda ids: model(ids, rules=[Rule(7, 3)], locality_dial=0.5).logits, backend="eager")(IDS)
+
+
 EXCLUDED: dict[str, Callable[[], Any]] = {
     "Eager attention": lambda: asked(attn_implementation="eager")(IDS, locality_dial=0.5),
     "Attention matrices": lambda: asked()(IDS, output_attentions=True, output_fidelity=True),
@@ -746,6 +752,12 @@ EXCLUDED: dict[str, Callable[[], Any]] = {
     "Arguments that are not known": lambda: asked()(IDS, position_bias=torch.ones(1), locality_dial=0.5),
     "Continuous batching": continuous_batching,
     "Tracing": lambda: torch.jit.trace(Logits(asked()), IDS),
+    "Rules of generations that call a model without them": lambda: asked().generate(
+        IDS, rules=[Rule(7, 3)], guidance_scale=2.0, locality_dial=0.5, max_new_tokens=2
+    ),
+    "Rules of packed documents": lambda: asked()(IDS, position_ids=PACKED, rules=[Rule(7, 3)], locality_dial=0.5),
+    "Rules and all blocks": lambda: asked()(IDS, rules=[Rule(7, 3)], output_fidelity=True, output_block_choice=True),
+    "Rules in a compiled graph": rules_in_a_graph,
     "Export of any length": export_of_any_length,
     "A configuration of GPT-2": lambda: LocalistGPT2LMHeadModel(GPT2Config()),
 }

@@ -259,6 +259,13 @@ def test_preferences_are_neither_dealt_over_dials_nor_taught(make_trainer, make_
     make_trainer(LocalDPOTrainer, rows, training_dials=[1], **settings).train()
 
 
+def test_what_rows_say_of_blocks_is_not_left_out_in_silence(make_trainer, texts) -> None:
+    rows = {"text": list(map(words, texts)), "pointer_blocks": [[-1]] * len(texts)}
+    trainer = make_trainer(LocalSFTTrainer, rows)
+    with pytest.raises(ValueError, match="`train_dataset` has 'pointer_blocks', which LocalSFTTrainer leaves out"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("settings", [
     {}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, {"pad_to_multiple_of": 16},
     {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
