@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..modeling.reach import first_in_reach, sum_out_of_reach
 from .block_controls import Losses, figures_of, on_blocks, setting
 from .block_lift import block_lift
 from .check_model import check_model
@@ -15,7 +16,6 @@ from .control_results import ControlResults, DialFigures, DocumentSums
 from .divergence import divergence_bits
 from .measure import check_own_blocks, evaluation_batches
 from .progress import progress_of_passes
-from .reach import shares_out_of_reach
 from .share_sums import add_rows, share_sums
 from .texts import Texts
 
@@ -173,7 +173,9 @@ def _at_dials(
                 own_starts.append(outputs.block_starts[-1].cpu())
         divergence += _divergence(free_logits, outputs.logits, labels)
         if is_all_local:
-            reach += shares_out_of_reach(outputs, config.locality)
+            documents = outputs.document_starts
+            first = first_in_reach(outputs.block_starts, documents, config.locality)
+            reach += sum_out_of_reach(first, documents, config.locality.num_sink_tokens)
         del free_logits, outputs
 
         alone = inputs | {"block_starts": texts.rows(texts.place, index).to(labels.device)}

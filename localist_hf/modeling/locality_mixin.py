@@ -27,6 +27,7 @@ from .locality_request import (
     LocalityRequest,
     NativeInputs,
 )
+from .reach import Reach, reach_of
 from .rules import check_rules, repeated
 
 
@@ -256,6 +257,59 @@ class LocalistMixin:
         check_share("dial", dial)
         check_share("min_fidelity", min_fidelity)
         return LocalityDial(Setting(self.config, dial, min_fidelity))
+
+    @torch.no_grad()
+    def reach(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        block_starts: torch.LongTensor | None = None,
+        locality_dial: float | None = None,
+        min_fidelity: float | None = None,
+    ) -> Reach:
+        """
+        The tokens that each prediction of a text can depend on: exactly, where every layer attends to its local sets
+        only, which is at dial 1 (or `min_fidelity` 1) with every lambda 1. No other token, but for attention sinks,
+        changes a prediction by a bit; of mixtures of experts, by no more than rounding, since experts work on tokens in
+        groups. Where the model finds the blocks itself this is said of these blocks, which tokens out of reach may have
+        moved: see `statement`. One pass over the text.
+
+        Args:
+            input_ids, attention_mask, position_ids, block_starts, locality_dial, min_fidelity:
+                As for `forward`.
+
+        Returns:
+            [`Reach`]: which says so, and why, where there is no bound.
+
+        Raises:
+            ValueError: as `forward`; for a dial for each row.
+
+        Example:
+
+        ```python
+        >>> model = localize(model, locality_schedule="localist", num_previous_blocks=1)
+        >>> reach = model.reach(inputs["input_ids"], locality_dial=1.0)
+        >>> reach.is_bounded, reach.first[0, -1].item(), reach.statement
+        ```
+        """
+        setting = current_setting(self.config)
+        dial = setting.dial if locality_dial is None else locality_dial
+        floor = setting.min_fidelity if min_fidelity is None else min_fidelity
+        if isinstance(dial, torch.Tensor):
+            raise ValueError("`locality_dial` is a tensor; the reach is of one dial.")
+        outputs = self(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            block_starts=block_starts,
+            locality_dial=dial,
+            min_fidelity=floor,
+            output_fidelity=True,
+            use_cache=False,
+        )
+        found = outputs.block_starts, outputs.document_starts
+        return reach_of(*found, self.config.locality, dial, floor, are_given=block_starts is not None)
 
 
 class LocalistGenerationMixin(LocalistMixin):

@@ -426,8 +426,12 @@ def _check_local_length(name: str, blocks: Blocks, query_length: int, cache: Dyn
     """The longest local stretch of explicit blocks; an error where it needs keys that a cache has dropped."""
     length = blocks.starts.shape[1]
     is_token = blocks.starts >= 0
-    # A bounded layer keeps one token less than its window.
-    windows = [layer.sliding_window for layer in getattr(cache, "layers", ()) if isinstance(layer, LocalCacheLayer)]
+    # A bounded layer keeps one token less than its window; where that is the native one, there is nothing more to see.
+    windows = [
+        layer.sliding_window
+        for layer in getattr(cache, "layers", ())
+        if isinstance(layer, LocalCacheLayer) and layer.sliding_window != layer.native_window
+    ]
     dropped = length - query_length - min(windows) + 1 if windows else 0
     if dropped > 0 and (is_token & (blocks.local_starts < dropped))[:, -query_length:].any():
         raise ValueError(

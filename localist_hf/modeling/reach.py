@@ -1,0 +1,122 @@
+# Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What a prediction cannot depend on, where every layer is held to its local sets: a fact about the model."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .block_partition import with_previous_blocks
+from .locality_config import LocalityFields
+
+
+class Reach(NamedTuple):
+    """
+    The tokens that each position of a text can depend on (`docs/method.md#reach`).
+
+    Args:
+        is_bounded (`bool`):
+            Whether there is a bound: no token out of reach can change a prediction by a bit.
+        first (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The first token, but for attention sinks, that each position can depend on; the start of its text where
+            there is no bound, -1 on padding.
+        share_outside (`float`):
+            Mean, over positions with tokens before them, of the share of these that is out of reach; 0 without a bound,
+            NaN where no position has any.
+        statement (`str`):
+            What holds, or why nothing does, in a sentence.
+    """
+
+    is_bounded: bool
+    first: torch.Tensor
+    share_outside: float
+    statement: str
+
+
+def first_in_reach(
+    block_starts: Sequence[torch.Tensor], documents: torch.Tensor, locality: LocalityFields
+) -> torch.LongTensor:
+    """
+    The first token, but for attention sinks, that each position of a text can depend on at dial 1 with every layer
+    wholly local: the last layer sees its local set, whose tokens have seen theirs in the layer below, and so on.
+
+    Args:
+        block_starts (`Sequence[torch.LongTensor]` of shape `(batch_size, length)`):
+            Those of every layer.
+        documents (`torch.LongTensor` of shape `(batch_size, length)`):
+            First position of each token's text, -1 on padding.
+        locality ([`LocalityFields`]):
+            The model's.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, length)`: -1 on padding.
+    """
+    position = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    first = position
+    # Local sets begin no earlier than those of the tokens before, so that the first token seen has seen the furthest.
+    for starts, window in reversed(list(zip(block_starts, locality.sliding_windows, strict=True))):
+        local = with_previous_blocks(starts, documents, locality.num_previous_blocks).local_starts.to(documents.device)
+        if window is not None:
+            local = torch.maximum(local, position - window + 1)
+        first = local.gather(1, first.clamp(min=0))
+    return torch.where(documents < 0, -1, first)
+
+
+def sum_out_of_reach(first: torch.Tensor, documents: torch.Tensor, num_sinks: int) -> torch.Tensor:
+    """
+    The sum, over positions with tokens before them, of the share of these that is out of reach, and the number of such
+    positions: `(2,)`, on the CPU.
+    """
+    position = torch.arange(documents.shape[1], device=documents.device)
+    has_context = (documents >= 0) & (position > documents)
+    hidden = (first - documents - num_sinks).clamp(min=0)
+    shares = (hidden / (position - documents).clamp(min=1))[has_context].cpu()
+    return torch.stack((shares.double().sum(), torch.tensor(float(has_context.sum()), dtype=torch.float64)))
+
+
+def reach_of(
+    block_starts: Sequence[torch.Tensor],
+    documents: torch.Tensor,
+    locality: LocalityFields,
+    dial: float,
+    min_fidelity: float,
+    are_given: bool,
+) -> Reach:
+    """
+    The reach in a text with these blocks.
+
+    Args:
+        block_starts (`Sequence[torch.LongTensor]` of shape `(batch_size, length)`), documents (`torch.LongTensor` of \
+        the same shape), locality ([`LocalityFields`]):
+            As for [`first_in_reach`].
+        dial (`float`), min_fidelity (`float`):
+            Those that the text is read at.
+        are_given (`bool`):
+            Whether the caller has said where blocks start.
+    """
+    free = [
+        layer
+        for layer, value in enumerate(locality.locality_lambdas)
+        if 1 - dial * value != 0 and min_fidelity * value != 1
+    ]
+    if free:
+        layer = free[0]
+        return Reach(
+            False,
+            documents,
+            0.0,
+            f"No bound: layer {layer} has lambda {locality.locality_lambdas[layer]:g} at dial {dial:g}, and sees what "
+            "is outside of its local sets, so that any token before may count.",
+        )
+    first = first_in_reach(block_starts, documents, locality)
+    total, number = sum_out_of_reach(first, documents, locality.num_sink_tokens).tolist()
+    share = total / number if number else math.nan
+    # The length limits chain the starts of every other partition to earlier tokens.
+    given = "" if are_given or locality.block_partition == "window" else "Given these blocks, "
+    sinks = f", but for the first {locality.num_sink_tokens} of its text," if locality.num_sink_tokens else ""
+    statement = (
+        f"{given}no token before those in reach{sinks} can change a prediction; {100 * share:.0f} % of the tokens "
+        "before a position are out of its reach, on average."
+    )
+    return Reach(True, first, share, statement[0].upper() + statement[1:])
