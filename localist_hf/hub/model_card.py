@@ -353,6 +353,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "num_layers": record.num_layers,
         "wrong_blocks": controlled and wrong_blocks(controlled, layer),
         "costs": controlled and costs(controlled),
+        "out_of_reach": record.controls.get("share_out_of_reach") if controlled else None,
         "last_steps": record.training["steps"] - sum(part["steps"] for part in record.earlier_parts),
         "hardware": record.hardware,
         "localist_version": record.versions["localist-hf"],

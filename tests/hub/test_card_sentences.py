@@ -364,3 +364,13 @@ def test_without_controls_nothing_is_said_of_them(family: Path) -> None:
     text = card_files(family / "quintic")["README.md"].decode()
     assert "times that at dial 0" not in text
     assert "psi was not measured on the blocks of another text" in text
+
+
+def test_a_bound_on_what_a_prediction_can_depend_on_is_stated(controlled: RunRecord, tmp_path: Path) -> None:
+    for share, said in ((None, False), (0.234, True)):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        replace(controlled, controls=controlled.controls | {"share_out_of_reach": share}).save(folder)
+        text = card_files(folder)["README.md"].decode()
+        assert ("on average 23 % of the tokens before it cannot change it by a bit" in text) == said
+        assert ("there is a bound on" in text) == said
