@@ -1,5 +1,6 @@
 """Measuring models and showing what was measured."""
 
+from .agreement import Agreement, measure_agreement
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import measure_controls
@@ -18,6 +19,7 @@ from .text_prefix import text_prefix
 
 
 __all__ = [
+    "Agreement",
     "Influence",
     "LocalityMeter",
     "LocalityProfile",
@@ -31,6 +33,7 @@ __all__ = [
     "load_metric",
     "locality_probe",
     "measure",
+    "measure_agreement",
     "measure_controls",
     "measure_generation",
     "measure_influence",

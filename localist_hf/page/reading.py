@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evaluation.attention_rows import AttentionRows
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.divergence import divergence_bits
 from ..evaluation.generation import generate_as_told
@@ -17,7 +18,6 @@ from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
 from ..modeling.locality_dial import check_share
 from ..modeling.locality_mixin import SHARES
-from .attention_rows import AttentionRows
 from .pieces import added_text, decode, text_pieces
 
 

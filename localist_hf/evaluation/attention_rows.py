@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..evaluation.kept_attention import KeptAttention
 from ..modeling.localist_attention import eager_attention
+from .kept_attention import KeptAttention
 
 
 class AttentionRows(KeptAttention):
@@ -38,6 +38,10 @@ class AttentionRows(KeptAttention):
     def has_learned_sink(self) -> bool:
         """`bool`: whether the attention knows a sink that is no token."""
         return any(layer.arguments.get("s_aux") is not None for layer in self._layers.values())
+
+    def values(self, layer: int) -> torch.Tensor:
+        """`torch.Tensor` of shape `(1, num_key_value_heads, length, head_dim)`: the values of a layer."""
+        return self._layers[layer].value
 
     @torch.no_grad()
     def row(self, layer: int, position: int) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""Agreement of attention with influence, against scipy's correlations and the model's own attention matrices."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from architectures import LAYERS, every_architecture, localised, text, untouched
+from datasets import Dataset
+from hypothesis import strategies
+from scipy.stats import rankdata, spearmanr
+from torch.testing import assert_close
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.evaluation import measure_agreement, measure_influence
+from localist_hf.evaluation.agreement import _compare, _guesses
+
+
+numbers = strategies.lists(strategies.integers(0, 9), min_size=8, max_size=8)
+
+
+@hypothesis.given(guess=numbers, truth=numbers)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_correlations_are_those_of_ranks_and_of_what_nearness_leaves_of_them(
+    guess: list[int], truth: list[int]
+) -> None:
+    one, other, nearness = np.array(guess, float), np.array(truth, float), np.arange(8.0)
+    found = _compare(one, other, nearness, has_nearness=True)
+    if len({*guess}) < 2 or len({*truth}) < 2:
+        assert math.isnan(found["spearman"])
+        return
+    assert found["spearman"] == pytest.approx(spearmanr(one, other).statistic, abs=1e-9)
+    # What is left of both ranks when those of the distance are taken out by least squares.
+    ranks = np.stack((np.ones(8), rankdata(nearness)), axis=1)
+    rest = [each - ranks @ np.linalg.lstsq(ranks, each)[0] for each in (rankdata(one), rankdata(other))]
+    scale = math.sqrt((rest[0] @ rest[0]) * (rest[1] @ rest[1]))
+    if scale > 1e-6:
+        assert found["beyond_nearness"] == pytest.approx(rest[0] @ rest[1] / scale, abs=1e-6)
+
+
+def test_hits_count_ties_by_half() -> None:
+    truth, nearness = np.array([0.0, 5.0, 1.0, 0.0, 0.0, 0.0]), np.arange(6.0)
+    for guess, top_1, top_5 in (
+        ([0, 1, 0, 0, 0, 0], 1, 1),
+        ([1, 1, 0, 0, 0, 0], 0.5, 1),
+        ([2, 1, 0, 0, 0, 0], 0, 1),
+        ([2, 0, 3, 4, 5, 6], 0, 0),
+        ([0, 0, 0, 0, 0, 0], 1 / 6, 5 / 6),
+    ):
+        found = _compare(np.array(guess, float), truth, nearness, has_nearness=True)
+        assert (found["top_1"], found["top_5"]) == pytest.approx((top_1, top_5))
+
+
+@every_architecture
+@torch.no_grad()
+def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> None:
+    native = copy.deepcopy(untouched(architecture))
+    native.set_attn_implementation("eager")
+    ids = text(batch_size=1)[0]
+    attention = torch.stack(native(ids, output_attentions=True, use_cache=False).attentions)[:, 0]
+    attention = attention / attention.sum(-1, keepdim=True)  # a learned sink is no token
+    model = localised(architecture, locality_schedule="localist", num_sink_tokens=2)
+    guesses, sights = _guesses(model, ids[0], [30, 50], 0.0)
+    means = attention.mean(1)
+    for layer in range(LAYERS):
+        assert_close(torch.tensor(guesses[f"layer {layer}"][1]).float(), means[layer, 50], atol=1e-5, rtol=0)
+    assert_close(torch.tensor(guesses["all layers"][0]).float(), means.mean(0)[30], atol=1e-5, rtol=0)
+    rollout = torch.eye(66)
+    for layer in means:
+        rollout = (layer + torch.eye(66)) / 2 @ rollout
+    assert_close(torch.tensor(guesses["rollout"][1]).float(), rollout[50], atol=1e-5, rtol=0)
+    assert len(sights[0]) == 66
+    dialled, sights = _guesses(model, ids[0], [30, 50], 1.0)
+    for layer in range(LAYERS):
+        row = dialled[f"layer {layer}"][1]
+        assert not row[~sights[1]].any()
+        assert row.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_guess_that_is_the_influence_agrees_wholly(
+    make_model: Callable[..., LocalistGPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(locality_schedule="localist", min_block_length=4)
+    ids = torch.randint(2, 97, (2, 40), generator=torch.manual_seed(1))
+    dataset = Dataset.from_dict({"input_ids": ids.tolist()})
+
+    def guesses(model, ids, places, dial):
+        found = measure_influence(model, ids, "token", places, 2, 8, 0, locality_dial=dial, min_fidelity=0.0).values
+        _, sights = _guesses(model, ids, places, dial)
+        return {"influence": [found[:, at].numpy() for at in range(len(places))]}, sights
+
+    monkeypatch.setattr("localist_hf.evaluation.agreement._guesses", guesses)
+    for dial, in_sight in ((0.0, False), (1.0, True)):
+        found = measure_agreement(model, dataset, num_positions=4, num_draws=2, locality_dial=dial, in_sight=in_sight)
+        means = found.means()
+        assert means["influence"]["spearman"] == pytest.approx(1)
+        assert means["influence"]["top_1"] == 1
+        assert means["influence"]["beyond_nearness"] == pytest.approx(1)
+        assert len(found.spearman["influence"]) == 2
+        assert abs(means["random"]["spearman"]) < 0.9
+        assert math.isnan(means["nearness"]["beyond_nearness"])
+
+
+def test_texts_that_are_too_short_are_refused(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    short = Dataset.from_dict({"input_ids": [list(range(2, 30)), list(range(2, 18))]})
+    with pytest.raises(ValueError, match="`dataset` has 16 tokens in row 1; each text needs more than 16"):
+        measure_agreement(make_model(), short)
+    with pytest.raises(ValueError, match="`num_positions` is 0; it must be a whole number above 0"):
+        measure_agreement(make_model(), short, num_positions=0)
