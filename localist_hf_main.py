@@ -27,6 +27,7 @@ examples:
   localist-hf family quick --output-dir runs/family --jobs 2
   localist-hf evaluate HuggingFaceTB/SmolLM2-135M --text-file book.txt --sequence-length 16384
   localist-hf recruit HuggingFaceTB/SmolLM2-135M --text-file book.txt --mean-length 20
+  localist-hf explain runs/quintic --text "Some text. And some more of" --dial 1
   localist-hf view runs/quintic --compare runs/distributed --text "Some text. And some more of it."
   localist-hf publish runs/family --namespace my-org --dry-run
   localist-hf export runs/quintic my-gpt2
@@ -40,6 +41,7 @@ COMMANDS = {
     "family": "compare locality configurations: a grid of runs from one base",
     "evaluate": "measure and draw where the attention of any causal language model goes",
     "recruit": "find the separators that a model's attention keeps to",
+    "explain": "say what one prediction rests on, by attention and by erasure",
     "view": "read a model's attention on a page, with the dial",
     "publish": "publish runs as repositories on the Hub",
     "update": "give published repositories the code of this version",

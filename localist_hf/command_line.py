@@ -234,6 +234,36 @@ def recruit_parser() -> CommandParser:
     return parser
 
 
+def explain_parser() -> CommandParser:
+    """The parser of `localist-hf explain`."""
+    parser = CommandParser(
+        prog="localist-hf explain",
+        description="What one prediction of a causal language model rests on: its blocks and words, by what changes "
+        "when each is replaced by other words of the text, and beside it by the attention, which need not agree; and "
+        "whether there is a bound on what can count. Prints tables, and writes all numbers and a picture.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
+    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
+    parser.add_argument(
+        "--position", type=int, metavar="N", help="the token after which to predict, from 0; by default the last"
+    )
+    parser.add_argument("--dial", type=float, default=0.0, metavar="D", help="the dial, from 0 to 1 (default: 0)")
+    parser.add_argument(
+        "--draws", type=int, default=4, metavar="N",
+        help="times that each is replaced, by other words each time (default: 4): so many passes for each token",
+    )  # fmt: skip
+    parser.add_argument(
+        "--locality", metavar="JSON",
+        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="folder for numbers and picture; runs/explain/NAME by default"
+    )
+    return parser
+
+
 def view_parser() -> CommandParser:
     """The parser of `localist-hf view`."""
     parser = CommandParser(
@@ -361,6 +391,7 @@ PARSERS: dict[str, Callable[[], CommandParser]] = {
     "family": family_parser,
     "evaluate": evaluate_parser,
     "recruit": recruit_parser,
+    "explain": explain_parser,
     "view": view_parser,
     "publish": publish_parser,
     "update": update_parser,

@@ -20,6 +20,7 @@ _SMALLER = {
     "`per_device_eval_batch_size`",
     "evaluate": "a smaller `--sequence-length`, or shorter text",
     "recruit": "a smaller `--sequence-length`, or shorter text",
+    "explain": "a shorter text or a smaller model",
     "view": "a shorter text or a smaller model",
 }
 

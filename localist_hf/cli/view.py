@@ -40,6 +40,22 @@ def default_text() -> str:
     return python_reference()[DEFAULT_TOPIC][:_DEFAULT_CHARACTERS].rpartition("\n")[0]
 
 
+def read_text(text: str | None, file: Path | None) -> str:
+    """
+    The text that is given, or that of a file, or the default one.
+
+    Raises:
+        ValueError: for a file with rows.
+        OSError: for a file that cannot be read.
+    """
+    if file is None:
+        return default_text() if text is None else text
+    if has_rows(file):
+        raise ValueError(f"`text_file` is {str(file)!r}, a file with rows; one text is read, from any other file.")
+    check_source(None, None, str(file), "text")
+    return file.read_text(encoding=ENCODING)
+
+
 def models_of(name: str) -> tuple[list[str], str | None]:
     """
     Lists the model of this name, or the runs in a folder that holds no model itself: first the one that shows most, and
@@ -90,16 +106,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"`max_tokens` is {args.max_tokens}; it goes with the live page, not with `save`.")
     if args.save is None and find_spec("gradio") is None:
         raise InputError(f"`gradio` is not installed, which the page needs: pip install '{GRADIO}'.")
-    text = default_text() if args.text is None else args.text
-    if args.text_file is not None:
-        if has_rows(args.text_file):
-            raise InputError(
-                f"`text_file` is {str(args.text_file)!r}, a file with rows; the page reads one text, from "
-                "any other file."
-            )
-        with reraised_as(InputError, *INPUT_ERRORS):
-            check_source(None, None, str(args.text_file), "text")
-            text = args.text_file.read_text(encoding=ENCODING)
+    with reraised_as(InputError, *INPUT_ERRORS):
+        text = read_text(args.text, args.text_file)
     with reraised_as(InputError, *INPUT_ERRORS):
         settings = locality_settings(args.locality)
         if args.model is None:  # the base itself was trained without locality: no dial would change anything

@@ -112,7 +112,7 @@ def measure_agreement(
         influence = measure_influence(
             model, ids, "token", places, num_draws, batch_size, seed, locality_dial=locality_dial, min_fidelity=0.0
         ).values.numpy()
-        guesses, sights = _guesses(model, ids, places, locality_dial)
+        guesses, sights = attention_guesses(model, ids, places, locality_dial)
         found: dict[str, dict[str, list[float]]] = {}
         for at, place in enumerate(places):
             keys = np.flatnonzero(sights[at][:place]) if in_sight else np.arange(place)
@@ -122,7 +122,7 @@ def measure_agreement(
             candidates = {name: rows[at][keys] for name, rows in guesses.items()}
             candidates |= {_NEARNESS: nearness, _RANDOM: generator.random(len(keys))}
             for name, guess in candidates.items():
-                for figure, value in _compare(guess, truth, nearness, has_nearness=name != _NEARNESS).items():
+                for figure, value in compare(guess, truth, nearness, has_nearness=name != _NEARNESS).items():
                     found.setdefault(figure, {}).setdefault(name, []).append(value)
         for figure, by_guess in found.items():
             for name, values in by_guess.items():
@@ -132,10 +132,13 @@ def measure_agreement(
     return Agreement(**figures, num_positions=len(places))
 
 
-def _guesses(
+def attention_guesses(
     model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int], dial: float
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
-    """By guess, its number for each token up to each of these positions, and which tokens are in sight."""
+    """
+    What attention says of where predictions come from: for each guess of [`measure_agreement`] that is made of it a
+    number for each token of the text, at each of these positions, and which tokens these see under the dial.
+    """
     core = core_model(model)
     locality, length = core.config.locality, len(ids)
     tokens = ids[None].to(core.device)
@@ -176,8 +179,8 @@ def _guesses(
     return rows, [sight[place].numpy() for place in places]
 
 
-def _compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool) -> dict[str, float]:
-    """The figures of one position."""
+def compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool) -> dict[str, float]:
+    """The figures of one position: of a guess, the influence, and how near each token is."""
     ranks = [rankdata(values) for values in (guess, truth, nearness)]  # ties have their mean rank
     of_guess, between, of_truth = (_correlation(ranks[one], ranks[other]) for one, other in ((0, 2), (0, 1), (1, 2)))
     best = int(truth.argmax())

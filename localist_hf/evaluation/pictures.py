@@ -398,3 +398,45 @@ def plot_heads(values: torch.Tensor, path: str | Path | BinaryIO, title: str | N
     figure.colorbar(image, ax=axes, label="context fidelity", ticks=[0, 0.25, 0.5, 0.75, 1])
     figure.savefig(path, dpi=110)
     return figure
+
+
+def plot_explanation(blocks: Sequence[Mapping[str, Any]], title: str, path: str | Path | BinaryIO) -> Figure:
+    """
+    Draws what a prediction rests on, block by block: what changes without each, and beside it the attention that each
+    has.
+
+    Args:
+        blocks (`Sequence[Mapping[str, Any]]`):
+            Of each block, in the order of the text, its `"text"`, its `"influence"` in bits, and its `"attention"` by
+            layer.
+        title (`str`):
+            Title above the picture.
+        path (`str`, `Path` or binary file):
+            PNG file to write.
+
+    Returns:
+        [`~matplotlib.figure.Figure`]: what was written.
+    """
+    places = range(len(blocks))
+    figure = Figure(figsize=(9.0, min(24.0, 1.4 + 0.32 * len(blocks))), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(places, [block["influence"] for block in blocks], color=_COLOURS[0])
+    left.set(xlabel="change without it, bits")
+    names = list(blocks[0]["attention"])
+    height = 0.8 / len(names)
+    for number, name in enumerate(names):
+        shares = [block["attention"][name] for block in blocks]
+        offset = (number - (len(names) - 1) / 2) * height
+        right.barh([place + offset for place in places], shares, height, color=_COLOURS[number + 1], label=name)
+    right.set(xlabel="share of the attention")
+    right.legend(frameon=False)
+    # A dollar sign would begin a formula.
+    words = [" ".join(block["text"].split()).replace("$", r"\$") or "(space)" for block in blocks]
+    shown = [text if len(text) <= 32 else f"{text[:20]} ... {text[-7:]}" for text in words]
+    left.set_yticks(places, [f"{place}: {text}" for place, text in zip(places, shown, strict=True)])
+    left.invert_yaxis()
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title.replace("$", r"\$"))
+    figure.savefig(path, dpi=100)
+    return figure

@@ -56,6 +56,8 @@ RUN_FILES = (
 MEASURED_FILES = ("locality.json", PICTURE_FILE, "context_fidelity_of_heads.png")
 #: What is written of separators.
 RECRUITED_FILES = ("separators.json", "train.yaml")
+#: What is written of a prediction.
+EXPLAINED_FILES = ("explanation.json", "explanation.png")
 #: What a grid writes beside the folders of its runs; 0.2 drew an attention map too.
 GRID_FILES = (
     "table.md", "untrained/*.json", "context_fidelity_over_depth.png", PICTURE_FILE, "frontier.png",
@@ -63,6 +65,7 @@ GRID_FILES = (
 )  # fmt: skip
 _WRITTEN = {
     "run": (*TRAINING_FILES, *RUN_FILES), "measurement": MEASURED_FILES, "separators": RECRUITED_FILES,
+    "explanation": EXPLAINED_FILES,
     "grid": GRID_FILES, "card": CARD_FILES,
 }  # fmt: skip
 # What former versions left, which kept no list of their files: a file, and a key in it.

@@ -39,6 +39,7 @@ COMMANDS = {
     "family": ["grid.yaml", "--output-dir", "run"],
     "evaluate": [str(BASE), "--output-dir", "run"],
     "recruit": [str(BASE), "--text-file", "book.txt", "--output-dir", "run"],
+    "explain": [str(BASE), "--output-dir", "run"],
     "view": [str(BASE), "--save", "page.html"],
     "publish": ["run", "--namespace", "me", "--dry-run"],
     "update": ["me/model"],
@@ -311,7 +312,7 @@ def test_a_folder_that_cannot_be_made(command: str, argument: str, name: str, ou
     [
         ("train", ["--config", "fifo"], "`config` is 'fifo', which cannot be read: it is no file that can be read tw"),
         ("view", ["--text-file", "fifo"], "`text_file` is 'fifo'; it is no file that can be read twice."),
-        ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; the page reads one text"),
+        ("view", ["--text-file", "rows.csv"], "`text_file` is 'rows.csv', a file with rows; one text is read"),
         ("view", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
         ("evaluate", ["--text-file", "/proc/self/mem"], "`text_file` is '/proc/self/mem'; it cannot be read ("),
         (

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_agreement, measure_influence
-from localist_hf.evaluation.agreement import _compare, _guesses
+from localist_hf.evaluation.agreement import attention_guesses, compare
 
 
 numbers = strategies.lists(strategies.integers(0, 9), min_size=8, max_size=8)
@@ -28,7 +28,7 @@ def test_correlations_are_those_of_ranks_and_of_what_nearness_leaves_of_them(
     guess: list[int], truth: list[int]
 ) -> None:
     one, other, nearness = np.array(guess, float), np.array(truth, float), np.arange(8.0)
-    found = _compare(one, other, nearness, has_nearness=True)
+    found = compare(one, other, nearness, has_nearness=True)
     if len({*guess}) < 2 or len({*truth}) < 2:
         assert math.isnan(found["spearman"])
         return
@@ -50,7 +50,7 @@ def test_hits_count_ties_by_half() -> None:
         ([2, 0, 3, 4, 5, 6], 0, 0),
         ([0, 0, 0, 0, 0, 0], 1 / 6, 5 / 6),
     ):
-        found = _compare(np.array(guess, float), truth, nearness, has_nearness=True)
+        found = compare(np.array(guess, float), truth, nearness, has_nearness=True)
         assert (found["top_1"], found["top_5"]) == pytest.approx((top_1, top_5))
 
 
@@ -63,7 +63,7 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
     attention = torch.stack(native(ids, output_attentions=True, use_cache=False).attentions)[:, 0]
     attention = attention / attention.sum(-1, keepdim=True)  # a learned sink is no token
     model = localised(architecture, locality_schedule="localist", num_sink_tokens=2)
-    guesses, sights = _guesses(model, ids[0], [30, 50], 0.0)
+    guesses, sights = attention_guesses(model, ids[0], [30, 50], 0.0)
     means = attention.mean(1)
     for layer in range(LAYERS):
         assert_close(torch.tensor(guesses[f"layer {layer}"][1]).float(), means[layer, 50], atol=1e-5, rtol=0)
@@ -73,7 +73,7 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
         rollout = (layer + torch.eye(66)) / 2 @ rollout
     assert_close(torch.tensor(guesses["rollout"][1]).float(), rollout[50], atol=1e-5, rtol=0)
     assert len(sights[0]) == 66
-    dialled, sights = _guesses(model, ids[0], [30, 50], 1.0)
+    dialled, sights = attention_guesses(model, ids[0], [30, 50], 1.0)
     for layer in range(LAYERS):
         row = dialled[f"layer {layer}"][1]
         assert not row[~sights[1]].any()
@@ -89,10 +89,10 @@ def test_a_guess_that_is_the_influence_agrees_wholly(
 
     def guesses(model, ids, places, dial):
         found = measure_influence(model, ids, "token", places, 2, 8, 0, locality_dial=dial, min_fidelity=0.0).values
-        _, sights = _guesses(model, ids, places, dial)
+        _, sights = attention_guesses(model, ids, places, dial)
         return {"influence": [found[:, at].numpy() for at in range(len(places))]}, sights
 
-    monkeypatch.setattr("localist_hf.evaluation.agreement._guesses", guesses)
+    monkeypatch.setattr("localist_hf.evaluation.agreement.attention_guesses", guesses)
     for dial, in_sight in ((0.0, False), (1.0, True)):
         found = measure_agreement(model, dataset, num_positions=4, num_draws=2, locality_dial=dial, in_sight=in_sight)
         means = found.means()

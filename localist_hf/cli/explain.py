@@ -1,0 +1,160 @@
+"""`localist-hf explain`: what one prediction rests on, by attention and by erasure side by side."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..command_line import explain_parser
+from ..errors import INPUT_ERRORS, InputError, reraised_as
+from ..evaluation import measure_influence
+from ..evaluation.agreement import attention_guesses, compare
+from ..evaluation.check_model import core_model, num_positions
+from ..evaluation.pictures import plot_explanation
+from ..evaluation.tables import markdown_table
+from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
+from ..hub.loading import check_name
+from ..page.reading import Passage, num_tokens
+from ..whole_file import write_whole
+from .arguments import locality_settings
+from .view import beginning, load_for_reading, read_text
+
+
+#: Words of the table that is printed; the file has all.
+_NUM_WORDS = 12
+#: Tokens at a time, in all texts of a batch.
+_BATCH_TOKENS = 4096
+#: Tokens before a position that can be explained.
+_LEAST_BEFORE = 3
+#: Letters of a block or a word that are shown.
+_LETTERS = 40
+#: The most tokens of a text without a `--text` of one's own: each takes passes over all of it.
+_DEFAULT_TOKENS = 96
+
+
+def main(arguments: list[str]) -> None:
+    """Runs `localist-hf explain` with these arguments."""
+    args = explain_parser().parse_args(arguments)
+    name = Path(args.model).name or Path(args.model).resolve().name
+    folder = args.output_dir or Path("runs/explain") / name
+    with reraised_as(InputError, *INPUT_ERRORS):
+        check_name(args.model)
+        if not 0 <= args.dial <= 1:
+            raise ValueError(f"`dial` is {args.dial}; it must be in [0, 1].")
+        if args.position is not None and args.position < _LEAST_BEFORE:
+            raise ValueError(f"`position` is {args.position}; {_LEAST_BEFORE} tokens must stand before it.")
+        if args.draws < 1:
+            raise ValueError(f"`draws` is {args.draws}; it must be at least 1.")
+    with lock_folder(folder):
+        with reraised_as(InputError, *INPUT_ERRORS):
+            check_own(folder, "explanation", EXPLAINED_FILES)
+            text = read_text(args.text, args.text_file)
+            model, tokenizer = load_for_reading(args.model, locality_settings(args.locality))
+            if args.text is None and args.text_file is None:
+                text = beginning(text, tokenizer, _DEFAULT_TOKENS)
+            limit = num_positions(core_model(model).config)
+            if limit is not None and (length := num_tokens(tokenizer, text)) > limit:
+                raise ValueError(f"`text` has {length} tokens; the model has positions for {limit}.")
+            passage = Passage.of(tokenizer, text)
+            position = len(passage) - 1 if args.position is None else args.position
+            if not _LEAST_BEFORE <= position < len(passage):
+                raise ValueError(
+                    f"`position` is {position}, of a text of {len(passage)} tokens; it must be one of them, with "
+                    f"{_LEAST_BEFORE} before it."
+                )
+        with reraised_as(InputError, ValueError):
+            found = explain(model, passage, position, args.dial, args.draws)
+        print(describe(found, args.dial))
+        claim(folder, "explanation", EXPLAINED_FILES)
+        numbers, picture = (folder / file for file in EXPLAINED_FILES)
+        write_whole(numbers, json.dumps({"model": name} | found, indent=2, allow_nan=False) + "\n")
+        plot_explanation(found["blocks"], f"{name}: what comes after {found['after']!r}", picture)
+    print(f"\nWritten: {numbers}, {picture}")
+
+
+@torch.no_grad()
+def explain(model: Any, passage: Passage, position: int, dial: float, num_draws: int) -> dict[str, Any]:
+    """What the prediction after a position rests on: JSON."""
+    core = core_model(model.eval())
+    ids = passage.input_ids[: position + 1]
+    batch_size = max(1, _BATCH_TOKENS // len(ids))
+    settings = {"num_draws": num_draws, "batch_size": batch_size, "locality_dial": dial, "min_fidelity": 0.0}
+    of_blocks = measure_influence(model, ids, "block", [position], **settings)
+    of_words = measure_influence(model, ids, "token", [position], **settings)
+    guesses, _ = attention_guesses(model, ids, [position], dial)
+    last = f"layer {core.config.locality.num_hidden_layers - 1}"
+    shown = {"last layer": guesses[last][0], "all layers": guesses["all layers"][0]}
+    text = {"input_ids": ids[None].to(core.device), "locality_dial": dial, "min_fidelity": 0.0}
+    probabilities = model(**text, use_cache=False).logits[0, -1].float().softmax(-1).cpu()
+    best = probabilities.topk(min(5, len(probabilities)))
+
+    def of_stretch(first: int, end: int) -> dict[str, float]:
+        return {name: float(attention[first:end].sum()) for name, attention in shown.items()}
+
+    truth, place = of_words.values[:position, 0].numpy(), np.arange(float(position))
+    agreement = {
+        name: compare(guess[:position], truth, place, has_nearness=name != "nearness")
+        for name, guess in (*shown.items(), ("nearness", place))
+    }
+    reach = core.reach(**text)
+    return {
+        "position": position,
+        "dial": dial,
+        "after": passage.pieces[position],
+        "predicted": [
+            {"token": passage.tokenizer.decode([token]), "probability": value}
+            for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ],
+        "blocks": [
+            {"first": first, "end": end, "text": "".join(passage.pieces[first:end]), "influence": value,
+             "attention": of_stretch(first, end)}
+            for (first, end), value in zip(of_blocks.units, of_blocks.values[:, 0].tolist(), strict=True)
+        ],
+        "words": [
+            {"position": first, "text": passage.pieces[first], "influence": value,
+             "attention": of_stretch(first, end)}
+            for (first, end), value in zip(of_words.units, of_words.values[:, 0].tolist(), strict=True)
+        ],
+        "agreement": {
+            name: {figure: None if math.isnan(value) else value for figure, value in figures.items()}
+            for name, figures in agreement.items()
+        },
+        "reach": reach.statement,
+    }  # fmt: skip
+
+
+def describe(found: dict[str, Any], dial: float) -> str:
+    """Renders it for a terminal."""
+    predicted = ", ".join(f"{each['token']!r} {100 * each['probability']:.1f} %" for each in found["predicted"])
+    names = list(found["blocks"][0]["attention"])
+    head = ["change without it, bits", *(f"attention, {name}, %" for name in names)]
+
+    def numbers(entry: dict[str, Any]) -> list[str]:
+        return [f"{entry['influence']:.3f}", *(f"{100 * entry['attention'][name]:.1f}" for name in names)]
+
+    blocks = [["block", "text", *head]]
+    blocks += [[str(at), _shown(entry["text"]), *numbers(entry)] for at, entry in enumerate(found["blocks"])]
+    words = [["token", "text", *head]]
+    ordered = sorted(found["words"], key=lambda entry: -entry["influence"])[:_NUM_WORDS]
+    words += [[str(entry["position"]), _shown(entry["text"]), *numbers(entry)] for entry in ordered]
+    agreement = "; ".join(
+        f"{name} {figures['spearman']:.2f}"
+        + (f" (beyond nearness {figures['beyond_nearness']:.2f})" if figures.get("beyond_nearness") is not None else "")
+        for name, figures in found["agreement"].items()
+        if figures["spearman"] is not None
+    )
+    return (
+        f"after token {found['position']}, {found['after']!r}, at dial {dial:g}: {predicted}\n\n"
+        f"{markdown_table(blocks)}\n\nthe {len(words) - 1} words that it rests on most\n\n{markdown_table(words)}\n\n"
+        f"rank correlation with what erasure finds, over the words before: {agreement}\n"
+        f"{found['reach']}"
+    )
+
+
+def _shown(text: str) -> str:
+    """A piece of text in a table."""
+    text = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 12]} ... {text[-8:]}"
+    return f"`{text!r}`".replace("|", "\\|")

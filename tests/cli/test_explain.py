@@ -1,0 +1,87 @@
+"""`localist-hf explain`: what it says is what the library measures, and a picture stands beside it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.cli.main import main
+from localist_hf.evaluation import measure_influence
+
+
+TEXT = "Sentence number 12 says something. some more of the words here\nnumber 3 says more. Sentence number"
+
+
+@pytest.fixture
+def model(
+    make_model: Callable[..., LocalistGPT2LMHeadModel], tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> LocalistGPT2LMHeadModel:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = make_model(vocab_size=len(tokenizer), locality_schedule="localist", min_block_length=4)
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    return model
+
+
+@pytest.mark.parametrize("dial", [0.0, 1.0])
+def test_what_is_said_is_what_is_measured(
+    model: LocalistGPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture, dial: float
+) -> None:
+    main(["explain", "model", "--text", TEXT, "--dial", str(dial), "--draws", "2"])
+    printed = capsys.readouterr().out
+    found = json.loads(Path("runs/explain/model/explanation.json").read_text())
+    ids = torch.tensor(tokenizer(TEXT)["input_ids"])
+    last = len(ids) - 1
+    assert found["position"] == last
+    assert "".join(block["text"] for block in found["blocks"]) == TEXT
+    for unit, entries in (("block", found["blocks"]), ("token", found["words"])):
+        expected = measure_influence(
+            model, ids, unit, [last], 2, batch_size=4096 // len(ids), locality_dial=dial, min_fidelity=0.0
+        )
+        assert [entry["influence"] for entry in entries] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-5)
+        assert sum(entry["attention"]["last layer"] for entry in entries) == pytest.approx(1, abs=1e-4)
+    logits = model(ids[None], locality_dial=dial).logits[0, -1]
+    assert found["predicted"][0]["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
+    assert f"after token {last}, " in printed
+    assert "rank correlation with what erasure finds" in printed
+    if dial == 1:
+        outside = found["words"][0]["attention"]["last layer"]
+        assert outside == 0
+        assert "can change a prediction" in found["reach"]
+    else:
+        assert found["reach"].startswith("No bound: layer 0 has lambda 1 at dial 0")
+    assert Path("runs/explain/model/explanation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_earlier_prediction(model: LocalistGPT2LMHeadModel, capsys: pytest.CaptureFixture) -> None:
+    Path("text.txt").write_text(TEXT)
+    main(["explain", "model", "--text-file", "text.txt", "--position", "9", "--draws", "1", "--output-dir", "out"])
+    found = json.loads(Path("out/explanation.json").read_text())
+    assert len(found["words"]) == 10
+    assert found["blocks"][-1]["end"] == 10
+    assert TEXT.startswith("".join(block["text"] for block in found["blocks"]))
+    main(["explain", "model", "--text", TEXT, "--draws", "1", "--output-dir", "out"])  # its own files make room
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--dial", "1.5"], "`dial` is 1.5; it must be in [0, 1]"),
+        (["--position", "2"], "`position` is 2; 3 tokens must stand before it"),
+        (["--position", "99"], "`position` is 99, of a text of"),
+        (["--draws", "0"], "`draws` is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    model: LocalistGPT2LMHeadModel, capsys: pytest.CaptureFixture, flags: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["explain", "model", "--text", TEXT, *flags])
+    assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("runs/explain/model/explanation.json").exists()
