@@ -21,7 +21,9 @@ OTHERS = ("transformers.", "torch.", "datasets.", "peft.", "huggingface_hub.", "
 #: What pages of the reference show beside the public names.
 ALSO_SHOWN = {
     "locality_config": ["LocalityFields"],
-    "locality_mixin": ["LocalistGenerationMixin", "LocalistMixin", "LocalityMeasurements"],
+    "locality_mixin": ["LocalistGenerationMixin", "LocalistMixin"],
+    "measurements": ["LocalityMeasurements"],
+    "reach": ["Reach"],
 }
 
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..modeling import LocalityMeasurements
 from ..modeling.localist_attention import localist_attention_forward
 from ..modeling.locality import build_locality
-from ..modeling.locality_mixin import measurements
 from ..modeling.locality_request import LocalityRequest, NativeInputs
+from ..modeling.measurements import measurements
 
 
 class AttentionInputs(NamedTuple):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..modeling import LocalityMeasurements
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import OF_BLOCKS, SHARES
+from ..modeling.measurements import OF_BLOCKS, SHARES
 from .share_sums import SUMS, share_means, share_sums
 
 

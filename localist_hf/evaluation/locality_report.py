@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import OF_BLOCKS, SHARES
+from ..modeling.measurements import OF_BLOCKS, SHARES
 from .control_results import BlockControls, as_json
 from .share_sums import share_means
 

@@ -6,7 +6,7 @@ import torch
 
 from ..modeling import LocalityMeasurements
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import OF_BLOCKS, SHARES
+from ..modeling.measurements import OF_BLOCKS, SHARES
 
 
 #: What is added up: over the counted positions the attention shares, the keys of the local sets and the positions; over

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..modeling.locality_mixin import SHARES
+from ..modeling.measurements import SHARES
 from .differences import PerplexityDifference, check_baseline, perplexity_differences, perplexity_ratio
 from .locality_report import LocalityReport
 from .statistics import Interval, mean_interval

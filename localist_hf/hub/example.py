@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from ..evaluation.check_model import num_positions
-from ..modeling.locality_mixin import SHARES
+from ..modeling.measurements import SHARES
 from .loading import load_adapter
 
 

@@ -2,7 +2,7 @@
 
 from .configuration_localist_gpt2 import LocalistGPT2Config
 from .locality_config import LOCALITY_FIELDS, LocalityConfig, LocalityFields
-from .locality_mixin import LocalityMeasurements
+from .measurements import LocalityMeasurements
 from .modeling_localist import delocalize, localize
 from .modeling_localist_gpt2 import (
     LocalistCausalLMOutput,

@@ -12,7 +12,8 @@ from transformers.modeling_outputs import (
 
 from .configuration_localist_gpt2 import LocalistGPT2Config
 from .localist_attention import localist_attention_forward  # noqa: F401  registers it
-from .locality_mixin import LocalistGenerationMixin, LocalistMixin, LocalityMeasurements, change_class
+from .locality_mixin import LocalistGenerationMixin, LocalistMixin, change_class
+from .measurements import LocalityMeasurements
 
 
 @dataclass

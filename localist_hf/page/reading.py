@@ -17,7 +17,7 @@ from ..modeling import Rule
 from ..modeling.block_partition import with_previous_blocks
 from ..modeling.local_cache import whole_cache
 from ..modeling.locality_dial import check_share
-from ..modeling.locality_mixin import SHARES
+from ..modeling.measurements import SHARES
 from .pieces import added_text, decode, text_pieces
 
 

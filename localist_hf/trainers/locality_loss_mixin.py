@@ -18,15 +18,15 @@ from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.kept_attention import KeptAttention
 from ..evaluation.measure import everything
 from ..evaluation.share_sums import share_means, share_sums
-from ..modeling.block_partition import document_starts
 from ..modeling.fidelity import context_fidelity
-from ..modeling.locality_mixin import MEASUREMENTS, OF_BLOCKS, SHARES, LocalityMeasurements
+from ..modeling.measurements import MEASUREMENTS, OF_BLOCKS, SHARES, LocalityMeasurements
 from .locality_loss import locality_loss
 from .measured_model import MeasuredModel
 from .moved_blocks import moved_blocks
 from .resumption import ResumptionMixin
 from .run_history import RunHistory, find_history
 from .self_teaching import SelfTeachingMixin, label_losses_of_rows
+from .sequences import count_documents, count_sequences, is_packed
 
 
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
@@ -172,7 +172,7 @@ class LocalityLossMixin(SelfTeachingMixin):
     ) -> tuple[list, torch.Tensor | int | None]:
         """Collects the batches of one optimizer step and counts their sequences, for the mean over all of them."""
         batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._num_sequences = sum(_count_sequences(batch) for batch in batch_samples)
+        self._num_sequences = sum(count_sequences(batch) for batch in batch_samples)
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             # Gradients are averaged over processes, which may hold different numbers of sequences ("batch_rebalance").
             count = torch.as_tensor(self._num_sequences, dtype=torch.float32, device=device)
@@ -255,11 +255,11 @@ class LocalityLossMixin(SelfTeachingMixin):
             self._add_to_log(divergence=divergence.detach() / steps)
             loss = loss.lerp(divergence, self.args.distillation_weight)
         if is_local:
-            documents = measured.measurements.document_starts if _is_packed(inputs) else None
+            documents = measured.measurements.document_starts if is_packed(inputs) else None
             if is_part:
                 num_sequences = self._num_sequences
             else:
-                num_sequences = len(inputs["input_ids"]) if documents is None else _count_documents(documents)
+                num_sequences = len(inputs["input_ids"]) if documents is None else count_documents(documents)
             moved = None if attended is None else self._on_moved_blocks(measured.measurements, attended, text, dial)
             locality = self._locality_loss(measured.measurements, moved, documents, num_sequences)
             locality = locality.to(own_loss.device)
@@ -400,30 +400,6 @@ class LocalityLossMixin(SelfTeachingMixin):
             super()._save(output_dir, state_dict)
         finally:
             model.__class__ = sharded
-
-
-def _count_sequences(inputs: Mapping[str, torch.Tensor]) -> int | torch.Tensor:
-    """The number of a batch's sequences."""
-    if "input_ids" not in inputs:
-        held = ", ".join(map(repr, inputs)) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
-        raise ValueError(f"A batch holds {held}; the locality loss needs 'input_ids'.")
-    input_ids = inputs["input_ids"]
-    if not _is_packed(inputs):
-        return len(input_ids)
-    position_ids = inputs["position_ids"]
-    return _count_documents(document_starts(*input_ids.shape, position_ids=position_ids, device=input_ids.device))
-
-
-def _is_packed(inputs: Mapping[str, Any]) -> bool:
-    """Whether rows of a batch may hold several documents, by what the model tells that too."""
-    return inputs.get("position_ids") is not None and inputs.get("attention_mask") is None
-
-
-def _count_documents(documents: torch.Tensor) -> torch.Tensor:
-    """The number of documents in packed rows, of the first position of each token's."""
-    # Of every document of two tokens or more there is one second token. Shorter ones are padding of packed rows.
-    position = torch.arange(documents.shape[1], device=documents.device)
-    return (position - documents == 1).sum().clamp(min=1)
 
 
 def _check_sequence_length(name: str, dataset: Any, allowed: int | None) -> None:

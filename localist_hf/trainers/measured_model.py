@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..evaluation.check_model import core_model
-from ..modeling.locality_mixin import LocalityMeasurements
+from ..modeling.measurements import LocalityMeasurements
 from .distillation import Teacher, logits_of_head
 
 

@@ -5,7 +5,7 @@ import torch
 
 from localist_hf.evaluation.measure import EVERYTHING
 from localist_hf.evaluation.share_sums import SUMS, add_rows, means_of_lists, share_means, share_sums
-from localist_hf.modeling.locality_mixin import OF_BLOCKS, SHARES
+from localist_hf.modeling.measurements import OF_BLOCKS, SHARES
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ CODE = {
     "block_step.py",
     "dialled_attention.py", "explicit_attention.py", "fidelity.py", "fused_attention.py", "local_cache.py",
     "local_set.py", "localist_attention.py", "locality.py", "locality_config.py", "locality_dial.py",
-    "locality_mixin.py", "locality_request.py", "locality_schedule.py", "modeling_localist.py", "opaque_ops.py",
+    "locality_mixin.py", "locality_request.py", "locality_schedule.py", "measurements.py", "modeling_localist.py",
+    "opaque_ops.py", "pointer_set.py", "reach.py", "rules.py",
 }  # fmt: skip
 TEXTS = {
     "README.md", "config.json", "shares_over_depth.png", "run.json", "tokenizer.json", "tokenizer_config.json"

@@ -39,7 +39,7 @@ from transformers import (
 
 from localist_hf.modeling import delocalize
 from localist_hf.modeling.fidelity import context_fidelity
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.measurements import SHARES
 
 
 # --- measurements

@@ -24,7 +24,7 @@ from localist_hf.modeling.dialled_attention import Wanted, attend
 from localist_hf.modeling.fidelity import LayerDial
 from localist_hf.modeling.fused_attention import Scoring
 from localist_hf.modeling.local_set import LocalSet
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.measurements import SHARES
 
 
 LENGTH, HEADS, HEAD_DIM, SCALE = 75, 3, 16, 0.4

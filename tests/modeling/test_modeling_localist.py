@@ -50,8 +50,9 @@ from transformers import (
 import localist_hf.modeling
 from localist_hf import LocalistGPT2Config, LocalistGPT2LMHeadModel, delocalize, localize
 from localist_hf.modeling import modeling_localist
-from localist_hf.modeling.locality_mixin import MEASUREMENTS, SHARES, LocalistMixin
+from localist_hf.modeling.locality_mixin import LocalistMixin
 from localist_hf.modeling.locality_request import LOCALIST_ATTENTION
+from localist_hf.modeling.measurements import MEASUREMENTS, SHARES
 
 
 TINY = {

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from localist_hf import Rule
 from localist_hf.modeling.fidelity import context_fidelity
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.measurements import SHARES
 
 
 SINKS = 2

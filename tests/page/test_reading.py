@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from localist_hf import LocalistGPT2LMHeadModel, Rule, localize
 from localist_hf.evaluation import locality_probe
 from localist_hf.evaluation.divergence import divergence_bits
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.measurements import SHARES
 from localist_hf.page import Passage, read
 from localist_hf.page.pieces import added_text
 

@@ -5,7 +5,7 @@ import evaluate
 
 from localist_hf.evaluation.metrics import CITATION
 from localist_hf.evaluation.share_sums import means_of_lists
-from localist_hf.modeling.locality_mixin import SHARES
+from localist_hf.modeling.measurements import SHARES
 
 
 _DESCRIPTION = """
