@@ -16,8 +16,8 @@ from .fidelity import Shares
 from .fused_attention import attention_with_lse
 
 
-#: Less attention to other words than this is taken for none.
-_LEAST = 1e-6
+#: Less attention to other words than this is taken for none: what is left of it is the rounding of the others.
+_LEAST = 1e-4
 # Where the gradient of s log s is not finite.
 _TINY = 1e-12
 
@@ -175,6 +175,8 @@ class _Sums(NamedTuple):
         """With the own block, whose part is what is left of all that goes to other words."""
         own = (total - self.shares).clamp(min=0)
         entropy, top = self.entropy + _entropy(own), torch.maximum(self.top, own)
+        # The sum of the parts themselves: of little, rounding may leave less than they are.
+        total = self.shares + own
         is_some, total = total > _LEAST, total.clamp(min=_LEAST)
         looked_at = (entropy / total + total.log()).clamp(min=0).exp()
         return BlockChoice(torch.where(is_some, looked_at, 1.0), torch.where(is_some, (top / total).clamp(max=1), 1.0))

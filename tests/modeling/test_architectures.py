@@ -132,6 +132,30 @@ def test_gradients_of_psi_and_of_the_choice_are_those_of_the_matrix(architecture
 
 
 @pytest.mark.parametrize("layout", ["left", "none"])
+def test_no_query_looks_at_more_blocks_than_there_are(layout: str) -> None:
+    """However little goes to other words: what is left of that is the rounding of the rest."""
+    model = localised("gpt2", min_block_length=2, max_block_length=4).train()
+    ids, mask = text(layout)
+    for sharpness in (4, 8, 12, 16):
+        sharp = copy.deepcopy(model)
+        with torch.no_grad():
+            for block in sharp.transformer.h:
+                block.attn.c_attn.weight[:, 32:64] = block.attn.c_attn.weight[
+                    :, :32
+                ]  # keys like queries: on themselves
+                block.attn.c_attn.weight[:, :64] *= sharpness
+        outputs = sharp(ids, attention_mask=mask, output_fidelity=True, output_block_choice=True)
+        for layer in range(LAYERS):
+            others = outputs.block_share[layer] + outputs.outside_share[layer]
+            assert sharpness < 8 or (others.detach() < 1e-5).float().mean() > 0.05
+            assert outputs.blocks_looked_at[layer].max() <= LENGTH // 2
+            assert outputs.blocks_looked_at[layer].min() >= 1
+        sum(each.log().sum() for each in outputs.blocks_looked_at).backward()
+        for parameter in sharp.parameters():
+            assert parameter.grad is None or (parameter.grad.isfinite().all() and parameter.grad.abs().max() < 1e6)
+
+
+@pytest.mark.parametrize("layout", ["left", "none"])
 def test_what_is_measured_of_blocks_is_freed_with_its_outputs(layout: str) -> None:
     """Without the collector of cycles, which comes too late for tensors."""
     model = localised("llama").train()
