@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import choice_tables
 from block_tables import at_as_many_keys, blocks_table, runs_of_kind
 from claims import PRIMARIES, Primary, aims, findings, primary_table
 from paper_claims import paper_table
@@ -49,6 +50,9 @@ class Model:
     longer_name: str | None = None
     training_names: Sequence[str] = ()
     blocks_name: str | None = None
+    choice_name: str | None = None
+    #: Where blocks of given ends end, in ways to train.
+    ends: str = "lines"
 
     @cached_property
     def study(self) -> Study:
@@ -61,6 +65,11 @@ class Model:
     @cached_property
     def blocks(self) -> Study | None:
         path = RECORDS / f"{self.blocks_name}.jsonl"
+        return Study(path) if path.is_file() else None
+
+    @cached_property
+    def choice(self) -> Study | None:
+        path = RECORDS / f"{self.choice_name}.jsonl"
         return Study(path) if path.is_file() else None
 
     @cached_property
@@ -78,6 +87,7 @@ MODELS = (
         "[its card](../localist_hf/base/README.md).",
         training_names=("training", "training_seeds", "training_long"),
         blocks_name="blocks",
+        choice_name="choice",
     ),
     Model(
         "smollm2",
@@ -87,6 +97,8 @@ MODELS = (
         "test split to measure on.",
         has_aims=True,
         longer_name="smollm2_long",
+        training_names=("smollm2_training",),
+        ends="sentences and lines",
     ),
     Model(
         "book",
@@ -171,9 +183,11 @@ def render(models: Sequence[Model]) -> str:
             *answers(model.study),
         ]
         for study in model.trainings:
-            parts += how_to_train(study)
+            parts += how_to_train(study, model.ends)
         if model.blocks is not None:
             parts += which_blocks(model.blocks)
+        if model.choice is not None:
+            parts += choice_tables.section(model.choice)
         if model.has_aims:
             parts += ["### What we aim at", "Set beforehand; met or missed by the estimate.", aims(model.study)]
         if model.longer is not None:
@@ -181,7 +195,7 @@ def render(models: Sequence[Model]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def how_to_train(study: Study) -> list[str]:
+def how_to_train(study: Study, ends: str) -> list[str]:
     """The section on one of the studies of ways to train."""
     training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
     return [
@@ -189,7 +203,8 @@ def how_to_train(study: Study) -> list[str]:
         f"Learning rate {training['learning_rate']:g}. *hold*: trained at dial 1 and taught by the model's own free "
         "predictions of before (weight 0.9), without the locality loss; *both*: the same, half of the rows at dial 0; "
         "*taught0*: without the teacher; *taught0.9*: by the locality loss, with it; *budget*: the locality loss "
-        "within so many nats of KL from the teacher. *delimiter*: blocks end where lines do; the others are semantic. "
+        f"within so many nats of KL from the teacher. *delimiter*: blocks end where {ends} do; the others are "
+        "semantic. "
         "*Self only* is the control: dial 1 with blocks of one token. Where that costs little, so does any locality. "
         "*Out of reach*: the mean share of the context that no prediction can depend on at dial 1, where all layers "
         "are local.",
@@ -294,7 +309,8 @@ def taught(model: Model) -> str:
     study = max(model.trainings, key=lambda study: len(study.seeds))
     said = {
         "quintic-hold": "the quintic schedule",
-        "upper_half-hold-delimiter-previous1": "the upper half (blocks: lines, and the one before)",
+        "upper_half-hold": "the upper half",
+        "upper_half-hold-delimiter-previous1": f"the upper half (blocks: {model.ends}, and the one before)",
         "localist-hold-delimiter-previous1": "all layers (the same)",
     }
     costs = []
@@ -370,6 +386,8 @@ def draw(model: Model) -> None:
     draw_frontier(study, f"{model.title}: cost and gain")
     for training in filter(by_loss, model.trainings):
         draw_frontier(training, f"By the loss, {training.any_run()['training']['steps']} steps")
+    if model.choice is not None:
+        choice_tables.draw(model.choice, RESULTS.parent / "choice.png")
     shown = study.those_of([*PAPER_VARIANTS, "reverse_quintic", "quintic-previous1", *held])
     dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in shown}
     plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")

@@ -1,0 +1,150 @@
+"""Attention that makes up its mind: what the objective `choice` costs and gives, and its controls."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from records_of_runs import BASELINE, RECORDS, Run, Study
+from statistics_of_runs import cost
+
+from localist_hf.evaluation.tables import markdown_table, with_interval
+
+
+#: The control: trained to choose among the blocks of another text.
+ELSEWHERE = RECORDS / "choice_elsewhere.jsonl"
+#: What was aimed at, set beforehand: at most so much of the reference, and at least such shares.
+_MOST_COST, _LEAST_TOP, _LEAST_OTHERS, _LEAST_ABOVE, _MOST_COST_OF_2 = 1.01, 0.65, 0.95, 0.10, 1.03
+
+
+def elsewhere() -> tuple[Study, str] | None:
+    """The control and its run, where there are records of it."""
+    if not ELSEWHERE.is_file():
+        return None
+    study = Study(ELSEWHERE)
+    return study, next(name for name in study.runs if study.settings[name]["locality_schedule"] != BASELINE)
+
+
+def section(study: Study) -> list[str]:
+    """The section of results on it."""
+    training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
+    head = ["configuration", "/ reference", "blocks looked at", "top block's share", "own block's share", "other words"]
+    free = _free(study)
+    names = [free, *(name for name in study.runs if name != free)]
+    rows = [[name, *_cells(study, name)] for name in names]
+    if (control := elsewhere()) is not None:
+        rows.append([f"{control[1]}, on another text's blocks", *_cells(*control)])
+    return [
+        f"### Attention that makes up its mind: {training['steps']} steps, seed"
+        f"{'s' if len(study.seeds) > 1 else ''} {seeds}",
+        f"Learning rate {training['learning_rate']:g}; the objective `choice` "
+        "([definition](method.md#block-shares)) under the quintic schedule, taught by the model's own predictions of "
+        "before: no more than *target-blocks* to look at, at this weight, or within this budget. Of the last layer, on "
+        "the blocks of the base, mean over heads and positions. *window*: asked to choose among windows; *another "
+        "text's blocks*: among the blocks that the next text has (`study/choice_elsewhere.py`). Does it choose blocks, "
+        "or a place?",
+        markdown_table([head, *rows]),
+        "![Blocks looked at and the top block's share over the weight](choice.png)",
+        "*The framework claims that attention concentrates above a threshold of such a penalty.* What is seen: the "
+        "more weight, the fewer blocks, from the least weight on.",
+        "What was aimed at, set beforehand:",
+        markdown_table([["aim", "configuration", "measured", ""], *_aims(study)]),
+    ]
+
+
+def _free(study: Study) -> str:
+    return next(name for name in study.runs if study.settings[name]["locality_schedule"] == BASELINE)
+
+
+def _figures(run: Run) -> dict[str, float]:
+    return run["last_layer_on_base_blocks"]
+
+
+def _mean(study: Study, name: str, figure: str) -> float:
+    values = [_figures(run)[figure] for run in study.runs[name]]
+    return sum(values) / len(values)
+
+
+def _cells(study: Study, name: str) -> list[str]:
+    price = "1" if name == study.reference else str(cost(study, name))
+    digits = {"blocks_looked_at": 2, "top_block_share": 3, "context_fidelity": 3, "context_share": 2}
+    return [
+        price,
+        *(
+            with_interval([_figures(run)[figure] for run in study.runs[name]], count)
+            for figure, count in digits.items()
+        ),
+    ]
+
+
+def _of_weights(study: Study) -> dict[float, str]:
+    """Runs for one block by their weight, choosing among the model's blocks."""
+    return {
+        settings["locality_weight"]: name
+        for name, settings in study.settings.items()
+        if settings["locality_objective"] == "choice"
+        and settings["target_blocks"] == 1
+        and settings["max_loss_increase"] is None
+        and settings["block_partition"] == "semantic"
+        and name in study.runs
+    }
+
+
+def _aims(study: Study) -> list[list[str]]:
+    free, rows = _free(study), []
+
+    def add(aim: str, name: str, value: float, is_met: bool, shown: str | None = None) -> None:
+        rows.append([aim, name, shown or f"{value:.3f}", "met" if is_met else "missed"])
+
+    weights = _of_weights(study)
+    within = [name for name in weights.values() if cost(study, name).estimate.mean <= _MOST_COST]
+    name = max(within or [*weights.values()], key=lambda each: _mean(study, each, "top_block_share"))
+    price = cost(study, name)
+    top, others = _mean(study, name, "top_block_share"), _mean(study, name, "context_share")
+    add(
+        f"perplexity: at most {_MOST_COST} times the reference's",
+        name,
+        0,
+        price.estimate.mean <= _MOST_COST,
+        str(price),
+    )
+    add(f"top block's share: at least {_LEAST_TOP}", name, top, top >= _LEAST_TOP)
+    ratio = others / _mean(study, free, "context_share")
+    add(f"other words: at least {_LEAST_OTHERS} of distributed's", name, ratio, ratio >= _LEAST_OTHERS)
+    if (control := elsewhere()) is not None and study.settings[name]["locality_weight"] == control[0].settings[
+        control[1]
+    ]["locality_weight"]:
+        above = top - _mean(*control, "top_block_share")
+        add(
+            f"top block's share: {_LEAST_ABOVE} above that of another text's blocks", name, above, above >= _LEAST_ABOVE
+        )
+    for name, settings in study.settings.items():
+        if settings["target_blocks"] == 2 and name in study.runs:
+            looked, price = _mean(study, name, "blocks_looked_at"), cost(study, name)
+            is_met = looked <= 2 and price.estimate.mean <= _MOST_COST_OF_2
+            aim = f"2 blocks looked at, at most {_MOST_COST_OF_2} times the reference's"
+            add(aim, name, looked, is_met, f"{looked:.2f} at {price}")
+    return rows
+
+
+def draw(study: Study, path: Path) -> None:
+    """Concentration over the weight of the penalty."""
+    free, weights = _free(study), _of_weights(study)
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    values = sorted(weights)
+    for axes, key, colour, marker in (
+        (left, "top_block_share", "#0072b2", "o"),
+        (right, "blocks_looked_at", "#d55e00", "s"),
+    ):
+        axes.plot(values, [_mean(study, weights[each], key) for each in values], color=colour, marker=marker)
+        axes.axhline(_mean(study, free, key), color=colour, linestyle=":")
+        axes.tick_params(axis="y", colors=colour)
+    left.set(xscale="log", xlabel="weight of the penalty (dotted: without it)", ylim=(0, 1))
+    left.set_ylabel("top block's share", color="#0072b2")
+    right.set_ylabel("blocks looked at", color="#d55e00")
+    right.set_ylim(bottom=0)
+    left.set_xticks(values, [f"{each:g}" for each in values])
+    left.minorticks_off()
+    for axes in (left, right):
+        axes.spines["top"].set_visible(False)
+    figure.savefig(path, dpi=110)
