@@ -15,7 +15,8 @@ context fidelity = sum(block) / sum(block + outside)
 
 In [0, 1], higher is more local. It is a ratio of sums: a query that looks at other words ten times as much weighs ten
 times as much. Attention moved from other words, in proportion, to a query's own token or to an attention sink changes
-nothing, which is why the share that goes to other words at all stands beside it.
+nothing, which is why the share that goes to other words at all stands beside it. Of queries that rules or pointers tell
+where to look, whose block shares are those on their targets, it is the pointer fidelity.
 """
 
 _KWARGS_DESCRIPTION = """
