@@ -234,6 +234,13 @@ def recruit_parser() -> CommandParser:
     return parser
 
 
+def _add_text(parser: CommandParser) -> None:
+    """The flags of one text that is read."""
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
+    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
+
+
 def explain_parser() -> CommandParser:
     """The parser of `localist-hf explain`."""
     parser = CommandParser(
@@ -243,9 +250,7 @@ def explain_parser() -> CommandParser:
         "whether there is a bound on what can count. Prints tables, and writes all numbers and a picture.",
     )
     parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
-    texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
-    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
+    _add_text(parser)
     parser.add_argument(
         "--position", type=int, metavar="N", help="the token after which to predict, from 0; by default the last"
     )
@@ -279,9 +284,7 @@ def view_parser() -> CommandParser:
         "from, of which the most telling one is read beside its baseline. By default the small base that the package "
         "comes with, under the quintic schedule",
     )  # fmt: skip
-    texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--text", metavar="TEXT", help="the text; by default a piece of the Python language reference")
-    texts.add_argument("--text-file", type=Path, metavar="FILE", help="a file in UTF-8 that holds it")
+    _add_text(parser)
     parser.add_argument("--compare", metavar="MODEL", help="second model, with the same tokens, beside the first")
     parser.add_argument(
         "--locality", metavar="JSON",
