@@ -45,6 +45,8 @@ class Model:
 
     name: str
     title: str
+    #: In a list of several.
+    short: str
     about: str
     has_aims: bool = False
     longer_name: str | None = None
@@ -83,6 +85,7 @@ MODELS = (
     Model(
         "small",
         "The base of this package",
+        "base",
         "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
         "[its card](../localist_hf/base/README.md).",
         training_names=("training", "training_seeds", "training_long"),
@@ -92,6 +95,7 @@ MODELS = (
     Model(
         "smollm2",
         "SmolLM2-135M-Instruct",
+        "SmolLM2",
         "Only the upper half of the layers has an adapter, so that nothing can be asked of a reverse schedule: it "
         "would leave the early layers as they are. The text is WikiText-2's, its validation split to train on and its "
         "test split to measure on.",
@@ -103,6 +107,7 @@ MODELS = (
     Model(
         "book",
         "The base of this package, on a book",
+        "book",
         "The book is the King James Bible, six of its 66 books held out whole (`study/book_text.py`). The base has "
         "read Python and its reference: to it such text is new.",
     ),
@@ -308,9 +313,9 @@ def taught(model: Model) -> str:
     """What it costs to be held at dial 1 after being taught there, of the study with the most seeds."""
     study = max(model.trainings, key=lambda study: len(study.seeds))
     said = {
-        "quintic-hold": "the quintic schedule",
+        "quintic-hold": "quintic",
         "upper_half-hold": "the upper half",
-        "upper_half-hold-delimiter-previous1": f"the upper half (blocks: {model.ends}, and the one before)",
+        "upper_half-hold-delimiter-previous1": f"the upper half (blocks: {model.ends}, one before)",
         "localist-hold-delimiter-previous1": "all layers (the same)",
     }
     costs = []
@@ -320,7 +325,7 @@ def taught(model: Model) -> str:
     number = len(study.seeds)
     how = f"{study.any_run()['training']['steps']} steps, {number} seed{'s' if number > 1 else ''}"
     return (
-        f"held at dial 1 and taught by its own free predictions ({how}), under {', '.join(costs)} of "
+        f"held at dial 1 and taught by itself ({how}): {', '.join(costs)} of "
         f"{_reference(study)}"
     )
 
@@ -341,8 +346,8 @@ def answer(models: Sequence[Model]) -> str:
         study = model.study
         free, by_loss = (mean_figure(study.runs[name], "psi") for name in (BASELINE, "quintic"))
         lines.append(
-            f"**{model.title}**: the last layer keeps {by_loss:.0%} of its attention to other words inside their "
-            f"block, where free training leaves {free:.0%}, at {cost(study, 'quintic')} times the perplexity of "
+            f"**{model.title}**: by the loss the last layer keeps {by_loss:.0%} of its attention to other words inside "
+            f"their block (free training: {free:.0%}), at {cost(study, 'quintic')} times the perplexity of "
             f"{_reference(study)}"
         )
         at_1 = dict(study.held_pairs).get("quintic-previous1")
@@ -356,7 +361,7 @@ def answer(models: Sequence[Model]) -> str:
             )
     verdicts = [{each.primary: each.verdict for each in findings(model.study)} for model in models]
     for claim in (PRIMARIES[0], PRIMARIES[2]):  # what the paper claims, and what blocks by meaning are worth
-        said = (f"{each[claim]} ({model.title})" for each, model in zip(verdicts, models, strict=True))
+        said = (f"{each[claim]} ({model.short})" for each, model in zip(verdicts, models, strict=True))
         lines.append(f"{claim.question[0].upper()}{claim.question[1:]}, {claim.unit}: {'; '.join(said)}")
     return "\n".join(f"- {line}." for line in lines)
 
