@@ -429,7 +429,7 @@ def plot_explanation(blocks: Sequence[Mapping[str, Any]], title: str, path: str 
         offset = (number - (len(names) - 1) / 2) * height
         right.barh([place + offset for place in places], shares, height, color=_COLOURS[number + 1], label=name)
     right.set(xlabel="share of the attention")
-    right.legend(frameon=False)
+    figure.legend(loc="outside lower right", ncols=len(names), frameon=False)
     # A dollar sign would begin a formula.
     words = [" ".join(block["text"].split()).replace("$", r"\$") or "(space)" for block in blocks]
     shown = [text if len(text) <= 32 else f"{text[:20]} ... {text[-7:]}" for text in words]
