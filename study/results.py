@@ -324,10 +324,7 @@ def taught(model: Model) -> str:
         costs.append(f"{said[name]} {at_1} times (self only: {control.estimate.mean:.2f})")
     number = len(study.seeds)
     how = f"{study.any_run()['training']['steps']} steps, {number} seed{'s' if number > 1 else ''}"
-    return (
-        f"held at dial 1 and taught by itself ({how}): {', '.join(costs)} of "
-        f"{_reference(study)}"
-    )
+    return f"held at dial 1 and taught by itself ({how}): {', '.join(costs)} of {_reference(study)}"
 
 
 def _reference(study: Study) -> str:

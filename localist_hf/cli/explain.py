@@ -17,7 +17,7 @@ from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
 from ..hub.loading import check_name
-from ..page.reading import Passage, num_tokens
+from ..page.reading import Passage
 from ..whole_file import write_whole
 from .arguments import locality_settings
 from .view import beginning, load_for_reading, read_text
@@ -27,11 +27,13 @@ from .view import beginning, load_for_reading, read_text
 _NUM_WORDS = 12
 #: Tokens at a time, in all texts of a batch.
 _BATCH_TOKENS = 4096
-#: Tokens before a position that can be explained.
-_LEAST_BEFORE = 3
+#: Tokens before a position that can be explained, and the most: each takes passes over all of them.
+_LEAST_BEFORE, _MOST_BEFORE = 5, 1024
+#: Less change, in bits, is none in the table.
+_LEAST_SHOWN = 0.0005
 #: Letters of a block or a word that are shown.
 _LETTERS = 40
-#: The most tokens of a text without a `--text` of one's own: each takes passes over all of it.
+#: Tokens of the default text.
 _DEFAULT_TOKENS = 96
 
 
@@ -55,15 +57,18 @@ def main(arguments: list[str]) -> None:
             model, tokenizer = load_for_reading(args.model, locality_settings(args.locality))
             if args.text is None and args.text_file is None:
                 text = beginning(text, tokenizer, _DEFAULT_TOKENS)
-            limit = num_positions(core_model(model).config)
-            if limit is not None and (length := num_tokens(tokenizer, text)) > limit:
-                raise ValueError(f"`text` has {length} tokens; the model has positions for {limit}.")
             passage = Passage.of(tokenizer, text)
             position = len(passage) - 1 if args.position is None else args.position
             if not _LEAST_BEFORE <= position < len(passage):
                 raise ValueError(
                     f"`position` is {position}, of a text of {len(passage)} tokens; it must be one of them, with "
                     f"{_LEAST_BEFORE} before it."
+                )
+            limit = min(_MOST_BEFORE, num_positions(core_model(model).config) or _MOST_BEFORE)
+            if position >= limit:
+                raise ValueError(
+                    f"`position` is {position}; it must be below {limit}, with all tokens before it. Name one, or pass "
+                    "less text."
                 )
         with reraised_as(InputError, ValueError):
             found = explain(model, passage, position, args.dial, args.draws)
@@ -84,22 +89,30 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
     settings = {"num_draws": num_draws, "batch_size": batch_size, "locality_dial": dial, "min_fidelity": 0.0}
     of_blocks = measure_influence(model, ids, "block", [position], **settings)
     of_words = measure_influence(model, ids, "token", [position], **settings)
-    guesses, _ = attention_guesses(model, ids, [position], dial)
+    guesses, sights = attention_guesses(model, ids, [position], dial)
     last = f"layer {core.config.locality.num_hidden_layers - 1}"
     shown = {"last layer": guesses[last][0], "all layers": guesses["all layers"][0]}
-    text = {"input_ids": ids[None].to(core.device), "locality_dial": dial, "min_fidelity": 0.0}
-    probabilities = model(**text, use_cache=False).logits[0, -1].float().softmax(-1).cpu()
+    tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
+    last_layer = core.config.locality.num_hidden_layers - 1
+    # All of it is said of one pass: every layer on the blocks of the last one.
+    starts = core.base_model(tokens, **dials, use_cache=False, output_fidelity=[last_layer]).block_starts[0]
+    given = {"block_starts": starts, **dials}
+    probabilities = model(tokens, **given, use_cache=False).logits[0, -1].float().softmax(-1).cpu()
     best = probabilities.topk(min(5, len(probabilities)))
 
     def of_stretch(first: int, end: int) -> dict[str, float]:
         return {name: float(attention[first:end].sum()) for name, attention in shown.items()}
 
-    truth, place = of_words.values[:position, 0].numpy(), np.arange(float(position))
+    # Under the dial, over the tokens in sight: on the others both are next to nothing by construction.
+    keys = np.flatnonzero(sights[0][:position]) if dial else np.arange(position)
+    truth, place = of_words.values[:position, 0].numpy()[keys], keys.astype(float)
     agreement = {
-        name: compare(guess[:position], truth, place, has_nearness=name != "nearness")
-        for name, guess in (*shown.items(), ("nearness", place))
+        name: compare(guess, truth, place, has_nearness=name != "nearness")
+        for name, guess in (*((name, guess[keys]) for name, guess in shown.items()), ("nearness", place))
+        if len(keys) >= _LEAST_BEFORE
     }
-    reach = core.reach(**text)
+    reach = core.reach(tokens, **given)
+    first = int(reach.first[0, -1])
     return {
         "position": position,
         "dial": dial,
@@ -122,7 +135,7 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
             name: {figure: None if math.isnan(value) else value for figure, value in figures.items()}
             for name, figures in agreement.items()
         },
-        "reach": reach.statement,
+        "reach": {"is_bounded": reach.is_bounded, "first": first, "statement": reach.statement},
     }  # fmt: skip
 
 
@@ -139,6 +152,7 @@ def describe(found: dict[str, Any], dial: float) -> str:
     blocks += [[str(at), _shown(entry["text"]), *numbers(entry)] for at, entry in enumerate(found["blocks"])]
     words = [["token", "text", *head]]
     ordered = sorted(found["words"], key=lambda entry: -entry["influence"])[:_NUM_WORDS]
+    ordered = [entry for entry in ordered if entry["influence"] >= _LEAST_SHOWN]
     words += [[str(entry["position"]), _shown(entry["text"]), *numbers(entry)] for entry in ordered]
     agreement = "; ".join(
         f"{name} {figures['spearman']:.2f}"
@@ -146,15 +160,17 @@ def describe(found: dict[str, Any], dial: float) -> str:
         for name, figures in found["agreement"].items()
         if figures["spearman"] is not None
     )
+    reach = found["reach"]
+    within = f" This one depends on none before token {reach['first']}." if reach["is_bounded"] else ""
     return (
         f"after token {found['position']}, {found['after']!r}, at dial {dial:g}: {predicted}\n\n"
         f"{markdown_table(blocks)}\n\nthe {len(words) - 1} words that it rests on most\n\n{markdown_table(words)}\n\n"
-        f"rank correlation with what erasure finds, over the words before: {agreement}\n"
-        f"{found['reach']}"
+        f"rank correlation with what erasure finds, over the words {'in sight' if dial else 'before'}: "
+        f"{agreement or 'none, there are too few'}\n{reach['statement']}{within}"
     )
 
 
 def _shown(text: str) -> str:
     """A piece of text in a table."""
     text = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 12]} ... {text[-8:]}"
-    return f"`{text!r}`".replace("|", "\\|")
+    return repr(text).replace("|", "\\|")

@@ -14,29 +14,31 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from ..modeling.block_partition import document_starts, with_previous_blocks
 from .attention_rows import AttentionRows
 from .check_model import check_model, core_model
+from .check_model import num_positions as num_positions_of
 from .influence import measure_influence
 
 
 #: What is compared with influence beside attention.
 _NEARNESS, _RANDOM = "nearness", "random"
-#: So many tokens must stand before a position that is looked at.
-_FIRST = 16
+#: So many tokens must stand before a position that is looked at, and be compared there.
+_FIRST, _LEAST_COMPARED = 16, 5
+_FIGURES = ("spearman", "beyond_nearness", "top_1", "top_5")
 
 
 @dataclass(frozen=True)
 class Agreement:
     """
     What [`measure_agreement`] found: for each guess at what a prediction rests on a figure of each text, the mean over
-    the positions that were looked at.
+    the positions that were looked at; NaN where there is none.
 
     Args:
         spearman (`dict[str, list[float]]`):
             Spearman's correlation with the influence, over the tokens before a position.
         beyond_nearness (`dict[str, list[float]]`):
-            The same with the rank of the distance taken out of both.
+            The same with the rank of the distance taken out of both; none of nearness.
         top_1 (`dict[str, list[float]]`), top_5 (`dict[str, list[float]]`):
             How often the token with the most influence is the guess's first, or one of its first five.
-        num_positions (`int`):
+        num_positions (`list[int]`):
             Positions that were looked at in each text.
     """
 
@@ -44,16 +46,13 @@ class Agreement:
     beyond_nearness: dict[str, list[float]]
     top_1: dict[str, list[float]]
     top_5: dict[str, list[float]]
-    num_positions: int
+    num_positions: list[int]
 
     def means(self) -> dict[str, dict[str, float]]:
         """`dict[str, dict[str, float]]`: for each guess the mean of each figure over the texts."""
-        names = ("spearman", "beyond_nearness", "top_1", "top_5")
         return {
-            guess: {name: float(np.nanmean(getattr(self, name)[guess])) if guess in getattr(self, name) else math.nan
-                    for name in names}
-            for guess in self.spearman
-        }  # fmt: skip
+            guess: {name: _mean(getattr(self, name).get(guess, ())) for name in _FIGURES} for guess in self.spearman
+        }
 
 
 @torch.no_grad()
@@ -86,7 +85,8 @@ def measure_agreement(
         locality_dial (`float`, *optional*, defaults to 0.0):
             The dial, for predictions and attention.
         in_sight (`bool`, *optional*, defaults to `False`):
-            Whether to compare over the tokens of each position's local set only.
+            Whether to compare over the tokens of each position's local set only. Under a hard mask all others have
+            neither attention nor influence, so that over all tokens both agree by construction.
         batch_size (`int`, *optional*, defaults to 8), seed (`int`, *optional*, defaults to 0):
             As for [`measure_influence`].
 
@@ -94,18 +94,24 @@ def measure_agreement(
         [`Agreement`]
 
     Raises:
-        ValueError: for a model of another class, and for texts that are too short.
+        ValueError: for a model of another class, and for texts that are too short, too long, or of one token.
     """
     check_model("model", model)
     if type(num_positions) is not int or num_positions < 1:
         raise ValueError(f"`num_positions` is {num_positions!r}; it must be a whole number above 0.")
+    if not len(dataset):
+        raise ValueError("`dataset` holds no text.")
+    limit = num_positions_of(core_model(model).config)
     for row, tokens in enumerate(dataset["input_ids"]):
         if len(tokens) <= _FIRST:
             raise ValueError(f"`dataset` has {len(tokens)} tokens in row {row}; each text needs more than {_FIRST}.")
-    if not len(dataset):
-        raise ValueError("`dataset` holds no text.")
+        if limit is not None and len(tokens) > limit:
+            raise ValueError(f"`dataset` has {len(tokens)} tokens in row {row}; the model has positions for {limit}.")
+        if len({*tokens}) < 2:
+            raise ValueError(f"`dataset` has one token only in row {row}; there is nothing to replace it by.")
     generator = np.random.default_rng(seed)
-    figures: dict[str, dict[str, list[float]]] = {}
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in _FIGURES}
+    numbers = []
     for tokens in dataset["input_ids"]:
         ids = torch.tensor(tokens)
         places = np.unique(np.linspace(_FIRST, len(ids) - 1, num_positions).round().astype(int)).tolist()
@@ -113,23 +119,30 @@ def measure_agreement(
             model, ids, "token", places, num_draws, batch_size, seed, locality_dial=locality_dial, min_fidelity=0.0
         ).values.numpy()
         guesses, sights = attention_guesses(model, ids, places, locality_dial)
-        found: dict[str, dict[str, list[float]]] = {}
+        found = {name: {guess: [] for guess in (*guesses, _NEARNESS, _RANDOM)} for name in _FIGURES}
+        number = 0
         for at, place in enumerate(places):
             keys = np.flatnonzero(sights[at][:place]) if in_sight else np.arange(place)
-            if len(keys) < 3:
+            if len(keys) < _LEAST_COMPARED:
                 continue
-            truth, nearness = influence[keys, at], keys.astype(float)
+            number += 1
             candidates = {name: rows[at][keys] for name, rows in guesses.items()}
-            candidates |= {_NEARNESS: nearness, _RANDOM: generator.random(len(keys))}
+            candidates |= {_NEARNESS: keys.astype(float), _RANDOM: generator.random(len(keys))}
             for name, guess in candidates.items():
-                for figure, value in compare(guess, truth, nearness, has_nearness=name != _NEARNESS).items():
-                    found.setdefault(figure, {}).setdefault(name, []).append(value)
+                for figure, value in compare(guess, influence[keys, at], keys, name != _NEARNESS).items():
+                    found[figure][name].append(value)
+        numbers.append(number)
         for figure, by_guess in found.items():
             for name, values in by_guess.items():
-                is_number = [value for value in values if not math.isnan(value)]
-                mean = float(np.mean(is_number)) if is_number else math.nan
-                figures.setdefault(figure, {}).setdefault(name, []).append(mean)
-    return Agreement(**figures, num_positions=len(places))
+                figures[figure].setdefault(name, []).append(_mean(values))
+    del figures["beyond_nearness"][_NEARNESS]
+    return Agreement(**figures, num_positions=numbers)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers."""
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
 
 
 def attention_guesses(
@@ -158,8 +171,10 @@ def attention_guesses(
         rows = torch.stack([
             torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in range(length)
         ], dim=1)  # fmt: skip
+        learned = (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # on a sink that is no token
         rows = torch.where(sight, rows, rows * (1 - dial * value))
-        weights.append(rows / rows.sum(-1, keepdim=True))
+        # Where nothing in sight has any weight, there is no guess.
+        weights.append(rows / (rows.sum(-1, keepdim=True) + learned).clamp(min=torch.finfo(rows.dtype).tiny))
     attention = torch.stack(weights)
     means = attention.mean(1)
     lengths = torch.stack([
@@ -179,14 +194,16 @@ def attention_guesses(
     return rows, [sight[place].numpy() for place in places]
 
 
-def compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool) -> dict[str, float]:
-    """The figures of one position: of a guess, the influence, and how near each token is."""
+def compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool = True) -> dict[str, float]:
+    """The figures of one position: of a guess, the influence, and how near each token is; NaN where there is none."""
     ranks = [rankdata(values) for values in (guess, truth, nearness)]  # ties have their mean rank
     of_guess, between, of_truth = (_correlation(ranks[one], ranks[other]) for one, other in ((0, 2), (0, 1), (1, 2)))
-    best = int(truth.argmax())
-    # Of equal guesses any may come first.
-    before, same = (guess > guess[best]).sum(), (guess == guess[best]).sum()
-    hits = {f"top_{most}": float(np.clip((most - before) / same, 0, 1)) for most in (1, 5)}
+    hits = {"top_1": math.nan, "top_5": math.nan}
+    if truth.max() > 0:
+        # Of equal guesses any may come first; of equal influences any may be meant.
+        best = np.flatnonzero(truth == truth.max())
+        before, same = ((compared(guess[None], guess[best, None])).sum(1) for compared in (np.greater, np.equal))
+        hits = {f"top_{most}": float(np.clip((most - before) / same, 0, 1).mean()) for most in (1, 5)}
     found = {"spearman": between, **hits}
     if has_nearness:
         rest = math.sqrt(max(0.0, (1 - of_guess**2) * (1 - of_truth**2)))

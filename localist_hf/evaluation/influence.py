@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..modeling import Rule
@@ -94,6 +95,10 @@ def measure_influence(
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` is {value!r}; it must be a whole number above 0.")
+    if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise ValueError(
+            "`model` has an adapter that puts tokens of its own before a text, whose places are not its own."
+        )
     length, core = len(input_ids), core_model(model.eval())
     if len(input_ids.unique()) < 2:
         raise ValueError("`input_ids` has fewer than two different tokens; there is nothing to replace one by.")
@@ -118,16 +123,19 @@ def measure_influence(
             return model(texts, **of_texts, **dial, logits_to_keep=kept).logits
         return model(texts, **of_texts, **dial).logits[:, kept]
 
-    before = predictions(tokens)[0]
-    values = torch.zeros(len(stretches), len(positions), dtype=torch.float64)
     number = torch.arange(len(stretches)).repeat_interleave(num_draws)
+    batch_size = min(batch_size, len(number))
+    # In batches of one size, and row by row: what nothing has changed is then the same to the last bit.
+    before = predictions(tokens.expand(batch_size, -1))
+    values = torch.zeros(len(stretches), len(positions), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     for rows in progress(torch.arange(len(number)).split(batch_size), "Replacing"):
         texts = _replaced(input_ids.cpu(), [stretches[at] for at in number[rows]], generator)
-        after = predictions(texts.to(core.device))
-        for row, without in zip(rows.tolist(), after, strict=True):
-            is_later = torch.tensor([place >= stretches[number[row]][0] for place in positions])
-            changed = divergence_bits(before[is_later], without[is_later]).double().cpu().clamp(min=0)
+        rest = input_ids.cpu().expand(batch_size - len(texts), -1)
+        after = predictions(torch.cat((texts, rest)).to(core.device))
+        for place, row in enumerate(rows.tolist()):
+            is_later = torch.tensor([at >= stretches[number[row]][0] for at in positions])
+            changed = divergence_bits(before[place, is_later], after[place, is_later]).double().cpu().clamp(min=0)
             values[number[row], is_later] += changed / num_draws
     return Influence(stretches, positions, values.float())
 

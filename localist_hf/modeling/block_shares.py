@@ -47,12 +47,15 @@ class Membership(NamedTuple):
             their own only.
         queries (`torch.LongTensor` of shape `(batch_size, query_length)`):
             Number of each query's block; -1 on padding.
+        is_first (`torch.BoolTensor` of shape `(batch_size, query_length)`):
+            Whether a query is the first of its block, in which there is no other word then.
         num_blocks (`int`):
             Blocks of the row with the most.
     """
 
     keys: torch.Tensor
     queries: torch.Tensor
+    is_first: torch.Tensor
     num_blocks: int
 
     @classmethod
@@ -63,7 +66,8 @@ class Membership(NamedTuple):
         position = torch.arange(starts.shape[1], device=starts.device)
         number = torch.where(starts < 0, -1, (starts == position).cumsum(dim=1) - 1)
         keys = torch.where(position < documents + num_sinks, -1, number)
-        return cls(keys[:, -key_length:], number[:, -query_length:], max(1, int(number.max()) + 1))
+        of_queries = number[:, -query_length:], (starts == position)[:, -query_length:]
+        return cls(keys[:, -key_length:], *of_queries, max(1, int(number.max()) + 1))
 
     def values(self, first: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """
@@ -103,7 +107,7 @@ def block_choice(attention: Attention, key: torch.Tensor, members: Membership, s
     sums = _Sums.none(total)
     for first in range(0, members.num_blocks, key.shape[-1]):
         sums = sums.add(_again(functools.partial(_slice, attention, key, members, first), total))
-    return sums.choice(total)
+    return sums.choice(total, members.is_first)
 
 
 def block_choice_by_lse(
@@ -128,13 +132,13 @@ def block_choice_by_lse(
     total, rows = shares.block + shares.outside, []
     for row in range(len(query)):  # where a slice begins differs from row to row
         only = slice(row, row + 1)
-        of_row = Membership(members.keys[only].to(key.device), members.queries[only].to(key.device), members.num_blocks)
+        of_row = Membership(*(each[only].to(key.device) for each in members[:3]), members.num_blocks)
         sums = _Sums.none(total[only])
         for first in range(0, int(of_row.queries[0, -1]) + 1, key.shape[-1]):
             reduce = functools.partial(_slice_by_lse, query[only], key[only], lse[only], scale, of_row, first)
             sums = sums.add(_again(reduce, total))
         rows.append(sums)
-    return _Sums(*(torch.cat(each) for each in zip(*rows, strict=True))).choice(total)
+    return _Sums(*(torch.cat(each) for each in zip(*rows, strict=True))).choice(total, members.is_first)
 
 
 def _slice_by_lse(
@@ -171,9 +175,9 @@ class _Sums(NamedTuple):
     def add(self, other: "_Sums") -> "_Sums":
         return _Sums(self.shares + other[0], self.entropy + other[1], torch.maximum(self.top, other[2]))
 
-    def choice(self, total: torch.Tensor) -> BlockChoice:
+    def choice(self, total: torch.Tensor, is_first: torch.Tensor) -> BlockChoice:
         """With the own block, whose part is what is left of all that goes to other words."""
-        own = (total - self.shares).clamp(min=0)
+        own = _own(total, self.shares, is_first)
         entropy, top = self.entropy + _entropy(own), torch.maximum(self.top, own)
         # The sum of the parts themselves: of little, rounding may leave less than they are.
         total = self.shares + own
@@ -198,7 +202,7 @@ def block_shares(attention: Attention, key: torch.Tensor, members: Membership, s
     width = key.shape[-1]
     parts = [_others(attention, key, members, first) for first in range(0, members.num_blocks, width)]
     others = torch.cat(parts, dim=-1)[..., : members.num_blocks]
-    own = (shares.block + shares.outside - others.sum(-1)).clamp(min=0)
+    own = _own(shares.block + shares.outside, others.sum(-1), members.is_first)
     columns = torch.arange(members.num_blocks, device=others.device)
     is_own = (members.queries.to(others.device)[..., None] == columns)[:, None]
     return torch.where(is_own, own[..., None], others)
@@ -214,6 +218,11 @@ def _others(attention: Attention, key: torch.Tensor, members: Membership, first:
 
 def _slice(attention: Attention, key: torch.Tensor, members: Membership, first: int) -> "_Sums":
     return _Sums.of(_others(attention, key, members, first))
+
+
+def _own(total: torch.Tensor, others: torch.Tensor, is_first: torch.Tensor) -> torch.Tensor:
+    """What goes to the own block: nothing, and no rounding either, of its first token."""
+    return torch.where(is_first.to(total.device)[:, None], 0.0, (total - others).clamp(min=0))
 
 
 def _entropy(share: torch.Tensor) -> torch.Tensor:

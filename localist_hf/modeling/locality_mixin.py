@@ -28,8 +28,12 @@ from .locality_request import (
     NativeInputs,
 )
 from .measurements import LocalityMeasurements, measurements
-from .reach import Reach, reach_of
+from .reach import Reach, no_bound, reach_of
 from .rules import check_rules, repeated
+
+
+#: By which configurations say that there are experts.
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class LocalistMixin:
@@ -203,7 +207,8 @@ class LocalistMixin:
         only, which is at dial 1 (or `min_fidelity` 1) with every lambda 1. No other token, but for attention sinks,
         changes a prediction by a bit; of mixtures of experts, by no more than rounding, since experts work on tokens in
         groups. Where the model finds the blocks itself this is said of these blocks, which tokens out of reach may have
-        moved: see `statement`. One pass over the text.
+        moved: see `statement`. It is said of the native class: not of modules and hooks that others have put into the
+        model, nor of adapters that put tokens of their own before a text. One pass over the text.
 
         Args:
             input_ids, attention_mask, position_ids, block_starts, locality_dial, min_fidelity:
@@ -228,6 +233,8 @@ class LocalistMixin:
         floor = setting.min_fidelity if min_fidelity is None else min_fidelity
         if isinstance(dial, torch.Tensor):
             raise ValueError("`locality_dial` is a tensor; the reach is of one dial.")
+        if input_ids.ndim != 2:
+            raise ValueError(f"`input_ids` has the shape {tuple(input_ids.shape)}; it must be (batch_size, length).")
         outputs = self(
             input_ids,
             attention_mask=attention_mask,
@@ -238,8 +245,13 @@ class LocalistMixin:
             output_fidelity=True,
             use_cache=False,
         )
-        found = outputs.block_starts, outputs.document_starts
-        return reach_of(*found, self.config.locality, dial, floor, are_given=block_starts is not None)
+        documents = outputs.document_starts
+        if not self._counts_from_zero and position_ids is None:
+            kind = type(self).__name__
+            return no_bound(documents, f"{kind} counts positions by the padding tokens in a text; pass `position_ids`")
+        has_experts = any((getattr(self.config, name, None) or 0) > 1 for name in _NUM_EXPERTS)
+        given = dial, floor, block_starts is not None
+        return reach_of(outputs.block_starts, documents, self.config.locality, *given, has_experts)
 
 
 class LocalistGenerationMixin(LocalistMixin):

@@ -17,13 +17,14 @@ class Reach(NamedTuple):
 
     Args:
         is_bounded (`bool`):
-            Whether there is a bound: no token out of reach can change a prediction by a bit.
+            Whether there is a bound: no token out of reach can change a prediction by a bit (of mixtures of experts, by
+            more than rounding).
         first (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
             The first token, but for attention sinks, that each position can depend on; the start of its text where
             there is no bound, -1 on padding.
         share_outside (`float`):
-            Mean, over positions with tokens before them, of the share of these that is out of reach; 0 without a bound,
-            NaN where no position has any.
+            Mean, over positions with tokens before them, of the share of these that is out of reach, of which sinks are
+            never; 0 without a bound, NaN where no position has any.
         statement (`str`):
             What holds, or why nothing does, in a sentence.
     """
@@ -82,6 +83,7 @@ def reach_of(
     dial: float,
     min_fidelity: float,
     are_given: bool,
+    has_experts: bool = False,
 ) -> Reach:
     """
     The reach in a text with these blocks.
@@ -94,6 +96,8 @@ def reach_of(
             Those that the text is read at.
         are_given (`bool`):
             Whether the caller has said where blocks start.
+        has_experts (`bool`, *optional*, defaults to `False`):
+            Whether the model is a mixture of experts, which work on tokens in groups.
     """
     free = [
         layer
@@ -102,12 +106,10 @@ def reach_of(
     ]
     if free:
         layer = free[0]
-        return Reach(
-            False,
+        value, floor = locality.locality_lambdas[layer], f" and min_fidelity {min_fidelity}" if min_fidelity else ""
+        return no_bound(
             documents,
-            0.0,
-            f"No bound: layer {layer} has lambda {locality.locality_lambdas[layer]:g} at dial {dial:g}, and sees what "
-            "is outside of its local sets, so that any token before may count.",
+            f"layer {layer} has lambda {value} at dial {dial}{floor}, and sees what is outside of its local sets",
         )
     first = first_in_reach(block_starts, documents, locality)
     total, number = sum_out_of_reach(first, documents, locality.num_sink_tokens).tolist()
@@ -115,8 +117,14 @@ def reach_of(
     # The length limits chain the starts of every other partition to earlier tokens.
     given = "" if are_given or locality.block_partition == "window" else "Given these blocks, "
     sinks = f", but for the first {locality.num_sink_tokens} of its text," if locality.num_sink_tokens else ""
-    statement = (
-        f"{given}no token before those in reach{sinks} can change a prediction; {100 * share:.0f} % of the tokens "
-        "before a position are out of its reach, on average."
-    )
+    rounding = " by more than rounding, as its experts work on tokens in groups" if has_experts else ""
+    how_much = ""
+    if number:  # and never said to be more than it is
+        how_much = f"; {math.floor(100 * share)} % of the tokens before a position are out of its reach, on average"
+    statement = f"{given}no token before those in reach{sinks} can change a prediction{rounding}{how_much}."
     return Reach(True, first, share, statement[0].upper() + statement[1:])
+
+
+def no_bound(documents: torch.Tensor, why: str) -> Reach:
+    """That of a text with these documents of which nothing can be said."""
+    return Reach(False, documents, 0.0, f"No bound by local sets: {why}.")

@@ -221,6 +221,9 @@ class Reading:
         Raises:
             ValueError: for a position or a block that is not there, or a dial outside [0, 1].
         """
+        _check_place("position", position, len(self.passage))
+        if target is not None:
+            self._rules(position, target)
         free, _ = self._generate(position, 0.0, 1)
         logits = free if dial == 0 else self._generate(position, dial, 1, target)[0]
         probabilities = logits.softmax(-1)

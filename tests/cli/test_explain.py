@@ -45,16 +45,22 @@ def test_what_is_said_is_what_is_measured(
         )
         assert [entry["influence"] for entry in entries] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-5)
         assert sum(entry["attention"]["last layer"] for entry in entries) == pytest.approx(1, abs=1e-4)
-    logits = model(ids[None], locality_dial=dial).logits[0, -1]
+    starts = model(ids[None], locality_dial=dial, output_fidelity=[3]).block_starts[0]
+    logits = model(ids[None], locality_dial=dial, block_starts=starts).logits[0, -1]
     assert found["predicted"][0]["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
     assert f"after token {last}, " in printed
     assert "rank correlation with what erasure finds" in printed
     if dial == 1:
         outside = found["words"][0]["attention"]["last layer"]
         assert outside == 0
-        assert "can change a prediction" in found["reach"]
+        assert found["reach"]["is_bounded"]
+        assert found["reach"]["first"] == starts[0, -1] > 0
+        assert f"This one depends on none before token {starts[0, -1]}." in printed
+        changed = [word["influence"] for word in found["words"]]
+        assert not any(changed[: starts[0, -1]])
+        assert any(changed[starts[0, -1] :])
     else:
-        assert found["reach"].startswith("No bound: layer 0 has lambda 1 at dial 0")
+        assert found["reach"]["statement"].startswith("No bound by local sets: layer 0 has lambda 1.0 at dial 0.0")
     assert Path("runs/explain/model/explanation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -72,7 +78,7 @@ def test_an_earlier_prediction(model: LocalistGPT2LMHeadModel, capsys: pytest.Ca
     ("flags", "sentence"),
     [
         (["--dial", "1.5"], "`dial` is 1.5; it must be in [0, 1]"),
-        (["--position", "2"], "`position` is 2; 3 tokens must stand before it"),
+        (["--position", "2"], "`position` is 2; 5 tokens must stand before it"),
         (["--position", "99"], "`position` is 99, of a text of"),
         (["--draws", "0"], "`draws` is 0; it must be at least 1"),
     ],

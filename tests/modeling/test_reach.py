@@ -4,8 +4,9 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, LAYERS, LENGTH, VOCABULARY, localised, text
 from datasets import Dataset
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, RobertaConfig
 
+from localist_hf import localize
 from localist_hf.evaluation import measure_controls
 from localist_hf.modeling.reach import first_in_reach
 
@@ -110,6 +111,7 @@ def test_of_experts_it_holds_within_rounding(architecture: str) -> None:
     reach = model.reach(ids, locality_dial=1.0)
     first = int(reach.first[0, -1])
     assert first > 10
+    assert "can change a prediction by more than rounding, as its experts work" in reach.statement
     other = ids.clone()
     other[:, 1:first] = (ids[:, 1:first] - 2) % (VOCABULARY - 3) + 3
     before, after = (model(tokens, locality_dial=1.0).logits[0, -1] for tokens in (ids, other))
@@ -122,8 +124,8 @@ def test_of_experts_it_holds_within_rounding(architecture: str) -> None:
 def test_where_a_layer_is_free_there_is_no_bound(make_model, make_text) -> None:
     ids = make_text(2, 40)
     for schedule, dial, sentence in (
-        ("quintic", 1.0, "No bound: layer 0 has lambda 0 at dial 1, and sees"),
-        ("localist", 0.5, "No bound: layer 0 has lambda 1 at dial 0.5, and sees"),
+        ("quintic", 1.0, "No bound by local sets: layer 0 has lambda 0.0 at dial 1.0, and sees"),
+        ("localist", 0.5, "No bound by local sets: layer 0 has lambda 1.0 at dial 0.5, and sees"),
     ):
         reach = make_model(locality_schedule=schedule).reach(ids, locality_dial=dial)
         assert not reach.is_bounded
@@ -154,6 +156,30 @@ def test_it_is_said_of_blocks_that_the_model_finds(make_model, make_text) -> Non
     assert given.share_outside == 0
     with pytest.raises(ValueError, match="`locality_dial` is a tensor; the reach is of one dial"):
         semantic.reach(ids, locality_dial=torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"`input_ids` has the shape \(40,\); it must be \(batch_size, length\)"):
+        semantic.reach(ids[0], locality_dial=1.0)
+    alone = semantic.reach(ids[:, :1], locality_dial=1.0)
+    assert alone.statement == "Given these blocks, no token before those in reach can change a prediction."
+
+
+@torch.no_grad()
+def test_models_that_count_positions_by_padding_tokens_have_no_bound() -> None:
+    config = RobertaConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=64, pad_token_id=0, is_decoder=True,
+    )  # fmt: skip
+    settings = {"locality_schedule": "localist", "block_partition": "window", "window_length": 5}
+    model = localize(AutoModelForCausalLM.from_config(config).eval(), **settings)
+    ids = torch.randint(3, 60, (1, 40), generator=torch.manual_seed(0))
+    reach = model.reach(ids, locality_dial=1.0)
+    assert not reach.is_bounded
+    assert "counts positions by the padding tokens in a text; pass `position_ids`" in reach.statement
+    told = {"position_ids": torch.arange(1, 41)[None], "locality_dial": 1.0}
+    assert model.reach(ids, **told).is_bounded
+    other = ids.clone()
+    other[:, 4] = 0
+    assert torch.equal(model(other, **told).logits[0, -1], model(ids, **told).logits[0, -1])
+    assert not torch.equal(model(other, locality_dial=1.0).logits[0, -1], model(ids, locality_dial=1.0).logits[0, -1])
 
 
 def test_controls_say_how_much_of_the_context_is_out_of_reach(make_model, make_text) -> None:
