@@ -9,7 +9,7 @@ from hypothesis import given
 
 from localist_hf.evaluation import LocalityMeter
 from localist_hf.evaluation.locality_meter import metric_names
-from localist_hf.evaluation.measure import EVERYTHING
+from localist_hf.evaluation.measure import everything
 from localist_hf.modeling import LocalistCausalLMOutput
 
 
@@ -22,7 +22,7 @@ def outputs_and_labels(model, input_ids: torch.Tensor, attention_mask: torch.Ten
         labels[attention_mask == 0] = -100
     with torch.no_grad():
         inputs |= {"attention_mask": attention_mask, "labels": labels}
-        outputs = model(input_ids, **inputs, **EVERYTHING)
+        outputs = model(input_ids, **inputs, **everything({}))
     return outputs, labels
 
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from localist_hf.evaluation import LocalityMeter, LocalityProfile, locality_probe
-from localist_hf.evaluation.measure import EVERYTHING
+from localist_hf.evaluation.measure import everything
 
 
 def padded(make_text: Callable) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_is_the_mean_of_the_outputs_for_the_batch_as_it_comes(make_model, make_t
         batch["block_starts"] = torch.maximum(batch["block_starts"], batch["attention_mask"].argmax(1, keepdim=True))
     with torch.no_grad():
         arguments = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        outputs = model(**arguments, use_cache=False, **EVERYTHING)
+        outputs = model(**arguments, use_cache=False, **everything({}))
     profile = locality_probe(model.train(), [batch])
     assert not model.training
     assert_same(profile, by_hand(outputs, num_sinks=1))
@@ -130,7 +130,7 @@ def test_the_mean_over_heads_is_what_the_meter_gives(make_model, make_text):
     model, input_ids = make_model(num_previous_blocks=1, num_sink_tokens=1), make_text(3, 200)
     meter = LocalityMeter()
     with torch.no_grad():
-        meter.update(model(input_ids, labels=input_ids, **EVERYTHING), input_ids)
+        meter.update(model(input_ids, labels=input_ids, **everything({})), input_ids)
     metrics, profile = meter.compute(), locality_probe(model, [{"input_ids": input_ids}])
     for name in ("fidelity", *SHARES, "context_share", "entropy", *OF_BLOCKS):
         means = getattr(profile, name).mean(1).tolist()
@@ -173,7 +173,7 @@ def test_the_language_modeling_head_does_not_run(make_model, make_text):
         make_model(), LoraConfig(target_modules=["c_attn"], init_lora_weights=False, r=4, fan_in_fan_out=True)
     ).eval()
     with torch.no_grad():
-        outputs = adapted(**batch, **EVERYTHING)
+        outputs = adapted(**batch, **everything({}))
     for language_model in (model, adapted):
         language_model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head ran"))
     assert_same(locality_probe(model, [batch]), locality_probe(model.transformer, [batch]))

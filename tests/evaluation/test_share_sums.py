@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from localist_hf.evaluation.measure import EVERYTHING
+from localist_hf.evaluation.measure import everything
 from localist_hf.evaluation.share_sums import SUMS, add_rows, means_of_lists, share_means, share_sums
 from localist_hf.modeling.measurements import OF_BLOCKS, SHARES
 
@@ -14,7 +14,7 @@ def outputs(make_model, make_text):
     mask = torch.ones(3, 60, dtype=torch.long)
     mask[0, :17], mask[2, 50:] = 0, 0
     with torch.no_grad():
-        return model(make_text(3, 60), attention_mask=mask, **EVERYTHING)
+        return model(make_text(3, 60), attention_mask=mask, **everything({}))
 
 
 def test_they_are_of_counted_positions_and_of_tokens(outputs) -> None:
