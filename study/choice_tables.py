@@ -117,7 +117,7 @@ def _aims(study: Study) -> list[list[str]]:
             f"top block's share: {_LEAST_ABOVE} above that of another text's blocks", name, above, above >= _LEAST_ABOVE
         )
     for name, settings in study.settings.items():
-        if settings["target_blocks"] == 2 and name in study.runs:
+        if settings["locality_objective"] == "choice" and settings["target_blocks"] == 2 and name in study.runs:
             looked, price = _mean(study, name, "blocks_looked_at"), cost(study, name)
             is_met = looked <= 2 and price.estimate.mean <= _MOST_COST_OF_2
             aim = f"2 blocks looked at, at most {_MOST_COST_OF_2} times the reference's"
