@@ -15,12 +15,16 @@ ELSEWHERE = RECORDS / "choice_elsewhere.jsonl"
 _MOST_COST, _LEAST_TOP, _LEAST_OTHERS, _LEAST_ABOVE, _MOST_COST_OF_2 = 1.01, 0.65, 0.95, 0.10, 1.03
 
 
-def elsewhere() -> tuple[Study, str] | None:
-    """The control and its run, where there are records of it."""
-    if not ELSEWHERE.is_file():
+def elsewhere(study: Study) -> tuple[Study, str] | None:
+    """The control of a study and its run, where there are records of it with the same seeds."""
+    if not ELSEWHERE.is_file() or (control := Study(ELSEWHERE)).seeds != study.seeds:
         return None
-    study = Study(ELSEWHERE)
-    return study, next(name for name in study.runs if study.settings[name]["locality_schedule"] != BASELINE)
+    return control, next(name for name in control.runs if control.settings[name]["locality_schedule"] != BASELINE)
+
+
+def has_weights(study: Study) -> bool:
+    """Whether a study shows how attention concentrates as it is asked to more firmly."""
+    return len(_of_weights(study)) > 1
 
 
 def section(study: Study) -> list[str]:
@@ -30,7 +34,7 @@ def section(study: Study) -> list[str]:
     free = _free(study)
     names = [free, *(name for name in study.runs if name != free)]
     rows = [[name, *_cells(study, name)] for name in names]
-    if (control := elsewhere()) is not None:
+    if (control := elsewhere(study)) is not None:
         rows.append([f"{control[1]}, on another text's blocks", *_cells(*control)])
     return [
         f"### Attention that makes up its mind: {training['steps']} steps, seed"
@@ -42,11 +46,17 @@ def section(study: Study) -> list[str]:
         "text's blocks*: among the blocks that the next text has (`study/choice_elsewhere.py`). Does it choose blocks, "
         "or a place?",
         markdown_table([head, *rows]),
+        *(_threshold() if has_weights(study) else []),
+        "What was aimed at, set beforehand:",
+        markdown_table([["aim", "configuration", "measured", ""], *_aims(study)]),
+    ]
+
+
+def _threshold() -> list[str]:
+    return [
         "![Blocks looked at and the top block's share over the weight](choice.png)",
         "*The framework claims that attention concentrates above a threshold of such a penalty.* What is seen: the "
         "more weight, the fewer blocks, from the least weight on.",
-        "What was aimed at, set beforehand:",
-        markdown_table([["aim", "configuration", "measured", ""], *_aims(study)]),
     ]
 
 
@@ -109,7 +119,7 @@ def _aims(study: Study) -> list[list[str]]:
     add(f"top block's share: at least {_LEAST_TOP}", name, top, top >= _LEAST_TOP)
     ratio = others / _mean(study, free, "context_share")
     add(f"other words: at least {_LEAST_OTHERS} of distributed's", name, ratio, ratio >= _LEAST_OTHERS)
-    if (control := elsewhere()) is not None and study.settings[name]["locality_weight"] == control[0].settings[
+    if (control := elsewhere(study)) is not None and study.settings[name]["locality_weight"] == control[0].settings[
         control[1]
     ]["locality_weight"]:
         above = top - _mean(*control, "top_block_share")

@@ -52,7 +52,7 @@ class Model:
     longer_name: str | None = None
     training_names: Sequence[str] = ()
     blocks_name: str | None = None
-    choice_name: str | None = None
+    choice_names: Sequence[str] = ()
     #: Where blocks of given ends end, in ways to train.
     ends: str = "lines"
 
@@ -70,15 +70,20 @@ class Model:
         return Study(path) if path.is_file() else None
 
     @cached_property
-    def choice(self) -> Study | None:
-        path = RECORDS / f"{self.choice_name}.jsonl"
-        return Study(path) if path.is_file() else None
+    def choices(self) -> list[Study]:
+        """The studies of attention that makes up its mind."""
+        return _studies(self.choice_names)
 
     @cached_property
     def trainings(self) -> list[Study]:
         """The studies of ways to train, as far as there are records of them."""
-        paths = [RECORDS / f"{name}.jsonl" for name in self.training_names]
-        return [Study(path) for path in paths if path.is_file()]
+        return _studies(self.training_names)
+
+
+def _studies(names: Sequence[str]) -> list[Study]:
+    """Those of which there are records."""
+    paths = [RECORDS / f"{name}.jsonl" for name in names]
+    return [Study(path) for path in paths if path.is_file()]
 
 
 MODELS = (
@@ -90,7 +95,7 @@ MODELS = (
         "[its card](../localist_hf/base/README.md).",
         training_names=("training", "training_seeds", "training_long"),
         blocks_name="blocks",
-        choice_name="choice",
+        choice_names=("choice", "choice_seeds"),
     ),
     Model(
         "smollm2",
@@ -191,8 +196,8 @@ def render(models: Sequence[Model]) -> str:
             parts += how_to_train(study, model.ends)
         if model.blocks is not None:
             parts += which_blocks(model.blocks)
-        if model.choice is not None:
-            parts += choice_tables.section(model.choice)
+        for study in model.choices:
+            parts += choice_tables.section(study)
         if model.has_aims:
             parts += ["### What we aim at", "Set beforehand; met or missed by the estimate.", aims(model.study)]
         if model.longer is not None:
@@ -388,8 +393,8 @@ def draw(model: Model) -> None:
     draw_frontier(study, f"{model.title}: cost and gain")
     for training in filter(by_loss, model.trainings):
         draw_frontier(training, f"By the loss, {training.any_run()['training']['steps']} steps")
-    if model.choice is not None:
-        choice_tables.draw(model.choice, RESULTS.parent / "choice.png")
+    for choice in filter(choice_tables.has_weights, model.choices):
+        choice_tables.draw(choice, RESULTS.parent / "choice.png")
     shown = study.those_of([*PAPER_VARIANTS, "reverse_quintic", "quintic-previous1", *held])
     dials = {name: [run["controls"]["dials"] for run in study.runs[name]] for name in shown}
     plot_over_dial(dials, RESULTS.parent / f"perplexity_over_dial_{model.name}.png")
