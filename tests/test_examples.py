@@ -218,3 +218,34 @@ def test_smollm2_before_and_after_and_from_the_hub(
     if is_published:
         assert "without a question: transformers.models.llama.modeling_llama.LlamaForCausalLM" in printed
         assert "logits: equal at dial 0" in printed
+
+
+# --- three sources and a question
+
+
+def test_three_sources_and_a_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, smollm2_model: ModuleType
+) -> None:
+    """On a tiny model that lies where the pretrained one would: what is not looked at changes nothing, by no bit."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setitem(sys.modules, "smollm2_model", smollm2_model)
+    monkeypatch.setattr(sys, "argv", ["three_sources.py", str(tmp_path)])
+    script = runpy.run_path(str(EXAMPLES / "three_sources.py"))
+    text = "".join((script["HEAD"], *script["SOURCES"].values(), script["QUESTION"], script["ANSWER"]))
+    tokenizer = train_tokenizer([text * 20])
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    script["main"]()
+    printed = capsys.readouterr().out
+    assert printed.count("every part, in all layers") == 3
+    for line in printed.splitlines():
+        if line.startswith("| every part, in all layers"):
+            assert line.count("0 exactly") == 2
+        if line.startswith("| the answer, in all layers"):
+            assert "| 1.000 " in line
+            assert "0 exactly" not in line
