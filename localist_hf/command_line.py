@@ -171,7 +171,7 @@ def evaluate_parser() -> CommandParser:
         "token itself, sinks, the block and elsewhere; entropy. Prints tables and writes pictures and all numbers. No "
         "attention matrix is made, so that long texts can be measured.",
     )
-    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    _add_model(parser)
     parser.add_argument(
         "--text-file", nargs="+", default=[], metavar="FILE",
         help="text to measure on: .jsonl, .csv and .parquet by the rows of a column 'text', any other as UTF-8 text; "
@@ -181,10 +181,7 @@ def evaluate_parser() -> CommandParser:
         "--sequence-length", type=int, metavar="N",
         help="tokens of a sequence, such as 16384; by default the model's positions, at most 1024",
     )  # fmt: skip
-    parser.add_argument(
-        "--locality", metavar="JSON",
-        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
-    )  # fmt: skip
+    _add_locality(parser)
     parser.add_argument(
         "--block-model", metavar="MODEL", help="model whose blocks count: a common base, where models are compared"
     )
@@ -206,7 +203,7 @@ def recruit_parser() -> CommandParser:
         "the blocks of a sample, and how often blocks start where a reader would start them; writes the settings for "
         "`localist-hf train --config`. The model is not changed.",
     )
-    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    _add_model(parser)
     parser.add_argument(
         "--text-file", nargs="+", required=True, metavar="FILE",
         help="text of the kind that the model is for, in which separators occur 60 times at least: .jsonl, .csv and "
@@ -234,6 +231,19 @@ def recruit_parser() -> CommandParser:
     return parser
 
 
+def _add_model(parser: CommandParser) -> None:
+    """The model that a command is about."""
+    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+
+
+def _add_locality(parser: CommandParser) -> None:
+    """The settings under which a model is looked at."""
+    parser.add_argument(
+        "--locality", metavar="JSON",
+        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
+    )  # fmt: skip
+
+
 def _add_text(parser: CommandParser) -> None:
     """The flags of one text that is read."""
     texts = parser.add_mutually_exclusive_group()
@@ -249,7 +259,7 @@ def explain_parser() -> CommandParser:
         "when each is replaced by other words of the text, and beside it by the attention, which need not agree; and "
         "whether there is a bound on what can count. Prints tables, and writes all numbers and a picture.",
     )
-    parser.add_argument("model", metavar="MODEL", help="model or LoRA adapter: a local folder or a Hub id")
+    _add_model(parser)
     _add_text(parser)
     parser.add_argument(
         "--position", type=int, metavar="N", help="the token after which to predict, from 0; by default the last"
@@ -259,10 +269,7 @@ def explain_parser() -> CommandParser:
         "--draws", type=int, default=4, metavar="N",
         help="times that each is replaced, by other words each time (default: 4): so many passes for each token",
     )  # fmt: skip
-    parser.add_argument(
-        "--locality", metavar="JSON",
-        help="settings of locality in place of the model's own, such as '{\"num_sink_tokens\": 1}'",
-    )  # fmt: skip
+    _add_locality(parser)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="folder for numbers and picture; runs/explain/NAME by default"
     )

@@ -1,5 +1,6 @@
 """Attention that makes up its mind: what the objective `choice` costs and gives, and its controls."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -46,17 +47,27 @@ def section(study: Study) -> list[str]:
         "text's blocks*: among the blocks that the next text has (`study/choice_elsewhere.py`). Does it choose blocks, "
         "or a place?",
         markdown_table([head, *rows]),
-        *(_threshold() if has_weights(study) else []),
+        *(_threshold(study) if has_weights(study) else []),
         "What was aimed at, set beforehand:",
         markdown_table([["aim", "configuration", "measured", ""], *_aims(study)]),
     ]
 
 
-def _threshold() -> list[str]:
+def _threshold(study: Study) -> list[str]:
+    weights = _of_weights(study)
+    looked = [
+        _mean(study, name, "blocks_looked_at") for name in (_free(study), *(weights[each] for each in sorted(weights)))
+    ]
+    falls = all(after < before for before, after in pairwise(looked))
+    seen = (
+        "the more weight, the fewer blocks, from the least weight on"
+        if falls
+        else "not each weight leaves fewer blocks"
+    )
     return [
         "![Blocks looked at and the top block's share over the weight](choice.png)",
-        "*The framework claims that attention concentrates above a threshold of such a penalty.* What is seen: the "
-        "more weight, the fewer blocks, from the least weight on.",
+        "*The framework claims that attention concentrates above a threshold of such a penalty.* What is seen: "
+        f"{seen}.",
     ]
 
 

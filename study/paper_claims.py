@@ -133,7 +133,7 @@ CLAIMS = (
         None,
         (),
         "Rules and anchors are built, and the bounds hold of every query in a form of ours (`pointer_bounds`, a test); "
-        "group sparsity is the objective `choice`, of which the next section of results speaks.",
+        "group sparsity is the objective `choice`, of which a section below speaks.",
     ),
     PaperClaim(
         "Blocks are recruited as needed, by a penalised likelihood",

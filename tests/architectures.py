@@ -146,3 +146,11 @@ def text(layout: str = "none", seed: int = 1, batch_size: int = 2) -> tuple[torc
 def positions(mask: torch.Tensor) -> torch.Tensor:
     """Of each token in its row's text, which native models that learn positions must be told where padding is left."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def eager_attentions(architecture: str, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The attention matrices of each layer, `(batch_size, num_heads, length, length)`, as the native model has them."""
+    native = copy.deepcopy(untouched(architecture))
+    native.set_attn_implementation("eager")
+    return native(ids, output_attentions=True, use_cache=False).attentions

@@ -11,7 +11,7 @@ import torch
 from ..command_line import explain_parser
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import measure_influence
-from ..evaluation.agreement import attention_guesses, compare
+from ..evaluation.agreement import LEAST_COMPARED, attention_guesses, compare
 from ..evaluation.check_model import core_model, num_positions
 from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
@@ -27,8 +27,8 @@ from .view import beginning, load_for_reading, read_text
 _NUM_WORDS = 12
 #: Tokens at a time, in all texts of a batch.
 _BATCH_TOKENS = 4096
-#: Tokens before a position that can be explained, and the most: each takes passes over all of them.
-_LEAST_BEFORE, _MOST_BEFORE = 5, 1024
+#: The most tokens before a position that can be explained: each takes passes over all of them.
+_MOST_BEFORE = 1024
 #: Less change, in bits, is none in the table.
 _LEAST_SHOWN = 0.0005
 #: Letters of a block or a word that are shown.
@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> None:
         check_name(args.model)
         if not 0 <= args.dial <= 1:
             raise ValueError(f"`dial` is {args.dial}; it must be in [0, 1].")
-        if args.position is not None and args.position < _LEAST_BEFORE:
-            raise ValueError(f"`position` is {args.position}; {_LEAST_BEFORE} tokens must stand before it.")
+        if args.position is not None and args.position < LEAST_COMPARED:
+            raise ValueError(f"`position` is {args.position}; {LEAST_COMPARED} tokens must stand before it.")
         if args.draws < 1:
             raise ValueError(f"`draws` is {args.draws}; it must be at least 1.")
     with lock_folder(folder):
@@ -59,10 +59,10 @@ def main(arguments: list[str]) -> None:
                 text = beginning(text, tokenizer, _DEFAULT_TOKENS)
             passage = Passage.of(tokenizer, text)
             position = len(passage) - 1 if args.position is None else args.position
-            if not _LEAST_BEFORE <= position < len(passage):
+            if not LEAST_COMPARED <= position < len(passage):
                 raise ValueError(
                     f"`position` is {position}, of a text of {len(passage)} tokens; it must be one of them, with "
-                    f"{_LEAST_BEFORE} before it."
+                    f"{LEAST_COMPARED} before it."
                 )
             limit = min(_MOST_BEFORE, num_positions(core_model(model).config) or _MOST_BEFORE)
             if position >= limit:
@@ -89,7 +89,7 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
     settings = {"num_draws": num_draws, "batch_size": batch_size, "locality_dial": dial, "min_fidelity": 0.0}
     of_blocks = measure_influence(model, ids, "block", [position], **settings)
     of_words = measure_influence(model, ids, "token", [position], **settings)
-    guesses, sights = attention_guesses(model, ids, [position], dial)
+    guesses, sights = attention_guesses(model, ids, [position], dial, with_rollout=False)
     last = f"layer {core.config.locality.num_hidden_layers - 1}"
     shown = {"last layer": guesses[last][0], "all layers": guesses["all layers"][0]}
     tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
@@ -109,7 +109,7 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
     agreement = {
         name: compare(guess, truth, place, has_nearness=name != "nearness")
         for name, guess in (*((name, guess[keys]) for name, guess in shown.items()), ("nearness", place))
-        if len(keys) >= _LEAST_BEFORE
+        if len(keys) >= LEAST_COMPARED
     }
     reach = core.reach(tokens, **given)
     first = int(reach.first[0, -1])

@@ -21,7 +21,7 @@ from .influence import measure_influence
 #: What is compared with influence beside attention.
 _NEARNESS, _RANDOM = "nearness", "random"
 #: So many tokens must stand before a position that is looked at, and be compared there.
-_FIRST, _LEAST_COMPARED = 16, 5
+_FIRST, LEAST_COMPARED = 16, 5
 _FIGURES = ("spearman", "beyond_nearness", "top_1", "top_5")
 
 
@@ -123,7 +123,7 @@ def measure_agreement(
         number = 0
         for at, place in enumerate(places):
             keys = np.flatnonzero(sights[at][:place]) if in_sight else np.arange(place)
-            if len(keys) < _LEAST_COMPARED:
+            if len(keys) < LEAST_COMPARED:
                 continue
             number += 1
             candidates = {name: rows[at][keys] for name, rows in guesses.items()}
@@ -146,11 +146,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def attention_guesses(
-    model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int], dial: float
+    model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int], dial: float, with_rollout: bool = True
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
     """
     What attention says of where predictions come from: for each guess of [`measure_agreement`] that is made of it a
-    number for each token of the text, at each of these positions, and which tokens these see under the dial.
+    number for each token of the text, at each of these positions, and which tokens these see under the dial. Rollout
+    needs the attention of all others too.
     """
     core = core_model(model)
     locality, length = core.config.locality, len(ids)
@@ -163,13 +164,14 @@ def attention_guesses(
     documents = document_starts(1, length, device=starts.device)
     local = with_previous_blocks(starts, documents, locality.num_previous_blocks).local_starts[0].cpu()
     position = torch.arange(length)
-    sight = (position >= local[:, None]) | (position < locality.num_sink_tokens)
+    asked = list(range(length)) if with_rollout else list(places)
+    sight = ((position >= local[:, None]) | (position < locality.num_sink_tokens))[asked]
     lambdas = torch.tensor(locality.locality_lambdas)
-    # (num_layers, num_heads, length, length), as the dial leaves it: texts are short here.
+    # (num_layers, num_heads, number asked, length), as the dial leaves it: texts are short here.
     weights = []
     for layer, value in enumerate(lambdas.tolist()):
         rows = torch.stack([
-            torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in range(length)
+            torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in asked
         ], dim=1)  # fmt: skip
         learned = (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # on a sink that is no token
         rows = torch.where(sight, rows, rows * (1 - dial * value))
@@ -186,12 +188,14 @@ def attention_guesses(
     if (is_local := lambdas > 0).any():
         weighted = (attention * lengths[:, :, None]).mean(1)[is_local]
         guesses["localised layers, by value length"] = (weighted * lambdas[is_local, None, None]).mean(0)
-    rollout = torch.eye(length)
-    for of_layer in means:
-        rollout = (0.5 * of_layer + 0.5 * torch.eye(length)) @ rollout
-    guesses["rollout"] = rollout
-    rows = {name: [matrix[place].double().numpy() for place in places] for name, matrix in guesses.items()}
-    return rows, [sight[place].numpy() for place in places]
+    if with_rollout:
+        rollout = torch.eye(length)
+        for of_layer in means:
+            rollout = (0.5 * of_layer + 0.5 * torch.eye(length)) @ rollout
+        guesses["rollout"] = rollout
+    rows = [asked.index(place) for place in places]
+    by_guess = {name: [matrix[row].double().numpy() for row in rows] for name, matrix in guesses.items()}
+    return by_guess, [sight[row].numpy() for row in rows]
 
 
 def compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool = True) -> dict[str, float]:

@@ -207,7 +207,7 @@ def _needs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Needs:
     tokens_asked, halves, places, shares, weights = ([] for _ in range(5))
     occurrences, texts, num_rows = torch.zeros(locality.vocab_size, dtype=torch.long), [], 0
     for inputs, _ in evaluation_batches(model, dataset, batch_size, None):
-        inputs = {name: tensor for name, tensor in inputs.items() if not name.endswith(("_starts", "_blocks"))}
+        inputs = {name: tensor for name, tensor in inputs.items() if name not in ("block_starts", "pointer_blocks")}
         attended = KeptAttention(config)
         documents = attended.run(decoder, inputs).document_starts
         tokens = inputs["input_ids"]

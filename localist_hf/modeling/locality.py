@@ -105,9 +105,9 @@ class Locality:
         self.seen = cache.get_seq_length() if cache is not None else 0
         self._pointers = pointers
         #: Layers that need the keys of their blocks only.
-        self.only_local = {
-            layer for layer, some in enumerate(self._dials) if all(dial.is_hard for dial in some) and pointers is None
-        }
+        self.only_local = {layer for layer, some in enumerate(self._dials) if all(dial.is_hard for dial in some)}
+        if pointers is not None:  # which may be to any key
+            self.only_local = set()
         #: Layers that need blocks; the others are plain attention.
         self.layers = measured | {layer for layer, some in enumerate(self._dials) if any(dial.is_on for dial in some)}
         #: What is measured, by layer.

@@ -160,20 +160,10 @@ class LocalityRequest:
         if self.rules is not None:
             if is_packed:
                 raise ValueError("`rules` are given for packed documents, whose positions begin anew; pass one a row.")
-            pointers = pointers_of_rules(self.rules, self.anchors, documents, query_length, windows)
-        else:
-            if self.block_starts is None:
-                raise ValueError("`pointer_blocks` needs `block_starts`, which say what the blocks are.")
-            pointers = pointers_of_blocks(self.pointer_blocks, self.block_starts, documents, query_length)
-            for window, layer in windows.items():
-                if (sees_none := pointers._replace(window=window).sees_none()).any():
-                    row, at = sees_none.nonzero()[0].tolist()
-                    raise ValueError(
-                        f"`pointer_blocks` tells token {documents.shape[1] - query_length + at} of row {row} to look "
-                        f"at a block that the sliding window of layer {layer}, {window} keys, hides from it; choose a "
-                        "schedule in which layers with such windows are not local."
-                    )
-        return pointers
+            return pointers_of_rules(self.rules, self.anchors, documents, query_length, windows)
+        if self.block_starts is None:
+            raise ValueError("`pointer_blocks` needs `block_starts`, which say what the blocks are.")
+        return pointers_of_blocks(self.pointer_blocks, self.block_starts, documents, query_length, windows)
 
     def given_blocks(
         self, documents: torch.Tensor, num_previous_blocks: int, query_length: int, cache: DynamicCache | None

@@ -52,7 +52,8 @@ class PointerSet(NamedTuple):
 
     def is_counted(self) -> torch.Tensor:
         """As of a [`LocalSet`]: True where a query is told what to look at, and sees more than that."""
-        return self.is_named() & (self.sizes() < self._num_keys()[2])
+        targets, sinks, visible = self._num_keys()
+        return self.is_named() & (1 + targets + sinks < visible)
 
     def has_context(self) -> torch.Tensor:
         """True where the targets hold another key than the query's own."""

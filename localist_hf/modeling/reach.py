@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .block_partition import with_previous_blocks
+from .fidelity import LayerDial
 from .locality_config import LocalityFields
 
 
@@ -99,14 +100,11 @@ def reach_of(
         has_experts (`bool`, *optional*, defaults to `False`):
             Whether the model is a mixture of experts, which work on tokens in groups.
     """
-    free = [
-        layer
-        for layer, value in enumerate(locality.locality_lambdas)
-        if 1 - dial * value != 0 and min_fidelity * value != 1
-    ]
+    lambdas = locality.locality_lambdas
+    free = [layer for layer, value in enumerate(lambdas) if not LayerDial.of_layer(dial, min_fidelity, value).is_hard]
     if free:
         layer = free[0]
-        value, floor = locality.locality_lambdas[layer], f" and min_fidelity {min_fidelity}" if min_fidelity else ""
+        value, floor = lambdas[layer], f" and min_fidelity {min_fidelity}" if min_fidelity else ""
         return no_bound(
             documents,
             f"layer {layer} has lambda {value} at dial {dial}{floor}, and sees what is outside of its local sets",

@@ -92,11 +92,9 @@ def repeated(rules: Sequence[Rule], anchors: Anchors | None, repeats: int) -> tu
             return [of_rows(each) for each in part]
         return part.repeat_interleave(repeats, dim=0) if isinstance(part, torch.Tensor) else part
 
-    rows = anchors if anchors is None or isinstance(anchors, Mapping) else _anchors_of_rows(anchors)
-    if not isinstance(rows, Mapping | None):
-        rows = [{name: of_rows(part) for name, part in row.items()} for row in rows for _ in range(repeats)]
-    elif rows is not None:
-        rows = {name: of_rows(part) for name, part in rows.items()}
+    is_one = isinstance(anchors, Mapping | None)
+    rows = [{name: of_rows(part) for name, part in row.items()} for row in _anchors_of_rows(anchors)]
+    rows = rows[0] if is_one else [row for row in rows for _ in range(repeats)]
     return [Rule(of_rows(rule.queries), of_rows(rule.targets)) for rule in rules], rows
 
 
@@ -128,7 +126,6 @@ def pointers_of_rules(
     of_rows = _anchors_of_rows(anchors)
     if not isinstance(anchors, Mapping | None) and len(of_rows) != len(documents):
         raise ValueError(f"`anchors` is a list of {len(of_rows)}; the batch has {len(documents)} rows.")
-    of_rows = of_rows * (len(documents) // len(of_rows))
     queries, targets = (
         torch.stack([_mask(f"rules[{at}]", getattr(rule, name), of_rows, documents) for at, rule in enumerate(rules)])
         for name in ("queries", "targets")
@@ -159,7 +156,11 @@ def pointers_of_rules(
 
 
 def pointers_of_blocks(
-    pointer_blocks: torch.Tensor, block_starts: torch.Tensor, documents: torch.Tensor, query_length: int
+    pointer_blocks: torch.Tensor,
+    block_starts: torch.Tensor,
+    documents: torch.Tensor,
+    query_length: int,
+    windows: Mapping[int, int],
 ) -> PointerSet:
     """
     What the data tells the last queries of a text to look at: for each token the number of a block, or -1.
@@ -169,8 +170,8 @@ def pointers_of_blocks(
         the same shape), documents (`torch.LongTensor` of the same shape):
             The blocks to look at, numbered from 0 in each row; where each token's block starts; and the first position
             of each token's text.
-        query_length (`int`):
-            Number of queries.
+        query_length (`int`), windows (`Mapping[int, int]`):
+            As for [`pointers_of_rules`].
 
     Raises:
         ValueError: for pointers of another shape or dtype, and to a block that a token cannot see.
@@ -196,7 +197,16 @@ def pointers_of_blocks(
             f"`pointer_blocks[{row}, {at}]` is {pointers[row, at]}; it must be -1, or the number of a block that the "
             f"token can see: {first[row, at]} to {block[row, at]}."
         )
-    return _pointer_set(pointers[:, -query_length:], lambda told: block == told, documents)
+    found = _pointer_set(pointers[:, -query_length:], lambda told: block == told, documents)
+    for window, layer in windows.items():
+        if (sees_none := found._replace(window=window).sees_none()).any():
+            row, at = sees_none.nonzero()[0].tolist()
+            raise ValueError(
+                f"`pointer_blocks` tells token {documents.shape[1] - query_length + at} of row {row} to look at a "
+                f"block that the sliding window of layer {layer}, {window} keys, hides from it; choose a schedule in "
+                "which layers with such windows are not local."
+            )
+    return found
 
 
 def _pointer_set(
@@ -253,8 +263,8 @@ def _mask(rule: str, part: Part, anchors: Sequence[Mapping[str, Part]], document
     if isinstance(part, list):
         return torch.stack([_mask(rule, each, anchors, documents) for each in part]).any(0)
     if isinstance(part, str):
-        rows = [_mask(rule, names[part], anchors, documents)[row] for row, names in enumerate(anchors)]
-        return torch.stack(rows)
+        masks = [_mask(rule, names[part], anchors, documents) for names in anchors]
+        return masks[0] if len(masks) == 1 else torch.stack([mask[row] for row, mask in enumerate(masks)])
     if isinstance(part, torch.Tensor):
         batch_size, length = documents.shape
         if len(part) != batch_size or part.shape[1] > length:

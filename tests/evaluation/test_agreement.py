@@ -1,6 +1,5 @@
 """Agreement of attention with influence, against scipy's correlations and the model's own attention matrices."""
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -8,7 +7,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from architectures import LAYERS, every_architecture, localised, text, untouched
+from architectures import LAYERS, eager_attentions, every_architecture, localised, text
 from datasets import Dataset
 from hypothesis import strategies
 from scipy.stats import rankdata, spearmanr
@@ -57,10 +56,8 @@ def test_hits_count_ties_by_half() -> None:
 @every_architecture
 @torch.no_grad()
 def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> None:
-    native = copy.deepcopy(untouched(architecture))
-    native.set_attn_implementation("eager")
     ids = text(batch_size=1)[0]
-    attention = torch.stack(native(ids, output_attentions=True, use_cache=False).attentions)[:, 0]
+    attention = torch.stack(eager_attentions(architecture, ids))[:, 0]
     model = localised(architecture, locality_schedule="localist", num_sink_tokens=2)
     guesses, sights = attention_guesses(model, ids[0], [30, 50], 0.0)
     means = attention.mean(1)
@@ -72,6 +69,11 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
         rollout = (layer + torch.eye(66)) / 2 @ rollout
     assert_close(torch.tensor(guesses["rollout"][1]).float(), rollout[50], atol=1e-5, rtol=0)
     assert len(sights[0]) == 66
+    alone, sight = attention_guesses(model, ids[0], [50], 0.0, with_rollout=False)
+    assert alone.keys() == guesses.keys() - {"rollout"}
+    for name, rows in alone.items():
+        assert np.array_equal(rows[0], guesses[name][1])
+    assert np.array_equal(sight[0], sights[1])
     dialled, sights = attention_guesses(model, ids[0], [30, 50], 1.0)
     for layer in range(LAYERS):
         row = dialled[f"layer {layer}"][1]

@@ -1,11 +1,9 @@
 """The framework's bounds hold on every query, of any weights and of every architecture's own."""
 
-import copy
-
 import hypothesis
 import pytest
 import torch
-from architectures import LENGTH, SLIDING, every_architecture, localised, text, untouched
+from architectures import LENGTH, SLIDING, eager_attentions, every_architecture, localised, text
 from hypothesis import strategies
 from torch.testing import assert_close
 
@@ -46,10 +44,8 @@ def test_bounds_hold_and_are_met_where_attention_is_even(scores: list[float], ki
 @every_architecture
 @torch.no_grad()
 def test_they_hold_of_every_query_of_a_model_s_own_attention(architecture: str) -> None:
-    native = copy.deepcopy(untouched(architecture))
-    native.set_attn_implementation("eager")
     ids = text(batch_size=1)[0]
-    layers = native(ids, output_attentions=True, use_cache=False).attentions
+    layers = eager_attentions(architecture, ids)
     position = torch.arange(LENGTH)
     is_target = (position >= 6) & (position < 20)
     is_other = (position < position[:, None]) & (position > 0)  # neither the query nor a sink

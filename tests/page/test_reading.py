@@ -7,7 +7,7 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 import torch
-from architectures import ARCHITECTURES, LAYERS, every_architecture, localised, text, untouched
+from architectures import ARCHITECTURES, LAYERS, eager_attentions, every_architecture, localised, text, untouched
 from generation_defaults import OWN_GENERATION, set_defaults
 from hypothesis import strategies
 from peft import LoraConfig, get_peft_model
@@ -30,10 +30,8 @@ def passage_of(ids: torch.Tensor) -> Passage:
 @every_architecture
 @torch.no_grad()
 def test_rows_are_those_of_the_model_s_own_eager_attention(architecture: str) -> None:
-    native = copy.deepcopy(untouched(architecture))
-    native.set_attn_implementation("eager")
     ids = text(batch_size=1)[0]
-    expected = native(ids, output_attentions=True, use_cache=False).attentions
+    expected = eager_attentions(architecture, ids)
     model = localised(architecture)
     attention = model.config._attn_implementation
     reading = read(model, passage_of(ids[0]))
