@@ -256,8 +256,9 @@ def explain_parser() -> CommandParser:
     parser = CommandParser(
         prog="localist-hf explain",
         description="What one prediction of a causal language model rests on: its blocks and words, by what changes "
-        "when each is replaced by other words of the text, and beside it by the attention, which need not agree; and "
-        "whether there is a bound on what can count. Prints tables, and writes all numbers and a picture.",
+        "when each is replaced by other words of the text, or no longer attended to, and beside it by the attention, "
+        "which need not agree; and whether there is a bound on what can count. Prints tables, and writes all numbers "
+        "and a picture.",
     )
     _add_model(parser)
     _add_text(parser)
@@ -269,6 +270,9 @@ def explain_parser() -> CommandParser:
         "--draws", type=int, default=4, metavar="N",
         help="times that each is replaced, by other words each time (default: 4): so many passes for each token",
     )  # fmt: skip
+    parser.add_argument(
+        "--gradients", action="store_true", help="attributions by gradients too, which Captum makes (an extra)"
+    )
     _add_locality(parser)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="folder for numbers and picture; runs/explain/NAME by default"

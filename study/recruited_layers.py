@@ -4,7 +4,8 @@ it is and held and taught.
 
     python study/recruited_layers.py --train 150
     python study/recruited_layers.py runs/smollm2/model --text-file ../shared/data/wikitext-2-raw/valid.txt \
-        --held-out-text ../shared/data/wikitext-2-raw/test.txt --sequence-length 512 --number 8
+        --held-out-text ../shared/data/wikitext-2-raw/test.txt --sequence-length 512 --number 8 --sinks 1 \
+        --schedules quintic upper_half --train 40 --lora
 """
 
 import argparse
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
 from localist_hf.configuration import RECIPES
@@ -39,7 +41,9 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--number", type=int, default=48, help="sequences to recruit on, and to measure on")
     parser.add_argument("--sinks", type=int, default=0)
+    parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--train", type=int, default=0, help="steps to train each schedule for, held and taught")
+    parser.add_argument("--lora", action="store_true", help="train adapters of all layers, in batches of 2")
     args = parser.parse_args()
     model, tokenizer = load(args.model, {"num_sink_tokens": args.sinks})
     model = model.float()
@@ -81,7 +85,7 @@ def main() -> None:
         ["0", "distributed", *[f"{perplexity(model, 'distributed'):.2f}"] * 2, "", *[""] * 2 * bool(args.train)]
     )
     after: dict[str, list[float]] = {}
-    for schedule in SCHEDULES:
+    for schedule in args.schedules:
         with setting(locality, locality_schedule=schedule):
             lambdas = locality.locality_lambdas
         total = sum(lambdas)
@@ -91,24 +95,28 @@ def main() -> None:
             rows.append([f"{total:.2f}", name, *numbers, " ".join(f"{value:.2g}" for value in each)])
             if args.train:
                 if str(each) not in after:
-                    taught = trained(model, train, each, args.train)
+                    taught = trained(model, train, each, args.train, args.lora)
                     after[str(each)] = [perplexity(taught, each, **b) for b in ({}, {"block_starts": place})]
                 rows[-1] += [f"{value:.2f}" for value in after[str(each)]]
             print(*rows[-1], sep="  ", flush=True)
     print(markdown_table(rows))
 
 
-def trained(model: PreTrainedModel, train: Dataset, lambdas: list[float], steps: int) -> PreTrainedModel:
-    """A copy of the model, held at dial 1 and taught by itself as in study/training.yaml."""
+def trained(model: PreTrainedModel, train: Dataset, lambdas: list[float], steps: int, lora: bool) -> PreTrainedModel:
+    """A copy of the model, held at dial 1 and taught by itself as in study/training.yaml or smollm2_training.yaml."""
     set_seed(0)
     model = copy.deepcopy(model)
     model.config.locality.locality_schedule = lambdas
+    batch_size, rate = (2, 1e-3) if lora else (8, 6e-4)
+    if lora:
+        of_attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        model = get_peft_model(model, LoraConfig("CAUSAL_LM", r=16, lora_alpha=32, target_modules=of_attention))
     with TemporaryDirectory() as folder:
-        settings = {"max_steps": steps, "per_device_train_batch_size": 8, "learning_rate": 6e-4, "seed": 0}
+        settings = {"max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": rate, "seed": 0}
         quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
         args = LocalistTrainingArguments(folder, **RECIPES["hold"], **settings, **quiet)
         LocalistTrainer(model, args, train_dataset=train).train()
-    return model.eval()
+    return (model.merge_and_unload() if lora else model).eval()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch
 from ..command_line import explain_parser
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation import measure_influence
-from ..evaluation.agreement import LEAST_COMPARED, attention_guesses, compare
+from ..evaluation.agreement import LEAST_COMPARED, compare
 from ..evaluation.check_model import core_model, num_positions
+from ..evaluation.guesses import attention_guesses, check_captum, gradient_guesses
 from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"`position` is {args.position}; {LEAST_COMPARED} tokens must stand before it.")
         if args.draws < 1:
             raise ValueError(f"`draws` is {args.draws}; it must be at least 1.")
+        if args.gradients:
+            check_captum()
     with lock_folder(folder):
         with reraised_as(InputError, *INPUT_ERRORS):
             check_own(folder, "explanation", EXPLAINED_FILES)
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> None:
                     "less text."
                 )
         with reraised_as(InputError, ValueError):
-            found = explain(model, passage, position, args.dial, args.draws)
+            found = explain(model, passage, position, args.dial, args.draws, args.gradients)
         print(describe(found, args.dial))
         claim(folder, "explanation", EXPLAINED_FILES)
         numbers, picture = (folder / file for file in EXPLAINED_FILES)
@@ -81,34 +84,59 @@ def main(arguments: list[str]) -> None:
 
 
 @torch.no_grad()
-def explain(model: Any, passage: Passage, position: int, dial: float, num_draws: int) -> dict[str, Any]:
+def explain(
+    model: Any, passage: Passage, position: int, dial: float, num_draws: int, with_gradients: bool
+) -> dict[str, Any]:
     """What the prediction after a position rests on: JSON."""
     core = core_model(model.eval())
     ids = passage.input_ids[: position + 1]
     batch_size = max(1, _BATCH_TOKENS // len(ids))
     settings = {"num_draws": num_draws, "batch_size": batch_size, "locality_dial": dial, "min_fidelity": 0.0}
-    of_blocks = measure_influence(model, ids, "block", [position], **settings)
-    of_words = measure_influence(model, ids, "token", [position], **settings)
+    found = {
+        unit: [measure_influence(model, ids, unit, [position], **settings, method=method)
+               for method in ("erasure", "knock_out")]
+        for unit in ("block", "token")
+    }  # fmt: skip
+    of_words = found["token"][0]
     guesses, sights = attention_guesses(model, ids, [position], dial, with_rollout=False)
-    last = f"layer {core.config.locality.num_hidden_layers - 1}"
-    shown = {"last layer": guesses[last][0], "all layers": guesses["all layers"][0]}
-    tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
     last_layer = core.config.locality.num_hidden_layers - 1
+    shown = {"last layer": guesses[f"layer {last_layer}"][0], "all layers": guesses["all layers"][0]}
+    gradients = gradient_guesses(model, ids, [position], dial) if with_gradients else {}
+    gradients = {name: row / max(row.sum(), np.finfo(float).tiny) for name, (row,) in gradients.items()}
+    tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
     # All of it is said of one pass: every layer on the blocks of the last one.
     starts = core.base_model(tokens, **dials, use_cache=False, output_fidelity=[last_layer]).block_starts[0]
     given = {"block_starts": starts, **dials}
     probabilities = model(tokens, **given, use_cache=False).logits[0, -1].float().softmax(-1).cpu()
     best = probabilities.topk(min(5, len(probabilities)))
 
-    def of_stretch(first: int, end: int) -> dict[str, float]:
-        return {name: float(attention[first:end].sum()) for name, attention in shown.items()}
+    def of_units(unit: str) -> list[dict[str, Any]]:
+        erased, cut = found[unit]
+        return [
+            {
+                "first": first,
+                "end": end,
+                "text": "".join(passage.pieces[first:end]),
+                "influence": influence,
+                "knock_out": knocked,
+                "attention": {name: float(values[first:end].sum()) for name, values in shown.items()},
+                "gradients": {name: float(values[first:end].sum()) for name, values in gradients.items()},
+            }
+            for (first, end), influence, knocked in zip(
+                erased.units, erased.values[:, 0].tolist(), cut.values[:, 0].tolist(), strict=True
+            )
+        ]
 
     # Under the dial, over the tokens in sight: on the others both are next to nothing by construction.
     keys = np.flatnonzero(sights[0][:position]) if dial else np.arange(position)
     truth, place = of_words.values[:position, 0].numpy()[keys], keys.astype(float)
     agreement = {
         name: compare(guess, truth, place, has_nearness=name != "nearness")
-        for name, guess in (*((name, guess[keys]) for name, guess in shown.items()), ("nearness", place))
+        for name, guess in (
+            *((name, guess[keys]) for name, guess in (shown | gradients).items()),
+            ("knock-out", found["token"][1].values[:position, 0].numpy()[keys]),
+            ("nearness", place),
+        )
         if len(keys) >= LEAST_COMPARED
     }
     reach = core.reach(tokens, **given)
@@ -121,16 +149,8 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
             {"token": passage.tokenizer.decode([token]), "probability": value}
             for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ],
-        "blocks": [
-            {"first": first, "end": end, "text": "".join(passage.pieces[first:end]), "influence": value,
-             "attention": of_stretch(first, end)}
-            for (first, end), value in zip(of_blocks.units, of_blocks.values[:, 0].tolist(), strict=True)
-        ],
-        "words": [
-            {"position": first, "text": passage.pieces[first], "influence": value,
-             "attention": of_stretch(first, end)}
-            for (first, end), value in zip(of_words.units, of_words.values[:, 0].tolist(), strict=True)
-        ],
+        "blocks": of_units("block"),
+        "words": of_units("token"),
         "agreement": {
             name: {figure: None if math.isnan(value) else value for figure, value in figures.items()}
             for name, figures in agreement.items()
@@ -142,18 +162,19 @@ def explain(model: Any, passage: Passage, position: int, dial: float, num_draws:
 def describe(found: dict[str, Any], dial: float) -> str:
     """Renders it for a terminal."""
     predicted = ", ".join(f"{each['token']!r} {100 * each['probability']:.1f} %" for each in found["predicted"])
-    names = list(found["blocks"][0]["attention"])
-    head = ["change without it, bits", *(f"attention, {name}, %" for name in names)]
+    shown = [(kind, name) for kind in ("attention", "gradients") for name in found["blocks"][0][kind]]
+    head = ["bits, replaced", "bits, not attended to", *(_column(kind, name) for kind, name in shown)]
 
     def numbers(entry: dict[str, Any]) -> list[str]:
-        return [f"{entry['influence']:.3f}", *(f"{100 * entry['attention'][name]:.1f}" for name in names)]
+        changes = [f"{entry[way]:.3f}" for way in ("influence", "knock_out")]
+        return [*changes, *(f"{100 * entry[kind][name]:.1f}" for kind, name in shown)]
 
     blocks = [["block", "text", *head]]
     blocks += [[str(at), _shown(entry["text"]), *numbers(entry)] for at, entry in enumerate(found["blocks"])]
     words = [["token", "text", *head]]
     ordered = sorted(found["words"], key=lambda entry: -entry["influence"])[:_NUM_WORDS]
     ordered = [entry for entry in ordered if entry["influence"] >= _LEAST_SHOWN]
-    words += [[str(entry["position"]), _shown(entry["text"]), *numbers(entry)] for entry in ordered]
+    words += [[str(entry["first"]), _shown(entry["text"]), *numbers(entry)] for entry in ordered]
     agreement = "; ".join(
         f"{name} {figures['spearman']:.2f}"
         + (f" (beyond nearness {figures['beyond_nearness']:.2f})" if figures.get("beyond_nearness") is not None else "")
@@ -168,6 +189,10 @@ def describe(found: dict[str, Any], dial: float) -> str:
         f"rank correlation with what erasure finds, over the words {'in sight' if dial else 'before'}: "
         f"{agreement or 'none, there are too few'}\n{reach['statement']}{within}"
     )
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}, {name}, %" if kind == "attention" else f"{name}, %"
 
 
 def _shown(text: str) -> str:

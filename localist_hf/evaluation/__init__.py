@@ -4,6 +4,7 @@ from .agreement import Agreement, measure_agreement
 from .block_lift import block_lift
 from .causal_lm_collator import causal_lm_collator
 from .controls import measure_controls
+from .faithfulness import Faithfulness, measure_faithfulness
 from .generation import measure_generation
 from .influence import Influence, measure_influence
 from .locality_meter import LocalityMeter
@@ -20,6 +21,7 @@ from .text_prefix import text_prefix
 
 __all__ = [
     "Agreement",
+    "Faithfulness",
     "Influence",
     "LocalityMeter",
     "LocalityProfile",
@@ -35,6 +37,7 @@ __all__ = [
     "measure",
     "measure_agreement",
     "measure_controls",
+    "measure_faithfulness",
     "measure_generation",
     "measure_influence",
     "plot_heads",

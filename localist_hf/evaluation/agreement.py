@@ -9,17 +9,13 @@ import torch
 from datasets import Dataset
 from scipy.stats import rankdata
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
 
-from ..modeling.block_partition import document_starts, with_previous_blocks
-from .attention_rows import AttentionRows
 from .check_model import check_model, core_model
 from .check_model import num_positions as num_positions_of
+from .guesses import NEARNESS, RANDOM, attention_guesses, check_captum, gradient_guesses
 from .influence import measure_influence
 
 
-#: What is compared with influence beside attention.
-_NEARNESS, _RANDOM = "nearness", "random"
 #: So many tokens must stand before a position that is looked at, and be compared there.
 _FIRST, LEAST_COMPARED = 16, 5
 _FIGURES = ("spearman", "beyond_nearness", "top_1", "top_5")
@@ -51,7 +47,8 @@ class Agreement:
     def means(self) -> dict[str, dict[str, float]]:
         """`dict[str, dict[str, float]]`: for each guess the mean of each figure over the texts."""
         return {
-            guess: {name: _mean(getattr(self, name).get(guess, ())) for name in _FIGURES} for guess in self.spearman
+            guess: {name: mean_of_numbers(getattr(self, name).get(guess, ())) for name in _FIGURES}
+            for guess in self.spearman
         }
 
 
@@ -65,6 +62,8 @@ def measure_agreement(
     in_sight: bool = False,
     batch_size: int = 8,
     seed: int = 0,
+    method: str = "erasure",
+    with_gradients: bool = False,
 ) -> Agreement:
     """
     Compares, position by position, the attention of a model with the influence of the tokens before on its prediction
@@ -87,8 +86,12 @@ def measure_agreement(
         in_sight (`bool`, *optional*, defaults to `False`):
             Whether to compare over the tokens of each position's local set only. Under a hard mask all others have
             neither attention nor influence, so that over all tokens both agree by construction.
-        batch_size (`int`, *optional*, defaults to 8), seed (`int`, *optional*, defaults to 0):
+        batch_size (`int`, *optional*, defaults to 8), seed (`int`, *optional*, defaults to 0), method (`str`, \
+        *optional*, defaults to `"erasure"`):
             As for [`measure_influence`].
+        with_gradients (`bool`, *optional*, defaults to `False`):
+            Whether gradients are among the guesses: times the embeddings, and integrated (by Captum, which the extra
+            `gradients` installs).
 
     Returns:
         [`Agreement`]
@@ -96,6 +99,43 @@ def measure_agreement(
     Raises:
         ValueError: for a model of another class, and for texts that are too short, too long, or of one token.
     """
+    check_texts(model, dataset, num_positions)
+    if with_gradients:
+        check_captum()
+    generator = np.random.default_rng(seed)
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in _FIGURES}
+    numbers = []
+    for tokens in dataset["input_ids"]:
+        ids = torch.tensor(tokens)
+        places = places_of(len(ids), num_positions)
+        influence = measure_influence(
+            model, ids, "token", places, num_draws, batch_size, seed, locality_dial, min_fidelity=0.0, method=method
+        ).values.numpy()
+        guesses, sights = attention_guesses(model, ids, places, locality_dial)
+        if with_gradients:
+            guesses |= gradient_guesses(model, ids, places, locality_dial)
+        found = {name: {guess: [] for guess in (*guesses, NEARNESS, RANDOM)} for name in _FIGURES}
+        number = 0
+        for at, place in enumerate(places):
+            keys = np.flatnonzero(sights[at][:place]) if in_sight else np.arange(place)
+            if len(keys) < LEAST_COMPARED:
+                continue
+            number += 1
+            candidates = {name: rows[at][keys] for name, rows in guesses.items()}
+            candidates |= {NEARNESS: keys.astype(float), RANDOM: generator.random(len(keys))}
+            for name, guess in candidates.items():
+                for figure, value in compare(guess, influence[keys, at], keys, name != NEARNESS).items():
+                    found[figure][name].append(value)
+        numbers.append(number)
+        for figure, by_guess in found.items():
+            for name, values in by_guess.items():
+                figures[figure].setdefault(name, []).append(mean_of_numbers(values))
+    del figures["beyond_nearness"][NEARNESS]
+    return Agreement(**figures, num_positions=numbers)
+
+
+def check_texts(model: PreTrainedModel, dataset: Dataset, num_positions: int) -> None:
+    """Refuses a model of another class, and texts that are too short, too long or of one token."""
     check_model("model", model)
     if type(num_positions) is not int or num_positions < 1:
         raise ValueError(f"`num_positions` is {num_positions!r}; it must be a whole number above 0.")
@@ -109,93 +149,17 @@ def measure_agreement(
             raise ValueError(f"`dataset` has {len(tokens)} tokens in row {row}; the model has positions for {limit}.")
         if len({*tokens}) < 2:
             raise ValueError(f"`dataset` has one token only in row {row}; there is nothing to replace it by.")
-    generator = np.random.default_rng(seed)
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in _FIGURES}
-    numbers = []
-    for tokens in dataset["input_ids"]:
-        ids = torch.tensor(tokens)
-        places = np.unique(np.linspace(_FIRST, len(ids) - 1, num_positions).round().astype(int)).tolist()
-        influence = measure_influence(
-            model, ids, "token", places, num_draws, batch_size, seed, locality_dial=locality_dial, min_fidelity=0.0
-        ).values.numpy()
-        guesses, sights = attention_guesses(model, ids, places, locality_dial)
-        found = {name: {guess: [] for guess in (*guesses, _NEARNESS, _RANDOM)} for name in _FIGURES}
-        number = 0
-        for at, place in enumerate(places):
-            keys = np.flatnonzero(sights[at][:place]) if in_sight else np.arange(place)
-            if len(keys) < LEAST_COMPARED:
-                continue
-            number += 1
-            candidates = {name: rows[at][keys] for name, rows in guesses.items()}
-            candidates |= {_NEARNESS: keys.astype(float), _RANDOM: generator.random(len(keys))}
-            for name, guess in candidates.items():
-                for figure, value in compare(guess, influence[keys, at], keys, name != _NEARNESS).items():
-                    found[figure][name].append(value)
-        numbers.append(number)
-        for figure, by_guess in found.items():
-            for name, values in by_guess.items():
-                figures[figure].setdefault(name, []).append(_mean(values))
-    del figures["beyond_nearness"][_NEARNESS]
-    return Agreement(**figures, num_positions=numbers)
 
 
-def _mean(values: Sequence[float]) -> float:
+def places_of(length: int, num_positions: int) -> list[int]:
+    """The positions of a text that are looked at, from its 17th token to its last."""
+    return np.unique(np.linspace(_FIRST, length - 1, num_positions).round().astype(int)).tolist()
+
+
+def mean_of_numbers(values: Sequence[float]) -> float:
     """Of those that are numbers."""
     values = [value for value in values if not math.isnan(value)]
     return float(np.mean(values)) if values else math.nan
-
-
-def attention_guesses(
-    model: PreTrainedModel, ids: torch.Tensor, places: Sequence[int], dial: float, with_rollout: bool = True
-) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
-    """
-    What attention says of where predictions come from: for each guess of [`measure_agreement`] that is made of it a
-    number for each token of the text, at each of these positions, and which tokens these see under the dial. Rollout
-    needs the attention of all others too.
-    """
-    core = core_model(model)
-    locality, length = core.config.locality, len(ids)
-    tokens = ids[None].to(core.device)
-    last_layer = locality.num_hidden_layers - 1
-    settings = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
-    starts = core.base_model(tokens, **settings, output_fidelity=[last_layer]).block_starts[0]
-    kept = AttentionRows(core.config)
-    core.base_model(tokens, **settings, output_fidelity=[last_layer], block_starts=starts, observer=kept.keep)
-    documents = document_starts(1, length, device=starts.device)
-    local = with_previous_blocks(starts, documents, locality.num_previous_blocks).local_starts[0].cpu()
-    position = torch.arange(length)
-    asked = list(range(length)) if with_rollout else list(places)
-    sight = ((position >= local[:, None]) | (position < locality.num_sink_tokens))[asked]
-    lambdas = torch.tensor(locality.locality_lambdas)
-    # (num_layers, num_heads, number asked, length), as the dial leaves it: texts are short here.
-    weights = []
-    for layer, value in enumerate(lambdas.tolist()):
-        rows = torch.stack([
-            torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in asked
-        ], dim=1)  # fmt: skip
-        learned = (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # on a sink that is no token
-        rows = torch.where(sight, rows, rows * (1 - dial * value))
-        # Where nothing in sight has any weight, there is no guess.
-        weights.append(rows / (rows.sum(-1, keepdim=True) + learned).clamp(min=torch.finfo(rows.dtype).tiny))
-    attention = torch.stack(weights)
-    means = attention.mean(1)
-    lengths = torch.stack([
-        repeat_kv(kept.values(layer).norm(dim=-1, keepdim=True), attention.shape[1] // kept.values(layer).shape[1])
-        for layer in range(len(lambdas))
-    ])[:, 0, :, :, 0].cpu()  # fmt: skip
-    guesses = {f"layer {layer}": means[layer] for layer in range(len(means))}
-    guesses["all layers"] = means.mean(0)
-    if (is_local := lambdas > 0).any():
-        weighted = (attention * lengths[:, :, None]).mean(1)[is_local]
-        guesses["localised layers, by value length"] = (weighted * lambdas[is_local, None, None]).mean(0)
-    if with_rollout:
-        rollout = torch.eye(length)
-        for of_layer in means:
-            rollout = (0.5 * of_layer + 0.5 * torch.eye(length)) @ rollout
-        guesses["rollout"] = rollout
-    rows = [asked.index(place) for place in places]
-    by_guess = {name: [matrix[row].double().numpy() for row in rows] for name, matrix in guesses.items()}
-    return by_guess, [sight[row].numpy() for row in rows]
 
 
 def compare(guess: np.ndarray, truth: np.ndarray, nearness: np.ndarray, has_nearness: bool = True) -> dict[str, float]:

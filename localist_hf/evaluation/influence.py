@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..modeling import Rule
 from .check_model import check_model, core_model
 from .divergence import divergence_bits
+from .knock_out import knock_out
 from .progress import progress
 
 
@@ -26,7 +27,7 @@ class Influence:
             The positions whose predictions were looked at, of the next token each.
         values (`torch.FloatTensor` of shape `(num_units, num_positions)`):
             In bits, the Kullback-Leibler divergence from the prediction with the unit to that without it, over the
-            whole vocabulary, mean over the draws; 0 where the unit begins after the position.
+            whole vocabulary, by erasure the mean over the draws; 0 where the unit begins after the position.
     """
 
     units: list[tuple[int, int]]
@@ -47,12 +48,15 @@ def measure_influence(
     min_fidelity: float | None = None,
     rules: Sequence[Rule] | None = None,
     anchors: Mapping[str, Any] | None = None,
+    method: str = "erasure",
 ) -> Influence:
     """
-    Measures by erasure what each prediction of a text rests on: the tokens of a unit are replaced by others that are
-    drawn from the same text, the blocks of the text kept as they were, and what changes in the predictions is the
-    unit's influence ([definition](../method.md#influence)). `num_draws` passes over the text for each unit, and one
-    more.
+    Measures what each prediction of a text rests on: what changes in it when a unit of the text before goes, the blocks
+    of the text kept as they were ([definition](../method.md#influence)). By `"erasure"` the tokens of the unit are
+    replaced by others that are drawn from the same text: `num_draws` passes over the text for each unit, and one more.
+    By `"knock_out"` the attention of all later tokens to it is cut in every layer, without giving its share to the
+    rest: one pass for each unit, over what comes after it. Erasure takes the unit out of the text, knock-out out of the
+    attention: what the model expects without having looked stays.
 
     Args:
         model (a localised language model, or a [`~peft.PeftModel`] around one):
@@ -73,6 +77,8 @@ def measure_influence(
         locality_dial (`float`, *optional*), min_fidelity (`float`, *optional*), rules (`Sequence[Rule]`, *optional*), \
         anchors (`Mapping[str, ...]`, *optional*):
             As for the model's `forward`, in place of what is set.
+        method (`str`, *optional*, defaults to `"erasure"`):
+            `"erasure"`, or `"knock_out"`, which draws nothing and has no use for `num_draws` and `seed`.
 
     Returns:
         [`Influence`]
@@ -90,6 +96,8 @@ def measure_influence(
     ```
     """
     check_model("model", model)
+    if method not in ("erasure", "knock_out"):
+        raise ValueError(f"`method` is {method!r}; it must be 'erasure' or 'knock_out'.")
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 1 or input_ids.is_floating_point():
         raise ValueError("`input_ids` must be a tensor of token ids of the shape (length,): one text.")
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
@@ -114,6 +122,10 @@ def measure_influence(
     last_layer = core.config.locality.num_hidden_layers - 1
     starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
     stretches = _stretches(units, starts[0].tolist(), length)
+    if method == "knock_out":
+        told = told or {"block_starts": starts}
+        values = knock_out(model, tokens, stretches, positions, batch_size, told | dial | {"use_cache": True})
+        return Influence(stretches, positions, values.float())
     kept = torch.tensor(positions, device=core.device)
     takes_positions = "logits_to_keep" in core._native_arguments
 
@@ -130,7 +142,7 @@ def measure_influence(
     values = torch.zeros(len(stretches), len(positions), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     for rows in progress(torch.arange(len(number)).split(batch_size), "Replacing"):
-        texts = _replaced(input_ids.cpu(), [stretches[at] for at in number[rows]], generator)
+        texts = replaced(input_ids.cpu(), [stretches[at] for at in number[rows]], generator)
         rest = input_ids.cpu().expand(batch_size - len(texts), -1)
         after = predictions(torch.cat((texts, rest)).to(core.device))
         for place, row in enumerate(rows.tolist()):
@@ -158,7 +170,7 @@ def _stretches(units: str | Sequence[tuple[int, int]], starts: list[int], length
     return list(units)
 
 
-def _replaced(input_ids: torch.Tensor, stretches: list[tuple[int, int]], generator: torch.Generator) -> torch.Tensor:
+def replaced(input_ids: torch.Tensor, stretches: list[tuple[int, int]], generator: torch.Generator) -> torch.Tensor:
     """The text with each stretch replaced by other tokens of it, `(num_stretches, length)`."""
     texts = input_ids.repeat(len(stretches), 1)
     for row, (first, end) in enumerate(stretches):

@@ -40,10 +40,12 @@ def test_what_is_said_is_what_is_measured(
     assert found["position"] == last
     assert "".join(block["text"] for block in found["blocks"]) == TEXT
     for unit, entries in (("block", found["blocks"]), ("token", found["words"])):
-        expected = measure_influence(
-            model, ids, unit, [last], 2, batch_size=4096 // len(ids), locality_dial=dial, min_fidelity=0.0
-        )
-        assert [entry["influence"] for entry in entries] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-5)
+        for method, name in (("erasure", "influence"), ("knock_out", "knock_out")):
+            expected = measure_influence(
+                model, ids, unit, [last], 2, batch_size=4096 // len(ids), locality_dial=dial, min_fidelity=0.0,
+                method=method,
+            )  # fmt: skip
+            assert [entry[name] for entry in entries] == pytest.approx(expected.values[:, 0].tolist(), abs=1e-5)
         assert sum(entry["attention"]["last layer"] for entry in entries) == pytest.approx(1, abs=1e-4)
     starts = model(ids[None], locality_dial=dial, output_fidelity=[3]).block_starts[0]
     logits = model(ids[None], locality_dial=dial, block_starts=starts).logits[0, -1]
@@ -71,7 +73,13 @@ def test_an_earlier_prediction(model: LocalistGPT2LMHeadModel, capsys: pytest.Ca
     assert len(found["words"]) == 10
     assert found["blocks"][-1]["end"] == 10
     assert TEXT.startswith("".join(block["text"] for block in found["blocks"]))
-    main(["explain", "model", "--text", TEXT, "--draws", "1", "--output-dir", "out"])  # its own files make room
+    assert not found["words"][0]["gradients"]
+    # Its own files make room.
+    main(["explain", "model", "--text", TEXT, "--draws", "1", "--output-dir", "out", "--gradients"])
+    found = json.loads(Path("out/explanation.json").read_text())
+    for name in ("gradient x input", "integrated gradients"):
+        assert sum(word["gradients"][name] for word in found["words"]) == pytest.approx(1, abs=1e-5)
+    assert "integrated gradients, %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_agreement, measure_influence
-from localist_hf.evaluation.agreement import attention_guesses, compare
+from localist_hf.evaluation.agreement import compare
+from localist_hf.evaluation.guesses import attention_guesses, gradient_guesses
 
 
 numbers = strategies.lists(strategies.integers(0, 9), min_size=8, max_size=8)
@@ -84,6 +85,37 @@ def test_guesses_are_made_of_the_model_s_own_attention(architecture: str) -> Non
     for layer in range(LAYERS):
         share = outputs.self_share[layer][0, :, 50].mean().item()
         assert dialled[f"layer {layer}"][1][50] == pytest.approx(share, abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+def test_gradients_are_those_of_the_prediction(architecture: str) -> None:
+    model, ids = localised(architecture, locality_schedule="localist", block_partition="delimiter",
+                           delimiter_token_ids=[5, 9]), text(batch_size=1)[0][0]  # fmt: skip
+    for dial in (0.0, 1.0):
+        found = gradient_guesses(model, ids, [30, 50], dial)
+        starts = model(ids[None], output_fidelity=[3], locality_dial=dial, use_cache=False).block_starts[0]
+        embeddings = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
+        outputs = model(inputs_embeds=embeddings, block_starts=starts, locality_dial=dial, use_cache=False)
+        outputs.logits[0, 50].log_softmax(-1).max().backward()
+        expected = (embeddings.grad * embeddings)[0].sum(-1).abs().detach()
+        assert_close(torch.tensor(found["gradient x input"][1]).float(), expected, atol=1e-5, rtol=1e-4)
+        for rows in found.values():
+            assert not rows[0][31:].any()  # what comes later
+        total = found["integrated gradients"][1].sum()
+        assert total > 0
+        if dial:
+            first = model.reach(ids[None], block_starts=starts, locality_dial=dial).first[0, 50]
+            assert first > 5
+            assert not found["gradient x input"][1][1:first].any()  # but for the sink
+
+
+def test_without_captum_gradients_are_refused(
+    make_model: Callable[..., LocalistGPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    dataset = Dataset.from_dict({"input_ids": [list(range(2, 40))]})
+    with pytest.raises(ValueError, match=r"Captum, .* is not installed: pip install 'localist-hf\[gradients\]'"):
+        measure_agreement(make_model(), dataset, with_gradients=True)
 
 
 def test_where_nothing_is_to_be_hit_there_is_no_hit() -> None:

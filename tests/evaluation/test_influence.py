@@ -1,15 +1,18 @@
-"""Influence by erasure, against predictions that are made one by one."""
+"""Influence by erasure and by knock-out, against predictions that are made one by one."""
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from architectures import every_architecture, localised, text
+from architectures import every_architecture, localised, text, untouched
+from matrices import Matrices, matrices_for, native_pass
 
 from localist_hf import LocalistGPT2LMHeadModel, Rule
 from localist_hf.evaluation import measure_influence
-from localist_hf.evaluation.influence import _replaced
+from localist_hf.evaluation.influence import replaced
 
 
 @every_architecture
@@ -22,7 +25,7 @@ def test_influence_is_what_changes_in_the_predictions(architecture: str) -> None
         found = measure_influence(model, ids, units, positions, num_draws=2, batch_size=3, locality_dial=dial)
         assert (found.units, found.positions) == (units, positions)
         twice = [unit for unit in units for _ in range(2)]
-        texts = _replaced(ids, twice, torch.Generator().manual_seed(0)).unflatten(0, (3, 2))
+        texts = replaced(ids, twice, torch.Generator().manual_seed(0)).unflatten(0, (3, 2))
         starts = model(ids[None], output_fidelity=[3], use_cache=False, locality_dial=dial).block_starts[0]
         for unit, drawn in enumerate(texts):
             first, end = units[unit]
@@ -40,6 +43,58 @@ def test_influence_is_what_changes_in_the_predictions(architecture: str) -> None
         assert found.values[2, 0] == 0  # what comes later
         if dial == 0:
             assert found.values[2, 1] > 0
+
+
+@dataclasses.dataclass
+class CutMatrices(Matrices):
+    """Matrices of which some weights are taken away, after the dial, and given to no other."""
+
+    cut: torch.Tensor = None
+
+    def attend(self, layer: int, weights: torch.Tensor, value: torch.Tensor, has_learned_sink: bool) -> torch.Tensor:
+        super().attend(layer, weights, value, has_learned_sink)
+        left = self.weights[layer] * ~self.cut
+        return (left @ value.repeat_interleave(left.shape[1] // value.shape[1], dim=1)).transpose(1, 2).contiguous()
+
+
+@every_architecture
+@pytest.mark.parametrize("dial", [0.0, 1.0])
+@torch.no_grad()
+def test_knock_out_cuts_attention_and_gives_it_to_no_other(architecture: str, dial: float) -> None:
+    model, (ids, mask) = localised(architecture), text(batch_size=1)
+    positions, units = [9, 30, 65], [(3, 8), (20, 21), (28, 40)]
+    found = measure_influence(model, ids[0], units, positions, locality_dial=dial, batch_size=2, method="knock_out")
+    asked = {"output_fidelity": [3], "use_cache": False, "locality_dial": dial}
+    outputs = model(ids, **asked)
+    outputs.block_starts = outputs.block_starts * 4  # all layers on the blocks of the last one
+    native, place = copy.deepcopy(untouched(architecture)), torch.arange(66)
+
+    def predicted(cut: torch.Tensor, position: int) -> torch.Tensor:
+        matrices = CutMatrices(**vars(matrices_for(architecture, model, outputs, mask, dial)), cut=cut)
+        return native_pass(native, matrices, ids).logits[0, position].double().log_softmax(-1)
+
+    for unit, (first, end) in enumerate(units):
+        for at, position in enumerate(positions):
+            last = min(position, end)  # within a unit: what stands before there
+            is_cut = (place[:, None] >= last) & (place >= first) & (place < last)
+            before, after = predicted(torch.zeros_like(is_cut), position), predicted(is_cut, position)
+            expected = (before.exp() * (before - after)).sum() / torch.tensor(2.0).log()
+            assert found.values[unit, at].item() == pytest.approx(expected.item() * (first < position), abs=1e-4)
+    assert found.values[2, 0] == 0  # what comes later
+    assert (found.values[:, 2] > 0).all() or dial == 1
+
+
+def test_what_is_out_of_reach_has_no_influence_by_knock_out(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    model = make_model(locality_schedule="localist", num_previous_blocks=1)
+    ids = torch.randint(2, 97, (40,), generator=torch.manual_seed(1))
+    starts = model(ids[None], output_fidelity=[3], locality_dial=1.0).block_starts[0]
+    first = model.reach(ids[None], block_starts=starts, locality_dial=1.0).first[0]
+    found = measure_influence(model, ids, "token", method="knock_out", locality_dial=1.0).values
+    is_before = torch.arange(40)[:, None] < torch.arange(40)
+    is_out = torch.arange(40)[:, None] < first
+    assert is_out.any()
+    assert not found[is_out | ~is_before].any()
+    assert (found[is_before & ~is_out] > 0).float().mean() > 0.9
 
 
 def test_units_are_tokens_or_blocks(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
@@ -82,6 +137,7 @@ def test_under_rules_what_may_not_be_looked_at_has_no_influence(
         ({"units": [(3, 41)]}, r"`units` holds \(3, 41\); a stretch of this text is \(first, end\), with end up to 40"),
         ({"positions": []}, "`positions` is empty"),
         ({"positions": [40]}, "`positions` holds 40; positions of this text are 0 to 39"),
+        ({"method": "noise"}, "`method` is 'noise'; it must be 'erasure' or 'knock_out'"),
         ({"num_draws": 0}, "`num_draws` is 0; it must be a whole number above 0"),
         ({"batch_size": 1.5}, "`batch_size` is 1.5; it must be a whole number above 0"),
     ],
