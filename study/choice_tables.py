@@ -33,7 +33,8 @@ def section(study: Study) -> list[str]:
     training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
     head = ["configuration", "/ reference", "blocks looked at", "top block's share", "own block's share", "other words"]
     free = _free(study)
-    names = [free, *(name for name in study.runs if name != free)]
+    asked = [name for name in study.runs if study.settings[name]["locality_objective"] == "choice"]
+    names = [free, *asked]
     rows = [[name, *_cells(study, name)] for name in names]
     if (control := elsewhere(study)) is not None:
         rows.append([f"{control[1]}, on another text's blocks", *_cells(*control)])

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import agreement_tables
 import choice_tables
+from agreement_tables import Agreements, studied
 from block_tables import at_as_many_keys, blocks_table, runs_of_kind
 from claims import PRIMARIES, Primary, aims, findings, primary_table
 from paper_claims import paper_table
@@ -53,6 +55,8 @@ class Model:
     training_names: Sequence[str] = ()
     blocks_name: str | None = None
     choice_names: Sequence[str] = ()
+    agreement_name: str | None = None
+    has_recall: bool = False
     #: Where blocks of given ends end, in ways to train.
     ends: str = "lines"
 
@@ -73,6 +77,11 @@ class Model:
     def choices(self) -> list[Study]:
         """The studies of attention that makes up its mind."""
         return _studies(self.choice_names)
+
+    @cached_property
+    def agreements(self) -> Agreements | None:
+        """What attention says of what predictions rest on."""
+        return studied(self.agreement_name) if self.agreement_name else None
 
     @cached_property
     def trainings(self) -> list[Study]:
@@ -96,6 +105,7 @@ MODELS = (
         training_names=("training", "training_seeds", "training_long"),
         blocks_name="blocks",
         choice_names=("choice", "choice_seeds"),
+        agreement_name="agreement",
     ),
     Model(
         "smollm2",
@@ -107,6 +117,8 @@ MODELS = (
         has_aims=True,
         longer_name="smollm2_long",
         training_names=("smollm2_training",),
+        choice_names=("smollm2_recall",),
+        has_recall=True,
         ends="sentences and lines",
     ),
     Model(
@@ -198,6 +210,10 @@ def render(models: Sequence[Model]) -> str:
             parts += which_blocks(model.blocks)
         for study in model.choices:
             parts += choice_tables.section(study)
+        if model.agreements is not None:
+            parts += agreement_tables.section(model.agreements)
+        if model.has_recall:
+            parts += agreement_tables.recall_section()
         if model.has_aims:
             parts += ["### What we aim at", "Set beforehand; met or missed by the estimate.", aims(model.study)]
         if model.longer is not None:

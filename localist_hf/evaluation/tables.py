@@ -251,10 +251,10 @@ def differences_table(
     return table_of(differences.items(), columns)
 
 
-def with_ends(interval: Interval) -> str:
+def with_ends(interval: Interval, digits: int = 3) -> str:
     """A mean and the ends of its interval, `"1.021 [1.015, 1.027]"`."""
     # Two seeds that differ much leave an interval of any width.
-    mean, low, high = (f"{value:.3f}" if value < 1000 else f"{value:.0e}" for value in interval[:3])
+    mean, low, high = (f"{value:.{digits}f}" if value < 1000 else f"{value:.0e}" for value in interval[:3])
     return f"{mean} [{low}, {high}]"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -410,6 +411,35 @@ def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace
             assert path.stat().st_mtime_ns == written
     assert len(list(Path("family").glob("*/run.json"))) == 4
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_a_grid_killed_twenty_times_ends_as_if_undisturbed(workspace: Path) -> None:
+    """Without warning, now anywhere, now at a save."""
+    runs = [{"variant": "quintic", "recipe": "hold"}, {"variant": "quintic", "max_loss_increase": 0.1}]
+    training = QUICK["training"] | {"max_steps": 24, "save_steps": 4}
+    random = Random(0)
+
+    def command(folder: str) -> list[str]:
+        return [sys.executable, "-m", "localist_hf.cli.main", "family", *flags(folder, runs=runs, training=training)]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    for number in range(20):
+        process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        is_aimed, before = number % 2, set(Path("cut").rglob("*"))
+        while is_aimed and process.poll() is None and not any(
+            path.match("*checkpoint*") or path.match("*.saving*") for path in {*Path("cut").rglob("*")} - before
+        ):  # fmt: skip
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.4) if is_aimed else random.uniform(4, 12))
+        process.kill()
+        process.wait()
+    subprocess.run(command("cut"), check=True, capture_output=True)
+    for path in Path("whole").glob("*/run.json"):
+        whole, cut = (RunRecord.load(Path(folder) / path.parent.name) for folder in ("whole", "cut"))
+        assert (cut.weights, cut.controls, cut.metrics) == (whole.weights, whole.controls, whole.metrics)
+    names = [sorted(path.name for path in Path(folder).rglob("*") if path.is_file()) for folder in ("whole", "cut")]
+    assert names[0] == names[1]
 
 
 def test_a_prompt_is_gone_on_with_whatever_the_checkpoint_says(make_model, make_framed_tokenizer) -> None:

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
@@ -534,3 +535,23 @@ def test_help_names_our_flags_and_works_without_the_long_list(capsys) -> None:
     )
     assert "--fsdp" not in printed
     assert len(printed.splitlines()) < 135
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["hold", "both"])
+def test_two_processes_leave_what_one_leaves(flags, checkpoint: Path, tmp_path: Path, recipe: str) -> None:
+    """The command under torchrun, as docs/guides/train.md has it, with the same global batch."""
+    shutil.copytree(checkpoint, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"  # dropout is drawn by each process for itself
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resid_pdrop": 0.0, "embd_pdrop": 0.0}))
+    others = ["--model", str(tmp_path / "base"), "--recipe", recipe, "--warmup-steps", "0", "--learning-rate", "1e-3"]
+    train(*flags, *others, "--per-device-train-batch-size", "4", "--output-dir", str(tmp_path / "one"))
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "localist_hf.cli.main"]
+    command = [*launch, "train", *flags, *others, "--ddp-backend", "gloo", "--output-dir", str(tmp_path / "two")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("held-out text") == 1  # one of them speaks
+    one, two = (RunRecord.load(tmp_path / name) for name in ("one", "two"))
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-5)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=1e-4)

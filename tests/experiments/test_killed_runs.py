@@ -1,6 +1,7 @@
 """A run that is killed at any operation on its files, and gone on with, leaves what the undisturbed run leaves."""
 
 import builtins
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
+from localist_hf.configuration import RECIPES
 from localist_hf.experiments import folders
 from localist_hf.experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
 from localist_hf.experiments.training_run import run_training
@@ -40,10 +42,11 @@ class Disk:
         folder: Whose changes count.
         last: Number of the operation that is the last; without one all are done.
         is_half: Whether that leaves half a file.
+        is_full: Whether the process lives on and cannot write any more, in place of its end.
     """
 
-    def __init__(self, folder: Path, last: int | None = None, is_half: bool = False) -> None:
-        self.folder, self.last, self.is_half = folder, last, is_half
+    def __init__(self, folder: Path, last: int | None = None, is_half: bool = False, is_full: bool = False) -> None:
+        self.folder, self.last, self.is_half, self.is_full = folder, last, is_half, is_full
         #: What was done, and to which file.
         self.done: list[tuple[str, str]] = []
         self.is_dead = False
@@ -59,7 +62,10 @@ class Disk:
             if self.is_dead and self.is_half and what == "write":
                 with io.FileIO(path, "w") as file:
                     file.write(b'{"half')
-        if self.is_dead:
+        if self.is_dead and self.is_full:
+            if what in ("write", "mkdir"):
+                raise OSError(errno.ENOSPC, "No space left on device", os.fsdecode(path))
+        elif self.is_dead:
             raise Killed
 
     @contextmanager
@@ -157,6 +163,9 @@ KINDS = {
     "whole weights": {},
     "the best": {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "loss"},
     "an adapter": {"is_adapter": True, "save_total_limit": 1},
+    "held and taught": {**RECIPES["hold"], "save_total_limit": 1},
+    "within a budget": {"max_loss_increase": 0.01, "distillation_weight": 0.5, "save_total_limit": 1},
+    "an adapter, held and taught": {**RECIPES["hold"], "is_adapter": True, "save_total_limit": 1},
 }
 
 
@@ -177,9 +186,9 @@ class Undisturbed:
             metrics = run_training(self.make(folder, **KINDS[self.kind]), dataset="a text", model_name="run")
         return {name: metrics[name] for name in RunRecord.load(folder).metrics}
 
-    def kill(self, folder: Path, number: int, is_half: bool) -> None:
-        disk = Disk(folder, number, is_half)
-        with disk.watched(), pytest.raises(Killed):
+    def kill(self, folder: Path, number: int, is_half: bool, is_full: bool = False) -> None:
+        disk = Disk(folder, number, is_half, is_full)
+        with disk.watched(), pytest.raises(OSError if is_full else Killed, match="No space" if is_full else None):
             self.run(folder)
 
 
@@ -195,9 +204,9 @@ def undisturbed(make_trainer, tmp_path_factory) -> Callable[[str], Undisturbed]:
     return of
 
 
-def assert_goes_on(run: Undisturbed, folder: Path, number: int, is_half: bool) -> None:
-    """A run that is killed there and gone on with ends as the undisturbed one; to go on once more changes nothing."""
-    run.kill(folder, number, is_half)
+def assert_goes_on(run: Undisturbed, folder: Path, number: int, is_half: bool, is_full: bool = False) -> None:
+    """A run that is ended there and gone on with ends as the undisturbed one; to go on once more changes nothing."""
+    run.kill(folder, number, is_half, is_full)
     if (record := RunRecord.find(folder)) is not None:
         record.check_weights(folder)
     assert run.run(folder) == run.metrics
@@ -227,18 +236,30 @@ def test_a_run_killed_at_a_save_goes_on(undisturbed, tmp_path: Path, kind: str, 
     assert_goes_on(run, tmp_path / "run", last, is_half)
 
 
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("held and taught", "checkpoint-2/model.safetensors"), ("whole weights", "checkpoint-3/trainer_state.json")],
+)
+def test_a_run_whose_disk_is_full_goes_on_when_it_has_room(undisturbed, tmp_path: Path, kind: str, file: str) -> None:
+    run = undisturbed(kind)
+    assert_goes_on(run, tmp_path / "run", 1 + run.operations.index(("write", file)), is_half=True, is_full=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_any_operation_goes_on(undisturbed, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("is_full", [False, True], ids=["killed", "full disk"])
+def test_a_run_ended_at_any_operation_goes_on(undisturbed, tmp_path: Path, kind: str, is_full: bool) -> None:
     run = undisturbed(kind)
     failed = []
     for number, (what, file) in enumerate(run.operations, start=1):
         if file.endswith(".py") and number % 10:  # one as the other
             continue
+        if is_full and what != "write":
+            continue
         for is_half in (False, True) if what == "write" else (False,):
             folder = tmp_path / f"{number}-{is_half}" / "run"
             try:
-                assert_goes_on(run, folder, number, is_half)
+                assert_goes_on(run, folder, number, is_half, is_full)
             except (Exception, pytest.fail.Exception) as error:
                 failed.append((number, what, file, is_half, repr(error)[:300]))
             shutil.rmtree(folder.parent)
