@@ -416,8 +416,12 @@ def test_jobs_side_by_side_repeat_nothing_and_lose_nothing_when_killed(workspace
 @pytest.mark.slow
 def test_a_grid_killed_twenty_times_ends_as_if_undisturbed(workspace: Path) -> None:
     """Without warning, now anywhere, now at a save."""
-    runs = [{"variant": "quintic", "recipe": "hold"}, {"variant": "quintic", "max_loss_increase": 0.1}]
-    training = QUICK["training"] | {"max_steps": 24, "save_steps": 4}
+    runs = [
+        {"variant": "distributed"},
+        {"variant": "quintic", "recipe": "hold"},
+        {"variant": "quintic", "max_loss_increase": 0.1},
+    ]
+    training = QUICK["training"] | {"max_steps": 24}
     random = Random(0)
 
     def command(folder: str) -> list[str]:
