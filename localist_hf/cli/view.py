@@ -24,7 +24,7 @@ from ..experiments.text_files import ENCODING
 from ..hub.loading import load
 from ..hub.siblings import pair_to_show, records_in
 from ..page import page_of
-from ..page.reading import num_tokens
+from ..page.passage import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
 from ..whole_file import check_can_be_written
 from .arguments import locality_settings

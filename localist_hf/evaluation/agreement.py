@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from ..modeling.block_partition import document_starts, with_previous_blocks
-from .attention_rows import AttentionRows
+from ..modeling.fidelity import LayerDial
+from .attention_rows import AttentionRows, under_dial
 from .check_model import check_model, core_model
 from .check_model import num_positions as num_positions_of
 from .influence import measure_influence
@@ -173,10 +174,7 @@ def attention_guesses(
         rows = torch.stack([
             torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in asked
         ], dim=1)  # fmt: skip
-        learned = (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # on a sink that is no token
-        rows = torch.where(sight, rows, rows * (1 - dial * value))
-        # Where nothing in sight has any weight, there is no guess.
-        weights.append(rows / (rows.sum(-1, keepdim=True) + learned).clamp(min=torch.finfo(rows.dtype).tiny))
+        weights.append(under_dial(rows, sight, LayerDial.of_layer(dial, 0.0, value)))
     attention = torch.stack(weights)
     means = attention.mean(1)
     lengths = torch.stack([
