@@ -53,7 +53,7 @@ class Dependence:
         """
         check_share("dial", dial)
         if dial not in self._reaches:
-            keep_last(self._reaches, dial, self._reach(dial), _MOST_REACHES)
+            keep_last(self._reaches, dial, self._reach(float(dial)), _MOST_REACHES)
         return self._reaches[dial]
 
     def _reach(self, dial: float) -> Reach:
@@ -113,5 +113,6 @@ class Dependence:
                 self._model, ids, stretches, [position], _NUM_DRAWS, batch_size, seed=first, locality_dial=dial,
                 min_fidelity=0.0, rules=rules, block_starts=starts,
             )  # fmt: skip
-            keep_last(self._portions, key, (first, found.values[:, 0].tolist()), _MOST_PORTIONS)
+            left = 0 if first == least else first
+            keep_last(self._portions, key, (left, found.values[:, 0].tolist()), _MOST_PORTIONS)
         return self._portions[key]

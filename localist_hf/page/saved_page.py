@@ -166,4 +166,18 @@ def own_file(name: str) -> str:
 
 def page_script() -> str:
     """What draws the page, in JavaScript."""
-    return "\n".join(map(own_file, ("parts.js", "predictions.js", "blocks.js", "page.js")))
+    return "\n".join(
+        map(
+            own_file,
+            (
+                "parts.js",
+                "words.js",
+                "tables.js",
+                "blocks.js",
+                "predictions.js",
+                "dependence.js",
+                "picture.js",
+                "page.js",
+            ),
+        )
+    )
