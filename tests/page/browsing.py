@@ -78,8 +78,8 @@ def check_looked_at(
     shown = [float(re.search(r"(< )?([\d.]+) %, \w+$", label)[2]) / 100 for label in labels[position:]]
     assert shown == pytest.approx(weights, abs=rounding)
     full = max(weights[1:])
-    expected = [0.0] * position + [min(1, weight / full) ** 0.5 for weight in weights]
-    assert shades(page, panel) == pytest.approx(expected, abs=0.02)
+    expected = [0.0] * position + [min(1, weight / full) for weight in weights]
+    assert [share**2 for share in shades(page, panel)] == pytest.approx(expected, abs=0.002 + 2 * rounding / full)
 
 
 def check_shares(page: "sync_api.Page", reading: Reading, position: int, panel: int = 0) -> None:
