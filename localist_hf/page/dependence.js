@@ -71,8 +71,8 @@ function progressOf(found) {
   if (found === null) return "Measuring …";
   if (found.problem !== null) return found.problem;
   const { block, token } = found.left;
-  if (block > 0) return `Measuring: ${block} blocks are left, and then ${token} words …`;
-  if (token > 0) return `Measuring: ${token} words are left …`;
+  if (block > 0) return `Measuring the blocks: ${block} are left. Then come the words …`;
+  if (token > 0) return `Measuring the words, from the chosen one back: ${found.words.filter(() => true).length} are done …`;
   const missing = found.words.findIndex((value) => value !== undefined);
   return missing > 0 ? `Words before token ${missing} are not measured, only their blocks.` : "";
 }

@@ -280,11 +280,12 @@ async function drawPage(host, css, data, source) {
       const { position, dial, target, view } = seen;
       const known = tokens.map((_, key) => knownOf(key));
       const values = known.map(({ inView, weight, bits }) => (inView ? (view === "rests" ? bits ?? 0 : weight) : 0));
-      const full = view === "to" ? 1 : Math.max(...values.filter((_, key) => key !== position)) || values[position] || 1;
+      // What a token gives to itself, or changes, is often far more than all others.
+      const full = view === "to" ? 1 : Math.max(0, ...values.filter((_, key) => key !== position));
       const found = view === "rests" ? rests.of(seen) : null;
       tokenOptions.forEach((option, key) => {
         option.classList.toggle("apart", !known[key].inView);
-        option.style.setProperty("--w", Math.sqrt(Math.min(1, values[key] / full)).toFixed(3));
+        option.style.setProperty("--w", Math.sqrt(Math.min(1, values[key] / (full || 1))).toFixed(3));
         option.setAttribute("aria-selected", key === position);
         option.tabIndex = key === position ? 0 : -1;
         option.setAttribute("aria-label", `${quoted(tokens[key])}, token ${key}, ${said(key, known[key])}`);
@@ -369,7 +370,8 @@ async function drawPage(host, css, data, source) {
       const notes = [scale.textContent, measured.textContent, reached.textContent].filter(Boolean);
       const full = Number(scale.dataset.full);
       const label = (value) => (view === "rests" ? bitsText(value) : weightText(value));
-      const svg = pictureOf(text, title, notes, [0, 1, 2, 3, 4].map((place) => label(full * (place / 4) ** 2)));
+      const labels = full > 0 ? [0, 1, 2, 3, 4].map((place) => label(full * (place / 4) ** 2)) : [];
+      const svg = pictureOf(text, title, notes, labels);
       saveAs(kind === "PNG" ? await pngOf(svg) : new Blob([svg], { type: "image/svg+xml" }), `${name}.${kind.toLowerCase()}`);
     }
   }

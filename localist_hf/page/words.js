@@ -60,15 +60,16 @@ function drawText({ tokens }, starts, name, events) {
 function scaleText(view, { of, dial, position, full, reading }) {
   const at = `at dial ${dial.toFixed(1)}`;
   const sink = reading.hasLearnedSink ? " What is missing of 100 % is on the model's own sink." : "";
+  const most = full === 0 ? "" : `; full at ${view === "rests" ? bitsText(full) : weightText(full)}, the most of another one`;
   const isStill = isDialled(reading) ? "" : " The dial changes nothing here: λ is 0 in every layer.";
   return {
     to: `Shade and underline: the square root of the attention ${at}, in ${of}; full at 100 %.${sink}${isStill}`,
     from:
-      `Shade and underline: the square root of the attention that each token gives to token ${position}, ${at}, in ${of}; ` +
-      `full at ${weightText(full)}, the most that another one gives.${isStill}`,
+      `Shade and underline: the square root of the attention that each token gives to token ${position}, ${at}, in ${of}` +
+      `${most}.${isStill}`,
     rests:
       `Shade and underline: the square root of the change in what comes after token ${position}, ${at}, when others stand ` +
-      `in a word's place (Kullback-Leibler divergence, mean of 4 draws from the text); full at ${bitsText(full)}, the most of another one.${isStill}`,
+      `in a word's place (Kullback-Leibler divergence, mean of 4 draws from the text)${most}.${isStill}`,
   }[view];
 }
 
