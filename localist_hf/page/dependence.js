@@ -9,11 +9,12 @@ const MOST_KNOWN = 64;
  * @param {number} index Which of the readings.
  * @param {object} source As for `drawPage`.
  * @param {function} changed Called when more is known.
+ * @param {function} isShown Whether anybody still looks at it.
  * @returns {object} `of(about)`, what is known of a prediction: its `blocks` and `words` in bits, as far as they are
  *   there, what is `done`, and a `problem`; `measureSoon(about, numBlocks)`; and `stop()`. A prediction is `about` a
  *   `position`, a `dial` and a `target`.
  */
-function influences(index, source, changed) {
+function influences(index, source, changed, isShown) {
   const known = new Map();
   let timer = null;
   let asked = 0;
@@ -48,7 +49,7 @@ function influences(index, source, changed) {
     await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
     for (const [unit, bits] of [["block", found.blocks], ["token", found.words]]) {
       while (found.left[unit] > 0) {
-        if (request !== asked) return;
+        if (request !== asked || !isShown()) return;
         const end = found.left[unit];
         const answer = source.influence({ reading: index, ...about, unit, end });
         last = answer.catch(() => {});

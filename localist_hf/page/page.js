@@ -104,7 +104,7 @@ async function drawPage(host, css, data, source) {
     const most = drawMost(tokens);
     const predictions = isLive ? drawPredictions(data, index, source, () => aboutNow(), error) : null;
     const matrix = drawBlocks(data, index, source, starts, choose, error);
-    const rests = isLive ? influences(index, source, () => shade()) : null;
+    const rests = isLive ? influences(index, source, () => shade(), () => section.isConnected) : null;
     const reachOf = isLive ? reaches(index, source) : null;
 
     const options = (names) => names.map(([value, name]) => make("option", { value }, name));

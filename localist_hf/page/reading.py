@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from ..evaluation.attention_rows import AttentionRows, under_dial
+from ..evaluation.attention_rows import AttentionRows
 from ..evaluation.check_model import check_model, core_model, num_positions
 from ..evaluation.divergence import divergence_bits
 from ..evaluation.generation import generate_as_told
@@ -271,17 +271,16 @@ class Reading:
 
     def _weights(self, layer: int, first: int, end: int, dial: float, target: int | None = None) -> torch.Tensor:
         """Where some queries look under the dial, `(num_heads, end - first, end)`."""
-        rows = self._rows_under(dial, first, target).rows(layer, first, end)
-        locality = self.model.config.locality
+        locality, is_local = self.model.config.locality, None
         of_layer = LayerDial.of_layer(dial, 0.0, locality.locality_lambdas[layer])
-        if not of_layer.is_on:
-            return rows
-        keys, queries = torch.arange(end), torch.arange(first, end)[:, None]
-        is_local = keys >= self.local_starts[first:end, None]
-        if target is not None:
-            ((low, high), (own, _)) = rule_for(self.block_starts, first, target)[0].targets
-            is_local = (keys >= low) & (keys < high) | (keys >= own)
-        return under_dial(rows, is_local | (keys == queries) | (keys < locality.num_sink_tokens), of_layer)
+        if of_layer.is_on:
+            keys, queries = torch.arange(end), torch.arange(first, end)[:, None]
+            is_local = keys >= self.local_starts[first:end, None]
+            if target is not None:
+                ((low, high), (own, _)) = rule_for(self.block_starts, first, target)[0].targets
+                is_local = (keys >= low) & (keys < high) | (keys >= own)
+            is_local = is_local | (keys == queries) | (keys < locality.num_sink_tokens)
+        return self._rows_under(dial, first, target).rows(layer, first, end, is_local, of_layer)
 
     def _check(self, layer: int, position: int, dial: float, target: int | None) -> None:
         check_place("layer", layer, self.num_layers)

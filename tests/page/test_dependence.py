@@ -48,6 +48,19 @@ def test_weights_under_the_dial_add_up_to_the_shares_that_the_model_reports(arch
 
 
 @torch.no_grad()
+def test_weights_under_the_dial_where_hardly_any_is_local() -> None:
+    model = localised("llama", locality_schedule="localist", num_sink_tokens=0)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= 300  # so that the others' weights are none in float32
+    reading = reading_of(model)
+    rows = [reading.weights(layer, position, 1.0) for layer in range(LAYERS) for position in range(20, 50)]
+    free = [reading.weights(0, position)[:, reading.block_starts[position] :].sum(1) for position in range(20, 50)]
+    assert min(local.min().item() for local in free) < 1e-38
+    for row in rows:
+        assert_close(row.sum(1), torch.ones(len(row)), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_weights_of_a_token_that_is_told_where_to_look() -> None:
     reading = reading_of(localised("llama", num_sink_tokens=1))
     position, ids = 40, reading.passage.input_ids[None]
