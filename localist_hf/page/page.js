@@ -29,7 +29,8 @@ async function drawPage(host, css, data, source) {
   const chosen = make("div", { class: "chosen", role: "group", "aria-label": "Chosen token" });
   const step = (label, name, by) =>
     make("button", { type: "button", "aria-label": name, onclick: () => choose(state.position + by) }, label);
-  chosen.append(shown, make("div", { class: "steps" }, step("◀", "Previous token", -1), step("▶", "Next token", 1)), viewControl());
+  const steps = [step("◀", "Previous token", -1), step("▶", "Next token", 1)];
+  chosen.append(shown, make("div", { class: "steps" }, ...steps), viewControl());
   if (hasDial) chosen.append(dialControl());
 
   const panels = data.readings.map((reading, index) => drawPanel(reading, index));
@@ -137,7 +138,7 @@ async function drawPage(host, css, data, source) {
         { class: "controls" },
         make("label", {}, "Layer", layerSelect),
         make("label", {}, "Head", headSelect),
-        make("div", { role: "group", "aria-label": "Save the picture of the text" }, "Picture ", save("SVG"), " ", save("PNG")),
+        make("div", { role: "group", "aria-label": "Save a picture of the text" }, "Picture ", save("SVG"), " ", save("PNG")),
       ),
       text,
       tip,
@@ -317,21 +318,22 @@ async function drawPage(host, css, data, source) {
 
     function showReach(request, { position, dial, target }, { first, statement }) {
       if (request !== asked) return;
-      const isFramed = first !== null && target === null && seen.view !== "from";
+      const isFrom = seen.view === "from";
+      const from = first === null || target !== null || isFrom ? null : first[position];
+      const isWithin = (key) => from !== null && key >= 0 && key <= position && (key >= from || key < reading.numSinks);
       tokenOptions.forEach((option, key) => {
-        const isWithin = isFramed && key <= position && (key >= first[position] || key < reading.numSinks);
-        option.classList.toggle("reach", isWithin);
-        option.classList.toggle("first", isWithin && (key === first[position] || key === 0));
-        option.classList.toggle("last", isWithin && (key === position || (key === reading.numSinks - 1 && key < first[position] - 1)));
+        option.classList.toggle("reach", isWithin(key));
+        option.classList.toggle("first", isWithin(key) && !isWithin(key - 1));
+        option.classList.toggle("last", isWithin(key) && !isWithin(key + 1));
       });
-      if (seen.view === "from") reached.textContent = "";
-      else if (target !== null) {
-        reached.textContent =
-          "Reach: no bound. The token is told where to look, but those that it looks at are not: they have read all before them.";
-      } else {
-        const within = first === null ? "" : ` Framed in green: what comes after token ${position} can depend on tokens ${first[position]} to ${position}` +
-          `${reading.numSinks && first[position] > 0 ? " and on the sinks" : ""}.`;
-        reached.textContent = `Reach at dial ${dial.toFixed(1)}, on the blocks shown: ${statement}${within}`;
+      const sinks = reading.numSinks && from > 0 ? " and on the sinks" : "";
+      const framed = `Framed in green: what comes after token ${position} can depend on tokens ${from} to ${position}${sinks}.`;
+      const told = "The token is told where to look, but those that it looks at are not: they have read all before them.";
+      if (isFrom) reached.textContent = "";
+      else if (target !== null) reached.textContent = `Reach: no bound. ${told}`;
+      else {
+        const all = [`Reach at dial ${dial.toFixed(1)}, on the blocks shown: ${statement}`, ...(from === null ? [] : [framed])];
+        reached.textContent = all.join(" ");
       }
     }
 
@@ -347,7 +349,8 @@ async function drawPage(host, css, data, source) {
       const key = Number(token.dataset.position);
       const known = knownOf(key);
       const { inView, weight, part, bits } = known;
-      const given = inView ? `${weightText(weight ?? 0)} of ${seen.view === "from" ? "its" : "the"} attention, ${part}` : said(key, known);
+      const whose = seen.view === "from" ? "its" : "the";
+      const given = inView ? `${weightText(weight ?? 0)} of ${whose} attention, ${part}` : said(key, known);
       const block = seen.view === "rests" ? rests.of(seen)?.blocks[blockOf[key]] : undefined;
       const change = inView && bits !== undefined ? ` · without it the prediction changes by ${bitsText(bits)}` : "";
       const ofBlock = inView && block !== undefined ? `, without its block by ${bitsText(block)}` : "";
@@ -372,7 +375,8 @@ async function drawPage(host, css, data, source) {
       const label = (value) => (view === "rests" ? bitsText(value) : weightText(value));
       const labels = full > 0 ? [0, 1, 2, 3, 4].map((place) => label(full * (place / 4) ** 2)) : [];
       const svg = pictureOf(text, title, notes, labels);
-      saveAs(kind === "PNG" ? await pngOf(svg) : new Blob([svg], { type: "image/svg+xml" }), `${name}.${kind.toLowerCase()}`);
+      const picture = kind === "PNG" ? await pngOf(svg) : new Blob([svg], { type: "image/svg+xml" });
+      saveAs(picture, `${name}.${kind.toLowerCase()}`);
     }
   }
 }

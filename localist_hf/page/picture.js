@@ -27,7 +27,8 @@ function pictureOf(text, title, notes, scale) {
     const named = Object.entries(attributes).map(([name, value]) => `${name}="${escaped(value)}"`);
     parts.push(`<${tag} ${named.join(" ")}>${escaped(content)}</${tag}>`);
   };
-  const box = (x, y, w, h, attributes) => add("rect", { x: tidy(x), y: tidy(y), width: tidy(w), height: tidy(h), ...attributes });
+  const box = (x, y, w, h, attributes) =>
+    add("rect", { x: tidy(x), y: tidy(y), width: tidy(w), height: tidy(h), ...attributes });
   const write = (x, y, size, content, attributes = {}) =>
     add("text", { x: tidy(x), y: tidy(y), "font-size": size, fill: PICTURE.ink, ...attributes }, content);
 
@@ -132,7 +133,8 @@ function lettersOf(element) {
       if (before && before.node === node && Math.abs(before.rect.top - rect.top) < 2) {
         before.letters += segment;
         const left = Math.min(before.rect.left, rect.left);
-        before.rect = { top: before.rect.top, left, width: Math.max(before.rect.left + before.rect.width, rect.right) - left };
+        const right = Math.max(before.rect.left + before.rect.width, rect.right);
+        before.rect = { top: before.rect.top, left, width: right - left };
       } else {
         found.push({ node, letters: segment, rect: { top: rect.top, left: rect.left, width: rect.width } });
       }

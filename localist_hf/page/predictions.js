@@ -19,7 +19,8 @@ function drawPredictions(data, index, source, aboutNow, error) {
   let predicted = 0;
   let of = "";
   let last = Promise.resolve();
-  const element = make("div", {}, make("h3", {}, isDialled(reading) ? "What comes next, at dial 0 and at the dial" : "What comes next"), predictions);
+  const title = `What comes next${isDialled(reading) ? ", at dial 0 and at the dial" : ""}`;
+  const element = make("div", {}, make("h3", {}, title), predictions);
   return { element, predictSoon };
 
   /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
@@ -79,8 +80,9 @@ function drawPredictions(data, index, source, aboutNow, error) {
 
   function showPredictions(position, asked, answers) {
     const [free, dialled, told] = answers;
+    const unit = "Kullback-Leibler divergence";
     const sentences = [
-      ...(dialled ? [`Between the two: ${bitsText(dialled.divergence)} (Kullback-Leibler divergence; 0 bits, the same prediction).`] : []),
+      ...(dialled ? [`Between the two: ${bitsText(dialled.divergence)} (${unit}; 0 bits, the same prediction).`] : []),
       ...(told ? [`Told to look at block ${asked[2].target}: ${bitsText(told.divergence)} from dial 0.`] : []),
     ];
     if (free.actual !== null) {
