@@ -18,7 +18,7 @@ from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
 from ..hub.loading import check_name
-from ..page.reading import Passage
+from ..page.passage import Passage
 from ..whole_file import write_whole
 from .arguments import locality_settings
 from .view import beginning, load_for_reading, read_text

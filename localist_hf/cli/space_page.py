@@ -13,7 +13,7 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
 
     Args:
         models (`Sequence[str]`):
-            Hub ids; the first one is shown first.
+            Hub ids; the first one is shown first, with the second beside it.
         revisions (`Mapping[str, str]`):
             The commit of each, and of each base that an adapter stands on.
     """
@@ -23,5 +23,6 @@ def serve_page(models: Sequence[str], revisions: Mapping[str, str]) -> None:
     def load_pinned(name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_for_reading(name, {}, revisions, flag)
 
-    page = live_page(load_pinned, models, default_text(), is_open=False)
+    compare = models[1] if len(models) > 1 else None
+    page = live_page(load_pinned, models, default_text(), compare, is_open=False)
     page.launch(**launch_settings())  # its name is given by Hugging Face, whose servers are before it

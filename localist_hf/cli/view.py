@@ -22,9 +22,9 @@ from ..experiments.data import check_source, has_rows
 from ..experiments.python_text import python_reference
 from ..experiments.text_files import ENCODING
 from ..hub.loading import load
-from ..hub.siblings import pair_to_show, records_in
+from ..hub.siblings import pair_to_open, records_in
 from ..page import page_of
-from ..page.reading import num_tokens
+from ..page.passage import num_tokens
 from ..page.saved_page import is_saved_page, max_page_tokens
 from ..whole_file import check_can_be_written
 from .arguments import locality_settings
@@ -59,7 +59,7 @@ def read_text(text: str | None, file: Path | None) -> str:
 def models_of(name: str) -> tuple[list[str], str | None]:
     """
     Lists the model of this name, or the runs in a folder that holds no model itself: first the one that shows most, and
-    which one stands beside it ([`pair_to_show`]).
+    which one stands beside it ([`pair_to_open`]).
     """
     folder = Path(name)
     if not os.path.isdir(folder) or any(  # which takes names that no folder can have
@@ -69,7 +69,7 @@ def models_of(name: str) -> tuple[list[str], str | None]:
     runs = {str(path): record for path, record in records_in(folder).items()}
     if not runs:
         return [name], None
-    first, beside = pair_to_show(runs)
+    first, beside = pair_to_open(runs)
     return list(dict.fromkeys(filter(None, (first, beside, *runs)))), beside
 
 

@@ -15,6 +15,11 @@ def core_model(model: nn.Module) -> nn.Module:
     return core.get_base_model() if isinstance(core, PeftModel) else core
 
 
+def has_own_tokens(model: nn.Module) -> bool:
+    """Whether an adapter puts tokens of its own before a text, whose places are then not its own."""
+    return isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values())
+
+
 def num_positions(config: PreTrainedConfig) -> int | None:
     """How many tokens a text may have; `None` where positions are not learned, so that there is no last one."""
     # By this attribute transformers tells rotary models; `max_position_embeddings` is what those were trained with.

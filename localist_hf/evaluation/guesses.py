@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from ..modeling.block_partition import document_starts, with_previous_blocks
+from ..modeling.fidelity import LayerDial
 from .attention_rows import AttentionRows
 from .check_model import core_model
 
@@ -44,13 +46,9 @@ def attention_guesses(
     # (num_layers, num_heads, number asked, length), as the dial leaves it: texts are short here.
     weights = []
     for layer, value in enumerate(lambdas.tolist()):
-        rows = torch.stack([
-            torch.nn.functional.pad(kept.row(layer, place), (0, length - 1 - place)) for place in asked
-        ], dim=1)  # fmt: skip
-        learned = (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # on a sink that is no token
-        rows = torch.where(sight, rows, rows * (1 - dial * value))
-        # Where nothing in sight has any weight, there is no guess.
-        weights.append(rows / (rows.sum(-1, keepdim=True) + learned).clamp(min=torch.finfo(rows.dtype).tiny))
+        of_layer = LayerDial.of_layer(dial, 0.0, value)
+        rows = (kept.row(layer, place, seen[: place + 1], of_layer) for place, seen in zip(asked, sight, strict=True))
+        weights.append(torch.stack([F.pad(row, (0, length - row.shape[1])) for row in rows], dim=1))
     attention = torch.stack(weights)
     means = attention.mean(1)
     lengths = torch.stack([

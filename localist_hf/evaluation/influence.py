@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..modeling import Rule
-from .check_model import check_model, core_model
+from .check_model import check_model, core_model, has_own_tokens
 from .divergence import divergence_bits
 from .knock_out import knock_out
 from .progress import progress
@@ -49,6 +48,7 @@ def measure_influence(
     rules: Sequence[Rule] | None = None,
     anchors: Mapping[str, Any] | None = None,
     method: str = "erasure",
+    block_starts: torch.Tensor | None = None,
 ) -> Influence:
     """
     Measures what each prediction of a text rests on: what changes in it when a unit of the text before goes, the blocks
@@ -79,13 +79,16 @@ def measure_influence(
             As for the model's `forward`, in place of what is set.
         method (`str`, *optional*, defaults to `"erasure"`):
             `"erasure"`, or `"knock_out"`, which draws nothing and has no use for `num_draws` and `seed`.
+        block_starts (`torch.LongTensor` of shape `(length,)`, *optional*):
+            Position at which each token's block starts, in every layer; by default as the last one has them. Rules take
+            their place in passes.
 
     Returns:
         [`Influence`]
 
     Raises:
-        ValueError: for a model of another class, a text of fewer than two different tokens, and units and positions
-            that are not there.
+        ValueError: for a model of another class, a text of fewer than two different tokens, units and positions that
+            are not there, and starts that are none of the text.
 
     Example:
 
@@ -103,7 +106,7 @@ def measure_influence(
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` is {value!r}; it must be a whole number above 0.")
-    if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
+    if has_own_tokens(model):
         raise ValueError(
             "`model` has an adapter that puts tokens of its own before a text, whose places are not its own."
         )
@@ -119,8 +122,13 @@ def measure_influence(
     tokens = input_ids[None].to(core.device)
     dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity, "use_cache": False}
     told = {} if rules is None else {"rules": rules, "anchors": anchors}
-    last_layer = core.config.locality.num_hidden_layers - 1
-    starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
+    if block_starts is None:
+        last_layer = core.config.locality.num_hidden_layers - 1
+        starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
+    elif block_starts.shape != input_ids.shape:
+        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
+    else:
+        starts = block_starts[None].to(core.device)
     stretches = _stretches(units, starts[0].tolist(), length)
     if method == "knock_out":
         told = told or {"block_starts": starts}

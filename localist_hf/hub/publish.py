@@ -22,7 +22,7 @@ from .repositories import (
 )
 from .repository_files import repository_files
 from .run_record import RunRecord
-from .siblings import load_siblings, siblings
+from .siblings import load_siblings, pair_to_open, siblings
 from .space import Space, find_bases, find_space, is_space_of_ours, make_space
 
 
@@ -243,8 +243,9 @@ def prepare(
     }
     shown = None
     if space is not None:
-        # What the page is about comes first: the models that were trained for locality.
-        models = sorted(runs, key=lambda path: not any(runs[path].lambdas))
+        # The page opens with the first two; then come the models that were trained for locality, which it is about.
+        pair = pair_to_open(runs)
+        models = sorted(runs, key=lambda path: (path != pair[0], path != pair[1], not any(runs[path].lambdas)))
         stood_on = {bases[path] or record.base_model for path, record in runs.items() if record.adapter}
         shown = make_space(space, [names[path] for path in models], sorted(stood_on - set(names.values())))
     return Publication(repositories, {names[path]: runs[path] for path in runs}, left_out, base_model, shown)

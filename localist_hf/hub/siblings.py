@@ -77,3 +77,15 @@ def pair_to_show(runs: Mapping[Key, RunRecord]) -> tuple[Key, Key | None]:
         if key != first and record.variant == BASELINE_VARIANT and record.is_comparable(runs[first])
     ]
     return first, min(free, key=lambda key: runs[key].seed != runs[first].seed, default=None)
+
+
+def pair_to_open(runs: Mapping[Key, RunRecord]) -> tuple[Key, Key | None]:
+    """
+    The two of several runs that a page opens with: [`pair_to_show`], or where there is no baseline the base that the
+    first one started from, or else another that can be compared with it: all of them read the same tokens.
+    """
+    first, beside = pair_to_show(runs)
+    others = [key for key in runs if key != first]
+    for is_akin in (RunRecord.is_base_of, RunRecord.is_comparable):
+        beside = beside or next((key for key in others if is_akin(runs[key], runs[first])), None)
+    return first, beside

@@ -114,7 +114,8 @@ def reach_of(
     share = total / number if number else math.nan
     # The length limits chain the starts of every other partition to earlier tokens.
     given = "" if are_given or locality.block_partition == "window" else "Given these blocks, "
-    sinks = f", but for the first {locality.num_sink_tokens} of its text," if locality.num_sink_tokens else ""
+    num_sinks = locality.num_sink_tokens
+    sinks = f", but for the first {'token' if num_sinks == 1 else num_sinks} of its text," if num_sinks else ""
     rounding = " by more than rounding, as its experts work on tokens in groups" if has_experts else ""
     how_much = ""
     if number:  # and never said to be more than it is

@@ -1,6 +1,7 @@
 """The page on which people read attention: a text, its blocks, and where each token looks."""
 
-from .reading import Passage, Prediction, Reading, read, read_beside
+from .passage import Passage
+from .reading import Prediction, Reading, read, read_beside
 from .saved_page import Page, page_of, saved_page, view
 
 

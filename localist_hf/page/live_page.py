@@ -55,6 +55,15 @@ def live_page(
     def blocks(asked: Any) -> dict[str, Any]:
         return answer(readings.blocks, asked)
 
+    def looked_at(asked: Any) -> dict[str, Any]:
+        return answer(readings.looked_at, asked)
+
+    def reach(asked: Any) -> dict[str, Any]:
+        return answer(readings.reach, asked)
+
+    def influence(asked: Any) -> dict[str, Any]:
+        return answer(readings.influence, asked)
+
     def predict(asked: Any) -> dict[str, Any]:
         return answer(readings.predict, asked)
 
@@ -76,7 +85,7 @@ def live_page(
             head=f"<script>{page_script()}</script><style>textarea {{ unicode-bidi: plaintext }}</style>",
             js_on_load=_CONNECT,
             css=own_file("page.css"),
-            server_functions=[weights, blocks, predict, go_on],
+            server_functions=[weights, looked_at, blocks, reach, influence, predict, go_on],
         )
         # No more is sent of a text than is refused. JavaScript counts some characters twice. An emptied box is null.
         most = 2 * max_characters(max_tokens) + 2
@@ -109,6 +118,9 @@ const draw = () => {
     const { page, about } = answer;
     const source = {
       weights: ask("weights", about),
+      lookedAt: ask("looked_at", about),
+      reach: ask("reach", about),
+      influence: ask("influence", about),
       blocks: async (asked) => unpack(await ask("blocks", about)(asked), Uint16Array),
       predict: ask("predict", about),
       goOn: ask("go_on", about),

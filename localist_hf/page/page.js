@@ -1,15 +1,19 @@
 // Draws readings: a text, its blocks, and where each of its tokens looks. The same for a saved page, whose numbers are
 // all in it, and for a live one, which asks a server.
 
+/** What of the chosen token the text is shaded by. */
+const VIEWS = { to: "looks at", from: "is looked at by", rests: "rests on" };
+
 /**
  * Draws a page into an element.
  *
  * @param {HTMLElement} host Gets a shadow tree, so that its styles and those around it leave each other alone.
  * @param {string} css The styles.
  * @param {object} data What Python's `page_data` makes.
- * @param {object} source `weights({reading, layer, head, position})`, `blocks({reading, layer, head})` and, where there
- *   is a dial, `predict({reading, position, dial})` and `goOn` of the same; all give a promise, which fails with a
- *   sentence for the reader.
+ * @param {object} source `weights({reading, layer, head, position, dial, target})`, `lookedAt` of the same but the target,
+ *   `blocks({reading, layer, head})`; and where there is a model, `predict({reading, position, dial, target})`, `goOn` of
+ *   the same, `reach({reading, dial})` and `influence({reading, position, dial, target, unit, end})`. All give a promise,
+ *   which fails with a sentence for the reader.
  */
 async function drawPage(host, css, data, source) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
@@ -17,14 +21,17 @@ async function drawPage(host, css, data, source) {
   const shares = await Promise.all(data.readings.map((reading) => unpack(reading.shares, Uint16Array)));
   const starts = [...new Set(blockStarts)];
   const blockOf = blockStarts.map((start) => starts.indexOf(start));
-  const state = { position: tokens.length - 1, dial: 1, target: null };
+  const isLive = Boolean(source.predict);
+  const hasDial = isLive && data.readings.some(isDialled);
+  const state = { position: tokens.length - 1, dial: 0, target: null, view: "to" };
 
   const shown = make("output", { "aria-live": "polite" });
   const chosen = make("div", { class: "chosen", role: "group", "aria-label": "Chosen token" });
   const step = (label, name, by) =>
     make("button", { type: "button", "aria-label": name, onclick: () => choose(state.position + by) }, label);
-  chosen.append(shown, step("◀", "Previous token", -1), step("▶", "Next token", 1));
-  if (source.predict) chosen.append(dialControl());
+  const steps = [step("◀", "Previous token", -1), step("▶", "Next token", 1)];
+  chosen.append(shown, make("div", { class: "steps" }, ...steps), viewControl());
+  if (hasDial) chosen.append(dialControl());
 
   const panels = data.readings.map((reading, index) => drawPanel(reading, index));
   root.replaceChildren(
@@ -32,21 +39,39 @@ async function drawPage(host, css, data, source) {
     make(
       "div",
       { class: "page", lang: "en" },
-      introduction(data, Boolean(source.predict)),
+      introduction(data, isLive, hasDial),
       chosen,
       make("div", { class: `panels ${panels.length > 1 ? "two" : "one"}` }, ...panels.map(({ section }) => section)),
     ),
   );
   choose(state.position);
 
+  function viewControl() {
+    const views = Object.entries(VIEWS).filter(([view]) => isLive || view !== "rests");
+    const choices = views.map(([view, name]) => {
+      const radio = make("input", {
+        type: "radio", name: "view", value: view, checked: view === state.view,
+        onchange: () => {
+          state.view = view;
+          panels.forEach((panel) => panel.update());
+        },
+      });
+      return make("label", {}, radio, name);
+    });
+    return make("fieldset", { class: "views" }, make("legend", {}, "Shade what it"), ...choices);
+  }
+
   function dialControl() {
     const value = make("output", {}, state.dial.toFixed(1));
+    let timer = null;
     const slider = make("input", {
       type: "range", min: 0, max: 1, step: 0.1, value: state.dial, id: "dial",
       oninput: () => {
         state.dial = Number(slider.value);
         value.textContent = state.dial.toFixed(1);
-        panels.forEach((panel) => panel.predictSoon());
+        panels.forEach((panel) => panel.wait());
+        clearTimeout(timer);
+        timer = setTimeout(() => panels.forEach((panel) => panel.update()), 150); // each dial takes a pass
       },
     });
     return make("div", { class: "dial" }, make("label", { for: "dial" }, "Dial"), slider, value);
@@ -60,25 +85,28 @@ async function drawPage(host, css, data, source) {
 
   /** Tells the chosen token to look at a block, or no longer. */
   function tell(block) {
-    if (!source.predict) return;
+    if (!hasDial) return;
     state.target = state.target === block ? null : block;
-    panels.forEach((panel) => panel.showTarget());
+    panels.forEach((panel) => panel.update());
   }
 
   function drawPanel(reading, index) {
     const numLayers = reading.lambdas.length;
-    const parts = partsOf(reading);
     const pick = { layer: numLayers - 1, head: null };
-    let weights = [];
+    let weights = []; // of the chosen token on those before it; in the other direction, of those after it on the token
+    let seen = { ...aboutNow(), view: state.view, ...pick }; // what they are of
     let asked = 0;
 
     const error = make("p", { class: "error", role: "alert" });
-    const scale = make("p", { class: "note" });
+    const measured = make("p", { class: "measured", "aria-live": "polite" });
+    const scale = make("p", { class: "note scale" });
+    const reached = make("p", { class: "note reached" });
     const tip = make("div", { class: "tip", hidden: true, "aria-hidden": "true" });
-    const most = make("tbody");
-    const mostCaption = make("caption");
-    const predictions = source.predict ? drawPredictions(data, index, source, state, error) : null;
+    const most = drawMost(tokens);
+    const predictions = isLive ? drawPredictions(data, index, source, () => aboutNow(), error) : null;
     const matrix = drawBlocks(data, index, source, starts, choose, error);
+    const rests = isLive ? influences(index, source, () => shade(), () => section.isConnected) : null;
+    const reachOf = isLive ? reaches(index, source) : null;
 
     const options = (names) => names.map(([value, name]) => make("option", { value }, name));
     const numbers = (count) => Array.from({ length: count }, (_, number) => [number, String(number)]);
@@ -90,46 +118,15 @@ async function drawPage(host, css, data, source) {
       { onchange: () => choosePick(pick.layer, headSelect.value === "" ? null : Number(headSelect.value)) },
       ...options([["", "mean of all"], ...numbers(reading.numHeads)]),
     );
-
-    const tokenOptions = tokens.map((piece, position) => {
-      const option = make("span", { class: "token", role: "option", "data-position": position, tabindex: -1 });
-      if (piece === "") option.append(make("span", { class: "mark" }, "·"));
-      for (const part of piece.split(/(\n|\t)/)) {
-        if (part === "\n") option.append(make("span", { class: "mark" }, "↵"), "\n");
-        else if (part === "\t") option.append(make("span", { class: "mark" }, "⇥"), "\t");
-        else option.append(part);
-      }
-      return option;
+    const { text, tokenOptions, blocks } = drawText(data, starts, reading.name, {
+      onmousedown: (event) => event.shiftKey && event.preventDefault(), // which would select text
+      onclick: (event) => chooseAt(event), onkeydown: (event) => onKey(event),
+      onmouseover: (event) => showTip(event.target.closest(".token")), onmouseleave: () => (tip.hidden = true),
+      onfocusin: (event) => showTip(event.target.closest(".token")), onfocusout: () => (tip.hidden = true),
     });
-    const blocks = starts.map((start, number) => {
-      const end = starts[number + 1] ?? tokens.length;
-      return make(
-        "span",
-        {
-          class: "block", role: "group", "data-number": number,
-          "aria-label": `Block ${number}: tokens ${start} to ${end - 1}`,
-        },
-        ...tokenOptions.slice(start, end),
-      );
-    });
-    const text = make(
-      "div",
-      {
-        class: "text", dir: "auto", role: "listbox", "aria-label": `Tokens of the text, as ${reading.name} looks at them`,
-        onclick: (event) => chooseAt(event), onkeydown: (event) => onKey(event),
-        onmouseover: (event) => showTip(event.target.closest(".token")), onmouseleave: () => (tip.hidden = true),
-        onfocusin: (event) => showTip(event.target.closest(".token")), onfocusout: () => (tip.hidden = true),
-      },
-      ...blocks,
-    );
-
-    // Of what is measured: tokens for which anything lies outside, and not only sinks.
-    const hasOutside = reading.localStarts.some((start) => start > reading.numSinks);
-    const shareRows = reading.lambdas.map((lambda, layer) => drawShareRow(lambda, layer));
-    const heatCells = reading.headFidelity.map((heads, layer) =>
-      [reading.layerFidelity[layer], ...heads].map((value, column) => drawHeatCell(value, layer, column - 1)),
-    );
-    const heat = drawHeat();
+    const shareTable = drawShares(reading, shares[index], tokens.length, choosePick);
+    const heat = drawHeat(reading, choosePick);
+    const save = (kind) => make("button", { type: "button", onclick: () => savePicture(kind) }, kind);
 
     const section = make(
       "section",
@@ -141,16 +138,20 @@ async function drawPage(host, css, data, source) {
         { class: "controls" },
         make("label", {}, "Layer", layerSelect),
         make("label", {}, "Head", headSelect),
+        make("div", { role: "group", "aria-label": "Save a picture of the text" }, "Picture ", save("SVG"), " ", save("PNG")),
       ),
       text,
       tip,
+      measured,
       scale,
+      reached,
       make(
         "p",
         { class: "note" },
         "Click on a token, or move with the arrow keys: left and right by a token, up and down by a block. " +
-          (source.predict ? "Shift-click on a block, or press t in it, to tell tokens after it to look at it. " : "") +
-          "Tokens, blocks, layers and heads are counted from 0.",
+          (hasDial ? "Shift-click on a block, or press t in it, to tell tokens after it to look at it. " : "") +
+          "Tokens, blocks, layers and heads are counted from 0." +
+          (isLive ? "" : " What a prediction rests on, and can depend on, is said by the live page: `localist-hf view`."),
       ),
       ...(predictions ? [predictions.element] : []),
       make(
@@ -160,39 +161,24 @@ async function drawPage(host, css, data, source) {
           "div",
           {},
           make("h3", {}, "Where its attention goes, layer by layer"),
-          make(
-            "div",
-            { class: "shares scroll" },
-            make(
-              "table",
-              {},
-              make("caption", {}, "Mean over heads, in percent. Choose a layer to see its words above."),
-              make("thead", {}, headings("layer", "λ", "", ...parts)),
-              make("tbody", {}, ...shareRows.map(({ row }) => row)),
-            ),
-          ),
+          shareTable.element,
           make("h3", {}, "Which block looks at which"),
           matrix.element,
         ),
-        make(
-          "div",
-          {},
-          make("h3", {}, "The words it looks at most"),
-          make(
-            "table",
-            { class: "most" },
-            mostCaption,
-            make("thead", {}, headings("word", "token", "where", "weight")),
-            most,
-          ),
-          make("h3", {}, "Context fidelity of each layer and head"),
-          heat,
-        ),
+        make("div", {}, most.element, make("h3", {}, "Context fidelity of each layer and head"), heat.element),
       ),
     );
-    return { section, update, showTarget, predictSoon: predictions?.predictSoon };
+    return { section, update, wait };
 
     // --- choosing
+
+    /** What is asked of the model: a dial and a rule only as far as they change something in it. */
+    function aboutNow() {
+      const { position } = state;
+      const dial = isDialled(reading) ? state.dial : 0;
+      const isSeen = dial > 0 && state.target !== null && state.target <= blockOf[position];
+      return { position, dial, target: isSeen ? state.target : null };
+    }
 
     function choosePick(layer, head) {
       pick.layer = layer;
@@ -229,198 +215,168 @@ async function drawPage(host, css, data, source) {
       }
     }
 
-    function showTarget() {
-      blocks.forEach((block, number) => block.classList.toggle("target", number === state.target));
+    // --- asking
+
+    /** Says that what is shaded is of before. */
+    function wait() {
+      asked += 1;
+      rests?.stop();
+      scale.textContent = `Reading at dial ${state.dial.toFixed(1)} …`;
       predictions?.predictSoon();
     }
 
-    // --- the words
-
     async function update() {
       const request = ++asked;
-      const { position } = state;
       const { layer, head } = pick;
+      const { view } = state;
+      const about = aboutNow();
+      const { position, dial, target } = about;
       layerSelect.value = layer;
       headSelect.value = head ?? "";
-      updateShares(position);
-      updateHeat();
+      shareTable.update(position, pick);
+      heat.update(pick);
       matrix.mark(blockOf[position]);
       matrix.pick(layer, head);
       predictions?.predictSoon();
+      if (view === "rests") rests.measureSoon(about, blockOf[position] + 1);
+      else rests?.stop();
       try {
-        const answer = await source.weights({ reading: index, layer, head, position });
+        const what = { reading: index, layer, head, position, dial };
+        const answer = view === "from" ? source.lookedAt(what) : source.weights({ ...what, target });
+        const found = await answer;
         if (request !== asked) return; // something else has been chosen meanwhile
         error.textContent = "";
-        weights = answer;
-        updateWords(position);
+        weights = found;
+        seen = { ...about, view, layer, head };
+        shade();
+        scrollTo(tokenOptions[position]);
+        if (reachOf) showReach(request, about, await reachOf(dial));
       } catch (problem) {
         if (request === asked) error.textContent = problem.message;
       }
     }
 
-    /** Which of the four parts a token's attention on another one counts to. */
-    function partOf(key, position) {
-      if (key === position) return "self";
-      if (key < reading.numSinks && key < blockStarts[position]) return "sink";
-      return key >= reading.localStarts[position] ? "block" : "outside";
+    // --- the words
+
+    /** What is known of a token: whether it is in view, its attention, where that counts, and its influence in bits. */
+    function knownOf(key) {
+      const { position, target } = seen;
+      const isFrom = seen.view === "from";
+      const inView = isFrom ? key >= position : key <= position;
+      if (!inView) return { inView };
+      const [weight, part] = isFrom
+        ? [weights[key - position], partOf(reading, blockStarts, blockOf, position, key, null)]
+        : [weights[key], partOf(reading, blockStarts, blockOf, key, position, target)];
+      return { inView, weight, part, bits: isFrom ? undefined : rests?.of(seen)?.words[key] };
     }
 
-    function updateWords(position) {
+    /** A token's numbers, in words. */
+    function said(key, { inView, weight, part, bits }) {
+      if (!inView) return seen.view === "from" ? "before the chosen token" : "after the chosen token";
+      const change = bits === undefined ? "" : `; ${bitsText(bits)} without it`;
+      return `${weightText(weight)}, ${part}${change}`;
+    }
+
+    function shade() {
+      const { position, dial, target, view } = seen;
+      const known = tokens.map((_, key) => knownOf(key));
+      const values = known.map(({ inView, weight, bits }) => (inView ? (view === "rests" ? bits ?? 0 : weight) : 0));
+      // What a token gives to itself, or changes, is often far more than all others.
+      const full = view === "to" ? 1 : Math.max(0, ...values.filter((_, key) => key !== position));
+      const found = view === "rests" ? rests.of(seen) : null;
       tokenOptions.forEach((option, key) => {
-        const isLater = key > position;
-        option.classList.toggle("later", isLater);
-        option.style.setProperty("--w", isLater ? 0 : Math.sqrt(weights[key]).toFixed(3));
+        option.classList.toggle("apart", !known[key].inView);
+        option.style.setProperty("--w", Math.sqrt(Math.min(1, values[key] / (full || 1))).toFixed(3));
         option.setAttribute("aria-selected", key === position);
         option.tabIndex = key === position ? 0 : -1;
-        const where = isLater ? "after the chosen token" : `${weightText(weights[key])}, ${partOf(key, position)}`;
-        option.setAttribute("aria-label", `${quoted(tokens[key])}, token ${key}, ${where}`);
+        option.setAttribute("aria-label", `${quoted(tokens[key])}, token ${key}, ${said(key, known[key])}`);
       });
       blocks.forEach((block, number) => {
-        const start = starts[number];
-        block.classList.toggle("local", start <= position && start >= reading.localStarts[position]);
+        const isLocal = isLocalTo(number, position, target);
+        const isTarget = number === state.target;
+        const bits = found?.blocks[number];
+        block.classList.toggle("local", isLocal);
+        block.classList.toggle("target", isTarget);
+        const change = bits === undefined ? "" : ` · ${bitsText(bits, 2)}`;
+        block.dataset.badge = `${number}${isTarget ? " ◂ told" : isLocal ? " ◂ local" : ""}${change}`;
       });
       tip.hidden = true;
-      const token = tokenOptions[position].offsetTop;
-      if (token < text.scrollTop || token > text.scrollTop + text.clientHeight - 40) {
-        text.scrollTop = token - text.clientHeight / 2;
+      const of = `layer ${seen.layer}, ${seen.head === null ? "mean of all heads" : `head ${seen.head}`}`;
+      measured.textContent = view === "rests" ? progressOf(found) : "";
+      scale.dataset.full = full;
+      scale.textContent = scaleText(view, { of, dial, position, full, reading });
+      most.show(view, known, values, `${position}, ${quoted(tokens[position])}`, of, dial);
+    }
+
+    /** Whether a block is local to the chosen token; in the other direction, whether the token is local to the block. */
+    function isLocalTo(number, position, target) {
+      const start = starts[number];
+      if (seen.view === "from") return blockOf[position] <= number && reading.localStarts[start] <= position;
+      if (target !== null) return number === target || number === blockOf[position];
+      return start <= position && start >= reading.localStarts[position];
+    }
+
+    function showReach(request, { position, dial, target }, { first, statement }) {
+      if (request !== asked) return;
+      const isFrom = seen.view === "from";
+      const from = first === null || target !== null || isFrom ? null : first[position];
+      const isWithin = (key) => from !== null && key >= 0 && key <= position && (key >= from || key < reading.numSinks);
+      tokenOptions.forEach((option, key) => {
+        option.classList.toggle("reach", isWithin(key));
+        option.classList.toggle("first", isWithin(key) && !isWithin(key - 1));
+        option.classList.toggle("last", isWithin(key) && !isWithin(key + 1));
+      });
+      const sinks = reading.numSinks && from > 0 ? " and on the sinks" : "";
+      const framed = `Framed in green: what comes after token ${position} can depend on tokens ${from} to ${position}${sinks}.`;
+      const told = "The token is told where to look, but those that it looks at are not: they have read all before them.";
+      if (isFrom) reached.textContent = "";
+      else if (target !== null) reached.textContent = `Reach: no bound. ${told}`;
+      else {
+        const all = [`Reach at dial ${dial.toFixed(1)}, on the blocks shown: ${statement}`, ...(from === null ? [] : [framed])];
+        reached.textContent = all.join(" ");
       }
-      const of = `layer ${pick.layer}, ${pick.head === null ? "mean of all heads" : `head ${pick.head}`}`;
-      scale.textContent =
-        `Shade and underline: the square root of the attention at dial 0, in ${of}; full at 100 %.` +
-        (reading.hasLearnedSink ? " What is missing of 100 % is on the model's own sink." : "");
-      mostCaption.textContent = `From token ${position}, ${quoted(tokens[position])}, in ${of}.`;
-      const best = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 6);
-      most.replaceChildren(
-        ...best.map((key) =>
-          make(
-            "tr",
-            {},
-            make("td", { class: "word" }, quoted(tokens[key])),
-            make("td", {}, String(key)),
-            make("td", {}, partOf(key, position)),
-            make("td", {}, weightText(weights[key])),
-          ),
-        ),
-      );
+    }
+
+    function scrollTo(token) {
+      if (token.offsetTop < text.scrollTop || token.offsetTop > text.scrollTop + text.clientHeight - 40) {
+        text.scrollTop = token.offsetTop - text.clientHeight / 2;
+      }
     }
 
     function showTip(token) {
       tip.hidden = token === null;
       if (!token) return;
       const key = Number(token.dataset.position);
-      const where = key > state.position
-        ? "after the chosen token"
-        : `${weightText(weights[key] ?? 0)} of the attention, ${partOf(key, state.position)}`;
-      tip.textContent = `${quoted(tokens[key])} · token ${key} · block ${blockOf[key]} · ${where}`;
+      const known = knownOf(key);
+      const { inView, weight, part, bits } = known;
+      const whose = seen.view === "from" ? "its" : "the";
+      const given = inView ? `${weightText(weight ?? 0)} of ${whose} attention, ${part}` : said(key, known);
+      const block = seen.view === "rests" ? rests.of(seen)?.blocks[blockOf[key]] : undefined;
+      const change = inView && bits !== undefined ? ` · without it the prediction changes by ${bitsText(bits)}` : "";
+      const ofBlock = inView && block !== undefined ? `, without its block by ${bitsText(block)}` : "";
+      tip.textContent = `${quoted(tokens[key])} · token ${key} · block ${blockOf[key]} · ${given}${change}${ofBlock}`;
       const place = token.getClientRects()[0];
       const frame = section.getBoundingClientRect();
       tip.style.top = `${place.bottom - frame.top + 6}px`;
       tip.style.left = `${Math.max(0, Math.min(place.left - frame.left, frame.width - 264))}px`;
     }
 
-    // --- shares by layer
+    // --- the picture
 
-    function drawShareRow(lambda, layer) {
-      const button = make(
-        "button",
-        {
-          type: "button", class: "pick", "aria-label": `Layer ${layer}, mean of all heads`,
-          onclick: () => choosePick(layer, null),
-        },
-        String(layer),
-      );
-      const segments = parts.map((part) => make("div", { class: PART_CLASSES[part] }));
-      const cells = parts.map(() => make("td"));
-      const row = make(
-        "tr",
-        {},
-        make("th", { scope: "row" }, button),
-        make("td", {}, String(Number(lambda.toFixed(2)))),
-        make("td", { class: "bar" }, make("div", { class: "stack", "aria-hidden": "true" }, ...segments)),
-        ...cells,
-      );
-      return { row, button, segments, cells };
-    }
-
-    function updateShares(position) {
-      shareRows.forEach(({ row, button, segments, cells }, layer) => {
-        const start = (layer * tokens.length + position) * PARTS.length;
-        parts.forEach((part, place) => {
-          const share = shares[index][start + PARTS.indexOf(part)] / 65535;
-          segments[place].style.width = `${100 * share}%`;
-          cells[place].textContent = (100 * share).toFixed(1);
-        });
-        row.classList.toggle("picked", layer === pick.layer);
-        button.setAttribute("aria-pressed", layer === pick.layer);
-      });
-    }
-
-    // --- layers and heads
-
-    function drawHeatCell(value, layer, column) {
-      const head = column < 0 ? null : column;
-      const name = `Layer ${layer}, ${head === null ? "mean of all heads" : `head ${head}`}`;
-      const undefinedSince = hasOutside ? "no attention to other words" : "nothing lies outside of a block";
-      const said = value === null ? undefinedSince : `context fidelity ${percent(value)}`;
-      const button = make(
-        "button",
-        {
-          type: "button", tabindex: -1, "aria-label": `${name}: ${said}`, title: `${name}: ${said}`,
-          onclick: () => choosePick(layer, head),
-        },
-        value === null ? "–" : (100 * value).toFixed(0),
-      );
-      const [background, colour] = value === null ? ["#fff", "#000"] : heatColours(value);
-      button.style.background = background;
-      button.style.color = colour;
-      return button;
-    }
-
-    function drawHeat() {
-      const heads = Array.from({ length: reading.numHeads }, (_, head) => String(head));
-      return make(
-        "div",
-        { class: "heat scroll" },
-        make(
-          "p",
-          { class: "note" },
-          "Over the whole text, in percent. Choose a head to see its words above." +
-            (hasOutside ? "" : " Nothing lies outside of a block in this text, so that there is nothing to measure."),
-        ),
-        make(
-          "table",
-          { role: "grid", "aria-label": "Context fidelity by layer and head", onkeydown: (event) => onHeatKey(event) },
-          make("thead", {}, headings("layer", "all", ...heads)),
-          make(
-            "tbody",
-            {},
-            ...heatCells.map((cells, layer) =>
-              make("tr", {}, make("th", { scope: "row" }, String(layer)), ...cells.map((cell) => make("td", {}, cell))),
-            ),
-          ),
-        ),
-      );
-    }
-
-    function updateHeat() {
-      heatCells.forEach((cells, layer) =>
-        cells.forEach((cell, column) => {
-          const isPicked = layer === pick.layer && column - 1 === (pick.head ?? -1);
-          cell.setAttribute("aria-pressed", isPicked);
-          cell.tabIndex = isPicked ? 0 : -1;
-        }),
-      );
-    }
-
-    function onHeatKey(event) {
-      const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-      if (!(event.key in moves)) return;
-      event.preventDefault();
-      const [down, right] = moves[event.key];
-      const layer = Math.max(0, Math.min(numLayers - 1, pick.layer + down));
-      const column = Math.max(0, Math.min(reading.numHeads, (pick.head ?? -1) + 1 + right));
-      choosePick(layer, column === 0 ? null : column - 1);
-      heatCells[layer][column].focus();
+    async function savePicture(kind) {
+      const { position, dial, view, layer, head } = seen;
+      const of = view === "rests" ? [] : [`layer-${layer}`, `head-${head ?? "mean"}`];
+      const what = { to: "attention", from: "looked-at", rests: "rests-on" }[view];
+      const model = reading.name.replace(/[^\p{L}\p{N}.-]+/gu, "-").slice(-60);
+      const name = [what, model, ...of, `dial-${dial.toFixed(1)}`, `token-${position}`].join("_");
+      const title = `${reading.name}: what token ${position}, ${quoted(tokens[position])}, ${VIEWS[view]}`;
+      const notes = [scale.textContent, measured.textContent, reached.textContent].filter(Boolean);
+      const full = Number(scale.dataset.full);
+      const label = (value) => (view === "rests" ? bitsText(value) : weightText(value));
+      const labels = full > 0 ? [0, 1, 2, 3, 4].map((place) => label(full * (place / 4) ** 2)) : [];
+      const svg = pictureOf(text, title, notes, labels);
+      const picture = kind === "PNG" ? await pngOf(svg) : new Blob([svg], { type: "image/svg+xml" });
+      saveAs(picture, `${name}.${kind.toLowerCase()}`);
     }
   }
 }

@@ -18,15 +18,24 @@ function savedSource(data) {
     largest: await unpack(rows.largest, Uint16Array),
   }));
   const length = data.tokens.length;
+  const weightOf = ({ mean, heads, largest }, reading, layer, head) => {
+    const row = head === null ? layer : layer * data.readings[reading].numHeads + head;
+    const packed = head === null ? mean : heads;
+    return (query, key) => {
+      const unit = head === null ? 1 / 65535 : largest[row * length + query] / 65535 / 255;
+      return packed[row * triangle(length) + triangle(query) + key] * unit;
+    };
+  };
   return {
     /** The weights of one query; of the mean over heads where `head` is null. */
     async weights({ reading, layer, head, position }) {
-      const { mean, heads, largest } = await unpacked[reading];
-      const row = head === null ? layer : layer * data.readings[reading].numHeads + head;
-      const start = row * triangle(length) + triangle(position);
-      const packed = (head === null ? mean : heads).subarray(start, start + position + 1);
-      const unit = head === null ? 1 / 65535 : largest[row * length + position] / 65535 / 255;
-      return Array.from(packed, (value) => value * unit);
+      const weight = weightOf(await unpacked[reading], reading, layer, head);
+      return Array.from({ length: position + 1 }, (_, key) => weight(position, key));
+    },
+    /** The weights that a token has for itself and for those after it. */
+    async lookedAt({ reading, layer, head, position }) {
+      const weight = weightOf(await unpacked[reading], reading, layer, head);
+      return Array.from({ length: length - position }, (_, after) => weight(position + after, position));
     },
     /** The shares of attention that go from each block to each, row by row. */
     async blocks({ reading, layer, head }) {
@@ -85,7 +94,7 @@ const megabytes = (data) =>
   (data.readings.flatMap(({ rows }) => Object.values(rows)).reduce((sum, row) => sum + row.length, 0) / 1e6).toFixed(1);
 
 /** What a reader needs to know who has not read the paper. */
-function introduction(data, hasDial) {
+function introduction(data, isLive, hasDial) {
   const { numSinks, numPreviousBlocks, partition, hasLearnedSink } = data.readings[0];
   const before = ["", " or the block before it"][numPreviousBlocks] ?? ` or the ${numPreviousBlocks} blocks before it`;
   const cut = {
@@ -118,7 +127,7 @@ function introduction(data, hasDial) {
           "Attention.",
           "A language model reads text in tokens: words, or pieces of words. To say what comes next it looks back.",
           "In every layer each token has 100 % of attention to spend, on itself and on the tokens before it;",
-          "several heads of a layer do so side by side. Choose a token to see where it looks.",
+          "several heads of a layer do so side by side. Choose a token to see where it looks, or which look at it.",
         ),
         paragraph(
           "Blocks.",
@@ -149,12 +158,20 @@ function introduction(data, hasDial) {
           ...share("block", `earlier words in the same block${before}`),
           ...share("outside", "all other earlier words"),
         ),
+        ...(isLive
+          ? [paragraph(
+              "What it rests on",
+              "is not what attention shows. The page puts other words in the place of each block and each word, and says",
+              "by how many bits the prediction changes. It takes many readings, and so begins when you ask for it.",
+            )]
+          : []),
         ...(hasDial
           ? [paragraph(
               "The dial.",
               "At 0 the model is as it is. Turned up, words outside the block count less, in each layer as far as its",
               "λ says: at dial 1, a layer with λ = 1 sees its block only. Where the prediction stays the same, within",
-              "hundredths of a bit, it needed no more than the blocks of those layers.",
+              "hundredths of a bit, it needed no more than the blocks of those layers. Shades follow the dial; tables",
+              "and matrix are at 0. Where every layer sees its blocks only, a frame holds all that can count.",
             ),
             paragraph(
               "Rules.",
@@ -162,13 +179,13 @@ function introduction(data, hasDial) {
               "after it, to look there: words elsewhere count less then, as far as the dial and λ say. It bounds where",
               "that token looks, not what it knows: tokens in between may have read the rest.",
             )]
-          : [
-              paragraph("λ", "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely."),
-              paragraph(
+          : [paragraph("λ", "says how firmly training and the dial hold a layer to its blocks: 0 not at all, 1 entirely.")]),
+        ...(isLive
+          ? []
+          : [paragraph(
                 "This file",
                 `holds every attention weight, in ${megabytes(data)} MB; they grow with the square of the text's length.`,
-              ),
-            ]),
+            )]),
       ),
     ),
   );

@@ -6,24 +6,28 @@
  * @param {object} data What Python's `page_data` makes.
  * @param {number} index Which of its readings.
  * @param {object} source As for `drawPage`.
- * @param {object} state The `position`, the `dial` and the `target` block that are chosen, as they stand when a prediction
- *   is asked for.
+ * @param {function} aboutNow Gives the `position`, the `dial` and the `target` block that are chosen, as far as they
+ *   change something in this model, as they stand when a prediction is asked for.
  * @param {HTMLElement} error Where a problem is told.
  * @returns {object} `element`, and `predictSoon`, to be called when something else is chosen.
  */
-function drawPredictions(data, index, source, state, error) {
+function drawPredictions(data, index, source, aboutNow, error) {
   const { tokens } = data;
   const reading = data.readings[index];
-  const numberOf = (position) => data.blockStarts.slice(0, position + 1).filter((start, at) => start === at).length - 1;
   const predictions = make("div", { class: "predictions", "aria-live": "polite" });
   let timer = null;
   let predicted = 0;
+  let of = "";
   let last = Promise.resolve();
-  const element = make("div", {}, make("h3", {}, "What comes next, at dial 0 and at the dial"), predictions);
+  const title = `What comes next${isDialled(reading) ? ", at dial 0 and at the dial" : ""}`;
+  const element = make("div", {}, make("h3", {}, title), predictions);
   return { element, predictSoon };
 
   /** Asks once the reader rests: a prediction takes longer than a step from token to token. */
   function predictSoon() {
+    const about = JSON.stringify(aboutNow());
+    if (about === of) return; // another layer or head has been chosen
+    of = about;
     clearTimeout(timer);
     predicted += 1; // an answer that is still to come is of what was chosen before
     predictions.setAttribute("aria-busy", "true");
@@ -31,20 +35,19 @@ function drawPredictions(data, index, source, state, error) {
   }
 
   /** What is asked: at dial 0, at the dial, and there told to look at a block, where one is marked that can be seen. */
-  function settings() {
-    const { position, dial, target } = state;
-    const isSeen = target !== null && target <= numberOf(position);
+  function settings({ dial, target }) {
     return [
       { name: "dial 0", dial: 0, target: null },
-      { name: `dial ${dial.toFixed(1)}`, dial, target: null },
-      ...(isSeen ? [{ name: `dial ${dial.toFixed(1)}, told to look at block ${target} and its own`, dial, target }] : []),
+      ...(dial > 0 ? [{ name: `dial ${dial.toFixed(1)}`, dial, target: null }] : []),
+      ...(target !== null ? [{ name: `dial ${dial.toFixed(1)}, told to look at block ${target} and its own`, dial, target }] : []),
     ];
   }
 
   async function predict() {
     const request = ++predicted;
-    const { position } = state;
-    const asked = settings();
+    const about = aboutNow();
+    const { position } = about;
+    const asked = settings(about);
     await last; // one question at a time, whatever is chosen meanwhile: others are waiting too
     if (request !== predicted) return;
     const ask = (what, { dial, target }) => {
@@ -70,18 +73,17 @@ function drawPredictions(data, index, source, state, error) {
     } catch (problem) {
       if (request !== predicted) return;
       error.textContent = problem.message;
+      of = ""; // so that it can be asked for again
     }
     predictions.removeAttribute("aria-busy");
   }
 
   function showPredictions(position, asked, answers) {
-    const isFree = reading.lambdas.every((lambda) => lambda === 0);
     const [free, dialled, told] = answers;
-    const bits = ({ divergence }) =>
-      divergence > 0 && divergence < 0.001 ? "less than 0.001 bits" : `${divergence.toFixed(3)} bits`;
+    const unit = "Kullback-Leibler divergence";
     const sentences = [
-      `Between the two: ${bits(dialled)} (Kullback-Leibler divergence; 0 bits, the same prediction).`,
-      ...(told ? [`Told to look at block ${asked[2].target}: ${bits(told)} from dial 0.`] : []),
+      ...(dialled ? [`Between the two: ${bitsText(dialled.divergence)} (${unit}; 0 bits, the same prediction).`] : []),
+      ...(told ? [`Told to look at block ${asked[2].target}: ${bitsText(told.divergence)} from dial 0.`] : []),
     ];
     if (free.actual !== null) {
       sentences.push(
@@ -89,7 +91,8 @@ function drawPredictions(data, index, source, state, error) {
           `${asked.map(({ name }, place) => `${percent(answers[place].actual)} at ${name}`).join(", ")}.`,
       );
     }
-    if (isFree) sentences.push("In this model λ is 0 in every layer, so that the dial changes nothing.");
+    if (!isDialled(reading)) sentences.push("In this model λ is 0 in every layer, so that no dial changes anything.");
+    else if (!dialled) sentences.push("Turn the dial up to see what comes next when words outside the blocks count less.");
     const column = (name, { tokens: words, probabilities }) => {
       const rows = words.map((word, place) =>
         make("tr", {}, make("td", { class: "word" }, quoted(word)), make("td", {}, percent(probabilities[place]))),
@@ -103,7 +106,7 @@ function drawPredictions(data, index, source, state, error) {
         make("p", { class: "goes-on" }, "…"),
       );
     };
-    predictions.style.setProperty("--columns", asked.length);
+    predictions.style.setProperty("--columns", Math.max(2, asked.length));
     predictions.replaceChildren(
       ...asked.map(({ name }, place) => column(name, answers[place])),
       make("p", { class: "between", style: "grid-column: 1 / -1" }, sentences.join(" ")),

@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ..evaluation.attention_rows import AttentionRows
 from ..evaluation.check_model import check_model, core_model, num_positions
@@ -13,72 +15,21 @@ from ..evaluation.divergence import divergence_bits
 from ..evaluation.generation import generate_as_told
 from ..evaluation.locality_report import LocalityProfile
 from ..evaluation.share_sums import add_rows, share_sums
-from ..modeling import Rule
 from ..modeling.block_partition import with_previous_blocks
+from ..modeling.fidelity import LayerDial
 from ..modeling.local_cache import whole_cache
 from ..modeling.locality_dial import check_share
 from ..modeling.measurements import SHARES
-from .pieces import added_text, decode, text_pieces
+from .dependence import Dependence
+from .passage import Passage
+from .pieces import added_text
+from .places import check_place, keep_last, rule_for
 
 
 #: What the objects of a reading take beside its tensors, at most.
-_OBJECT_BYTES = 2**18
-
-
-@dataclass(frozen=True, eq=False)
-class Passage:
-    """
-    A text as a model's tokenizer cuts it.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(length,)`):
-            The tokens.
-        pieces (`list[str]`):
-            What each token stands for; end to end they are the text. Of the tokens that share one character the first
-            has it, and the others have nothing. Special tokens that the tokenizer adds have their names.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-    """
-
-    input_ids: torch.Tensor
-    pieces: list[str]
-    tokenizer: PreTrainedTokenizerBase
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> "Passage":
-        """
-        Cuts a text.
-
-        Raises:
-            ValueError: for a text without a token, and for one that is no Unicode text.
-        """
-        _check_unicode(text)
-        encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-        tokens = encoded["input_ids"]
-        pieces, own = [""] * len(tokens), []
-        if tokenizer.is_fast:
-            end = 0
-            for place, (token, (_, token_end)) in enumerate(zip(tokens, encoded["offset_mapping"], strict=True)):
-                if token_end > 0 or token not in tokenizer.all_special_ids:
-                    pieces[place] = text[end : max(end, token_end)]
-                    end = max(end, token_end)
-                    own.append(place)
-                else:
-                    pieces[place] = decode(tokenizer, [token])
-            if own:
-                pieces[own[-1]] += text[end:]  # some leave out the spaces there
-        elif bare := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
-            places = range(len(tokens) - len(bare) + 1)
-            start = next((place for place in places if tokens[place : place + len(bare)] == bare), None)
-            own = range(len(tokens)) if start is None else range(start, start + len(bare))
-            pieces = [decode(tokenizer, [token]) for token in tokens]
-            pieces[own.start : own.stop] = text_pieces(tokenizer, tokens[own.start : own.stop], text)
-        if not text.strip() or not own:
-            raise ValueError("`text` is empty; it must have at least one word.")
-        return cls(torch.tensor(tokens), pieces, tokenizer)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
+_OBJECT_BYTES = 2**19
+#: Queries at a time, of all that look at one token.
+_QUERIES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +84,8 @@ class Reading:
     _rows: AttentionRows
     #: The whole text's keys and values at dial 0 and at the last other one: what follows a position starts from them.
     _caches: dict[float, DynamicCache] = field(default_factory=dict)
+    #: Of the last dial, and of what was told under it: what a pass over the blocks shown has handed to attention.
+    _dialled: dict[Any, AttentionRows] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -149,33 +102,61 @@ class Reading:
         """`bool`: whether part of the attention goes to a sink that is no token."""
         return self._rows.has_learned_sink
 
+    @cached_property
+    def dependence(self) -> Dependence:
+        """[`Dependence`]: what its predictions rest on, and can depend on."""
+        return Dependence(self.model, self.passage, self.block_starts)
+
     @property
     def num_bytes(self) -> int:
         """`int`: memory that it takes, without the model's; no more than roughly, for what is not a tensor."""
         tensors = [*self._rows.tensors, self.shares, self.passage.input_ids]
+        tensors += [tensor for rows in list(self._dialled.values()) for tensor in rows.tensors]
         for cache in self._caches.values():
             tensors += [tensor for layer in cache.layers for tensor in vars(layer).values()]
         # Queries and keys are often parts of one tensor, and the cache's may be the same.
         storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, torch.Tensor)]
         return _OBJECT_BYTES + sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def weights(self, layer: int, position: int) -> torch.Tensor:
+    def weights(self, layer: int, position: int, dial: float = 0.0, target: int | None = None) -> torch.Tensor:
         """
-        Where one query looks, at dial 0.
+        Where one query looks, on the blocks that are shown.
 
         Args:
             layer (`int`), position (`int`):
                 From 0.
+            dial (`float`, *optional*, defaults to 0.0), target (`int`, *optional*):
+                As for [`predict`].
 
         Returns:
             `torch.FloatTensor` of shape `(num_heads, position + 1)`: see [`AttentionRows.row`].
 
         Raises:
-            ValueError: for a layer or a position that is not there.
+            ValueError: for what is not there, or a dial outside [0, 1].
         """
-        _check_place("layer", layer, self.num_layers)
-        _check_place("position", position, len(self.passage))
-        return self._rows.row(layer, position)
+        self._check(layer, position, dial, target)
+        return self._weights(layer, position, position + 1, dial, target)[:, 0]
+
+    def looked_at(self, layer: int, position: int, dial: float = 0.0) -> torch.Tensor:
+        """
+        Who looks at one token: the weight that it has for itself and for each token after it, as [`weights`] has them.
+
+        Args:
+            layer (`int`), position (`int`), dial (`float`, *optional*, defaults to 0.0):
+                As for [`weights`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_heads, length - position)`.
+        """
+        self._check(layer, position, dial, None)
+        length = len(self.passage)
+        starts = range(position, length, _QUERIES)
+        parts = (self._weights(layer, start, min(start + _QUERIES, length), dial) for start in starts)
+        return torch.cat([part[:, :, position] for part in parts], dim=1)
+
+    def has_weights(self, dial: float, position: int, target: int | None) -> bool:
+        """Whether weights can be given without a pass over the text."""
+        return self._is_free(dial) or self._key(dial, position, target) in self._dialled
 
     def block_attention(self, layer: int) -> torch.Tensor:
         """
@@ -193,7 +174,7 @@ class Reading:
         Raises:
             ValueError: for a layer that is not there.
         """
-        _check_place("layer", layer, self.num_layers)
+        check_place("layer", layer, self.num_layers)
         device = self.model.device
         starts, tokens = self.block_starts[None].to(device), self.passage.input_ids[None].to(device)
         measured = self._rows.measure({"input_ids": tokens}, [layer], output_block_shares=True, block_starts=starts)
@@ -221,9 +202,9 @@ class Reading:
         Raises:
             ValueError: for a position or a block that is not there, or a dial outside [0, 1].
         """
-        _check_place("position", position, len(self.passage))
+        check_place("position", position, len(self.passage))
         if target is not None:
-            self._rules(position, target)
+            rule_for(self.block_starts, position, target)
         free, _ = self._generate(position, 0.0, 1)
         logits = free if dial == 0 else self._generate(position, dial, 1, target)[0]
         probabilities = logits.softmax(-1)
@@ -262,17 +243,57 @@ class Reading:
         before, after = tokens[: position + 1].tolist(), tokens[position + 1 :].tolist()
         return added_text(self.passage.tokenizer, before, after)
 
-    def _rules(self, position: int, target: int) -> list[Rule]:
-        """What tells a position, and what is written after it, to look at a block."""
-        edges = [*self.block_starts.unique().tolist(), len(self.passage)]
-        _check_place("target", target, int((self.block_starts[: position + 1].unique()).numel()))
-        return [Rule((position, None), [(edges[target], edges[target + 1]), (int(self.block_starts[position]), None)])]
+    def _is_free(self, dial: float) -> bool:
+        """Whether a dial changes nothing."""
+        return dial == 0 or not any(self.model.config.locality.locality_lambdas)
+
+    @staticmethod
+    def _key(dial: float, position: int, target: int | None) -> tuple[Any, ...]:
+        return (dial,) if target is None else (dial, position, target)
+
+    @torch.no_grad()
+    def _rows_under(self, dial: float, position: int, target: int | None) -> AttentionRows:
+        """What a pass under the dial hands to attention; of what is told, up to the position."""
+        if self._is_free(dial):
+            return self._rows
+        key = self._key(dial, position, target)
+        rows = self._dialled.get(key)
+        if rows is None:
+            core = core_model(self.model)
+            rows, tokens = AttentionRows(core.config), self.passage.input_ids[None].to(self.model.device)
+            told = {"block_starts": self.block_starts[None].to(tokens.device)}
+            if target is not None:
+                tokens, told = tokens[:, : position + 1], {"rules": rule_for(self.block_starts, position, target)}
+            dials = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
+            core.base_model(tokens, **told, **dials, observer=rows.keep)
+            keep_last(self._dialled, key, rows, 1)
+        return rows
+
+    def _weights(self, layer: int, first: int, end: int, dial: float, target: int | None = None) -> torch.Tensor:
+        """Where some queries look under the dial, `(num_heads, end - first, end)`."""
+        locality, is_local = self.model.config.locality, None
+        of_layer = LayerDial.of_layer(dial, 0.0, locality.locality_lambdas[layer])
+        if of_layer.is_on:
+            keys, queries = torch.arange(end), torch.arange(first, end)[:, None]
+            is_local = keys >= self.local_starts[first:end, None]
+            if target is not None:
+                ((low, high), (own, _)) = rule_for(self.block_starts, first, target)[0].targets
+                is_local = (keys >= low) & (keys < high) | (keys >= own)
+            is_local = is_local | (keys == queries) | (keys < locality.num_sink_tokens)
+        return self._rows_under(dial, first, target).rows(layer, first, end, is_local, of_layer)
+
+    def _check(self, layer: int, position: int, dial: float, target: int | None) -> None:
+        check_place("layer", layer, self.num_layers)
+        check_place("position", position, len(self.passage))
+        check_share("dial", dial)
+        if target is not None:
+            rule_for(self.block_starts, position, target)
 
     def _generate(
         self, position: int, dial: float, max_new_tokens: int, target: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of the next token, float32, and the text up to the position with the tokens that follow."""
-        _check_place("position", position, len(self.passage))
+        check_place("position", position, len(self.passage))
         check_share("dial", dial)
         prefix = self.passage.input_ids[None, : position + 1].to(self.model.device)
         greedy = GenerationConfig(
@@ -285,7 +306,7 @@ class Reading:
         )
         told = {"locality_dial": dial, "min_fidelity": 0.0}
         if target is not None:
-            told["rules"] = self._rules(position, target)
+            told["rules"] = rule_for(self.block_starts, position, target)
         cache = self._cache_before(position, 0.0 if "rules" in told else dial)  # no rule names what is before
         outputs = generate_as_told(self.model, prefix, greedy, cache=cache, **told)
         return outputs.logits[0][0].float().cpu(), outputs.sequences[0].cpu()
@@ -308,17 +329,6 @@ class Reading:
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.crop(position - len(self.passage))
         return cache
-
-
-def num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """
-    How long the [`Passage`] of a text is: of a tokenizer without offsets the pieces take far longer than the tokens.
-
-    Raises:
-        ValueError: for a text that is no Unicode text.
-    """
-    _check_unicode(text)
-    return len(tokenizer(text, verbose=False)["input_ids"])
 
 
 @torch.no_grad()
@@ -402,17 +412,3 @@ def read_beside(first: Reading, model: PreTrainedModel, passage: Passage, name: 
     if not torch.equal(passage.input_ids, first.passage.input_ids):
         raise ValueError("`compare` cuts the text into other tokens than the first model; they cannot be compared.")
     return read(model, passage, first.block_starts, name)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a character of two, which a browser may send
-        raise ValueError(
-            f"`text` has {text[error.start]!r}, character {error.start}; it must be Unicode text."
-        ) from error
-
-
-def _check_place(name: str, value: int, number: int) -> None:
-    if not 0 <= value < number:
-        raise ValueError(f"`{name}` is {value}; it must be in 0 to {number - 1}.")

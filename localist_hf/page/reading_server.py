@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.check_model import core_model, num_positions
 from .page_data import packed_blocks, page_data
-from .reading import Passage, Reading, num_tokens, read, read_beside
+from .passage import Passage, num_tokens
+from .reading import Reading, read, read_beside
 
 
 #: Longer texts are refused, whatever the model takes and however fast it is.
@@ -83,11 +84,41 @@ class Readings:
         return page_data(self._read((text, model, compare or "")), has_rows=False)
 
     def weights(
-        self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None, position: int
-    ) -> list[float]:
-        """The attention weights of one query, of the mean over heads where `head` is `None`."""
-        rows = _one_of(self._read((text, model, compare or "")), reading).weights(layer, position)
-        return _of_head(rows, head).tolist()
+        self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None, position: int,
+        dial: float, target: int | None,
+    ) -> list[float]:  # fmt: skip
+        """
+        The attention weights of one query under the dial, told to look at a block or not; of the mean over heads where
+        `head` is `None`.
+        """
+        key = text, model, compare or ""
+        ask = self._ask if self._has_weights(key, reading, dial, position, target) else self._ask_model
+        return _of_head(ask(key, reading, lambda one: one.weights(layer, position, dial, target)), head).tolist()
+
+    def looked_at(
+        self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None, position: int,
+        dial: float,
+    ) -> list[float]:  # fmt: skip
+        """The weights that a token has for itself and for those after it: [`Reading.looked_at`]."""
+        key = text, model, compare or ""
+        ask = self._ask if self._has_weights(key, reading, dial, position, None) else self._ask_model
+        return _of_head(ask(key, reading, lambda one: one.looked_at(layer, position, dial)), head).tolist()
+
+    def reach(self, text: str, model: str, compare: str | None, reading: int, dial: float) -> dict[str, Any]:
+        """What each prediction can depend on, on the blocks that are shown, and the sentence that says so."""
+        found = self._ask_model((text, model, compare or ""), reading, lambda one: one.dependence.reach(dial))
+        return {"first": found.first[0].tolist() if found.is_bounded else None, "statement": found.statement}
+
+    def influence(
+        self, text: str, model: str, compare: str | None, reading: int, position: int, dial: float, target: int | None,
+        unit: str, end: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A portion of what a prediction rests on, in bits, and how much is left: [`Dependence.influence`]."""
+        key = text, model, compare or ""
+        left, values = self._ask_model(
+            key, reading, lambda one: one.dependence.influence(position, dial, unit, end, target)
+        )
+        return {"left": left, "bits": values}
 
     def blocks(self, text: str, model: str, compare: str | None, reading: int, layer: int, head: int | None) -> str:
         """Which blocks the words of each block look at: [`Reading.block_attention`], packed."""
@@ -113,6 +144,14 @@ class Readings:
         """The text that follows a position under the dial, told to look at a block or not."""
         key = text, model, compare or ""
         return self._ask_model(key, reading, lambda one: one.go_on(position, dial, target=target))
+
+    def _has_weights(
+        self, key: tuple[str, str, str], reading: int, dial: float, position: int, target: int | None
+    ) -> bool:
+        return self._ask(key, reading, lambda one: one.has_weights(dial, position, target))
+
+    def _ask(self, key: tuple[str, str, str], reading: int, ask: Callable[[Reading], Any]) -> Any:
+        return ask(_one_of(self._read(key), reading))
 
     def _ask_model(self, key: tuple[str, str, str], reading: int, ask: Callable[[Reading], Any]) -> Any:
         with self._models_lock:

@@ -17,7 +17,8 @@ from ..page_title import TITLE
 from ..version import __version__
 from ..whole_file import write_whole
 from .page_data import page_data
-from .reading import Passage, Reading, num_tokens, read, read_beside
+from .passage import Passage, num_tokens
+from .reading import Reading, read, read_beside
 
 
 #: A page of 56 MB takes 4 seconds and 620 MB of memory to open in Chromium, and half a minute to be made.
@@ -165,4 +166,18 @@ def own_file(name: str) -> str:
 
 def page_script() -> str:
     """What draws the page, in JavaScript."""
-    return "\n".join(map(own_file, ("parts.js", "predictions.js", "blocks.js", "page.js")))
+    return "\n".join(
+        map(
+            own_file,
+            (
+                "parts.js",
+                "words.js",
+                "tables.js",
+                "blocks.js",
+                "predictions.js",
+                "dependence.js",
+                "picture.js",
+                "page.js",
+            ),
+        )
+    )

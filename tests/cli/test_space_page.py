@@ -16,8 +16,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the page was made of, and launched with; Gradio need not be there."""
     made: dict[str, Any] = {}
 
-    def live_page(load: Callable, models: list[str], text: str, is_open: bool) -> SimpleNamespace:
-        made.update(load=load, models=models, text=text, is_open=is_open)
+    def live_page(load: Callable, models: list[str], text: str, compare: str | None, is_open: bool) -> SimpleNamespace:
+        made.update(load=load, models=models, text=text, compare=compare, is_open=is_open)
         return SimpleNamespace(launch=lambda **settings: made.update(settings=settings))
 
     for name, function in (("live_page", live_page), ("serving", lambda: {"share": False})):
@@ -40,7 +40,7 @@ def test_strangers_have_the_published_models_only(served: dict[str, Any], monkey
     revisions = {"org/a": "1" * 40, "org/b": "2" * 40, "org/base": "3" * 40}
     space_page.serve_page(["org/a", "org/b"], revisions)
     assert (served["models"], served["text"]) == (["org/a", "org/b"], view.default_text())
-    assert served["is_open"] is False
+    assert (served["compare"], served["is_open"]) == ("org/b", False)
     assert served["settings"] == {"share": False}
     model, tokenizer = served["load"]("org/a", "model")
     assert (model.weight.dtype, tokenizer) == (torch.float32, "its tokenizer")

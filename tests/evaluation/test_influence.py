@@ -126,6 +126,18 @@ def test_under_rules_what_may_not_be_looked_at_has_no_influence(
     assert found.values[1, 0] > 0
 
 
+@torch.no_grad()
+def test_blocks_may_be_given(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    model, ids = make_model(locality_schedule="localist"), torch.randint(2, 97, (40,), generator=torch.manual_seed(1))
+    starts = torch.tensor([0] * 25 + [25] * 15)
+    found = measure_influence(model, ids, "block", [39], locality_dial=1.0, block_starts=starts)
+    assert found.units == [(0, 25), (25, 40)]
+    assert found.values[0, 0] == 0  # out of sight
+    found = measure_influence(model, ids, "token", [39], locality_dial=1.0, block_starts=starts)
+    assert set(found.values[:25, 0].tolist()) == {0.0}
+    assert found.values[25:, 0].min() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -140,6 +152,7 @@ def test_under_rules_what_may_not_be_looked_at_has_no_influence(
         ({"method": "noise"}, "`method` is 'noise'; it must be 'erasure' or 'knock_out'"),
         ({"num_draws": 0}, "`num_draws` is 0; it must be a whole number above 0"),
         ({"batch_size": 1.5}, "`batch_size` is 1.5; it must be a whole number above 0"),
+        ({"block_starts": torch.zeros(5).long()}, r"`block_starts` has the shape \(5,\); the text has 40 tokens"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localist_hf.hub import RunRecord
-from localist_hf.hub.siblings import load_siblings, pair_to_show
+from localist_hf.hub.siblings import load_siblings, pair_to_open, pair_to_show
 
 
 def test_siblings_differ_in_locality_and_seed_only(family: Path, tmp_path: Path, train_run: Callable) -> None:
@@ -64,3 +64,15 @@ def test_the_pair_to_show(family: Path) -> None:
     assert pair_to_show(runs) == ("steep", "distributed")
     assert pair_to_show({"x": runs["base"]}) == ("x", None)
     assert pair_to_show({"x": runs["base"], "y": runs["steep"]}) == ("y", None)  # the base had another training
+
+
+def test_the_pair_to_open_is_of_models_that_read_the_same_tokens(family: Path) -> None:
+    runs = {folder: RunRecord.load(family / folder) for folder in ("base", "distributed", "linear", "quintic")}
+    assert pair_to_open(runs) == pair_to_show(runs) == ("quintic", "distributed")
+    del runs["distributed"]
+    assert pair_to_show(runs) == ("quintic", None)
+    assert pair_to_open(runs) in (("quintic", "base"), ("quintic", "linear"))
+    assert pair_to_open({name: runs[name] for name in ("linear", "quintic")}) == ("quintic", "linear")
+    assert pair_to_open({"quintic": runs["quintic"]}) == ("quintic", None)
+    runs["linear"] = replace(runs["linear"], data=runs["linear"].data | {"name": "another"})
+    assert pair_to_open({name: runs[name] for name in ("linear", "quintic")}) == ("quintic", None)

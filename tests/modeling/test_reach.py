@@ -144,7 +144,7 @@ def test_it_is_said_of_blocks_that_the_model_finds(make_model, make_text) -> Non
     mask[0, :9] = 0
     window = make_model(locality_schedule="localist", block_partition="window", window_length=5, num_sink_tokens=1)
     reach = window.reach(ids, attention_mask=mask, locality_dial=1.0)
-    assert reach.statement.startswith("No token before those in reach, but for the first 1 of its text, can change")
+    assert reach.statement.startswith("No token before those in reach, but for the first token of its text, can change")
     assert (reach.first[0, :9] == -1).all()
     assert reach.first[0, 9:14].tolist() == [9] * 5
     hidden = [max(0, at // 5 * 5 - 1) / at for length in (31, 40) for at in range(1, length)]

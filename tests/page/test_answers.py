@@ -16,20 +16,20 @@ from localist_hf.page.reading_server import Readings
 
 
 ASKED = {
-    "text": "some more", "model": "one", "compare": None, "reading": 0, "layer": 0, "head": None, "position": 0,
-    "dial": 0.5, "target": None,
+    "text": "some more", "model": "one", "compare": None, "reading": 0, "layer": 0, "head": None, "position": 1,
+    "dial": 0.5, "target": None, "unit": "block", "end": 1,
 }  # fmt: skip
-ENDPOINTS = ("read", "weights", "blocks", "predict", "go_on")
+ENDPOINTS = ("read", "weights", "looked_at", "blocks", "reach", "influence", "predict", "go_on")
 #: Each type that JSON has, and numbers that no place or share can be.
 VALUES = (
-    None, True, False, -1, 10**30, 0.5, 1.0, 1.5, math.nan, math.inf, -math.inf, "", "0", "\ud83d", [], [0], {},
+    None, True, False, -1, 10**30, 0.5, 1.0, 1.5, math.nan, math.inf, -math.inf, "", "0 1", "\ud83d", [], [0], {},
     {"a": 1}, "x" * 1000, [0] * 1000,
 )  # fmt: skip
 #: Those of them that can be answered.
-RIGHT = {"text": ["0"], "compare": [None, ""], "head": [None], "target": [None], "dial": [0.5, 1.0]}
+RIGHT = {"text": ["0 1"], "compare": [None, ""], "head": [None], "target": [None], "dial": [0.5, 1.0], "end": [1]}
 CALLED = {
     "text": "a text", "model": "a text", "compare": "a text or null", "head": "a whole number or null",
-    "target": "a whole number or null", "dial": "a number",
+    "target": "a whole number or null", "dial": "a number", "unit": "a text",
 }  # fmt: skip
 
 

@@ -1,188 +1,31 @@
-"""The pages in a browser: what a reader does, and what the page then shows, against the model's own numbers."""
+"""The saved page in a browser: what a reader does, and what the page then shows, against the model's own numbers."""
 
-import copy
 import re
-import shutil
-from collections.abc import Callable, Iterator
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-
-from localist_hf import localize
-from localist_hf.page import Passage, Reading, read, read_beside, saved_page
-
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: on Debian, apt-get install chromium"),
-    pytest.mark.slow,
-]
-
-TEXT = (
-    "Sentence number 12 says something.\n\tsome <b>more</b> of the words here 😀\n"
-    "number 3 says <script>alert(1)</script>."
+from browsing import (
+    WIDTHS,
+    check_blocks,
+    check_fits,
+    check_looked_at,
+    check_shares,
+    check_weights,
+    press_tokens,
+    settled,
+    shades,
+    sync_api,
 )
-WIDTHS = (1280, 390)
+from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from localist_hf.page import Passage, Reading, read, saved_page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    sync_api.expect.set_options(timeout=60_000)  # a busy machine's answer comes late
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: "sync_api.Browser") -> Iterator[Callable[..., "sync_api.Page"]]:
-    """Opens an address; at the end of the test nothing may have gone wrong on the page, or been fetched from afar."""
-    pages, complaints = [], []
-
-    def complain(message: "sync_api.ConsoleMessage") -> None:
-        # The page only draws; it is `check_blocks` that reads a canvas, and more than once.
-        if message.type in ("error", "warning") and not message.text.startswith("Canvas2D: Multiple readback"):
-            complaints.append(message.text)
-
-    def watch_requests(request: "sync_api.Request") -> None:
-        if not re.match(r"file:|data:|blob:|\w+://127\.0\.0\.1", request.url):
-            complaints.append(f"asked for {request.url}")
-
-    def open_address(address: str, width: int = 1280) -> "sync_api.Page":
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.set_default_timeout(60_000)
-        pages.append(page)
-        page.on("console", complain)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append("an alert"))
-        page.on("request", watch_requests)
-        page.goto(address)
-        page.wait_for_selector(".token[aria-selected=true]")
-        return page
-
-    yield open_address
-    for page in pages:
-        page.close()
-    assert complaints == []
-
-
-@pytest.fixture
-def models(model_for_tokenizer: LlamaForCausalLM) -> list[PreTrainedModel]:
-    """Two models of one kind, with other weights."""
-    settings = {"locality_schedule": "localist", "min_block_length": 3, "max_block_length": 12, "num_sink_tokens": 1}
-    torch.manual_seed(1)
-    other = LlamaForCausalLM(copy.deepcopy(model_for_tokenizer.config)).eval()
-    return [localize(model, **settings) for model in (model_for_tokenizer, other)]
-
-
-@pytest.fixture
-def readings(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> list[Reading]:
-    passage = Passage.of(tokenizer, TEXT)
-    first = read(models[0], passage, name="first")
-    return [first, read_beside(first, models[1], passage, name="second")]
-
-
-@pytest.fixture
-def saved(readings: list[Reading], tmp_path: Path) -> str:
-    saved_page(readings).save(tmp_path / "page.html")
-    return (tmp_path / "page.html").as_uri()
-
-
-# --- what stands on the page
-
-
-def settled(page: "sync_api.Page", layer: int, head: int | None, position: int, panel: int = 0) -> None:
-    """Waits until a panel shows what was chosen."""
-    of = f"in layer {layer}, {'mean of all heads' if head is None else f'head {head}'}"
-    caption = page.locator(".panel").nth(panel).locator(".most caption")
-    sync_api.expect(caption).to_contain_text(of)
-    sync_api.expect(caption).to_contain_text(f"From token {position},")
-
-
-def shown_weights(page: "sync_api.Page", panel: int = 0) -> list[float]:
-    """What the tokens up to the chosen one are labelled with."""
-    labels = page.locator(".panel").nth(panel).locator(".token").evaluate_all(
-        "tokens => tokens.map((token) => token.getAttribute('aria-label'))"
-    )  # fmt: skip
-    found = [re.search(r"(< )?([\d.]+) %, (self|sink|block|outside)$", label) for label in labels]
-    assert all(
-        label.endswith("after the chosen token") for label, match in zip(labels, found, strict=True) if not match
-    )
-    return [float(match[2]) / 100 for match in found if match]
-
-
-def check_weights(page: "sync_api.Page", reading: Reading, layer: int, head: int | None, position: int, panel: int = 0):
-    settled(page, layer, head, position, panel)
-    weights = reading.weights(layer, position)
-    row = weights.mean(0) if head is None else weights[head]
-    rounding = 0.00006 + (0 if head is None else 0.002 * row.max().item())
-    assert shown_weights(page, panel) == pytest.approx(row.tolist(), abs=rounding)
-
-
-def check_shares(page: "sync_api.Page", reading: Reading, position: int, panel: int = 0) -> None:
-    rows = page.locator(".panel").nth(panel).locator(".shares tbody tr").all_inner_texts()
-    assert len(rows) == reading.num_layers
-    for row, shares in zip(rows, reading.shares[:, position], strict=True):
-        numbers = [float(number) for number in row.split()[-4:]]
-        assert numbers == pytest.approx((100 * shares).tolist(), abs=0.06)
-
-
-def check_blocks(page: "sync_api.Page", reading: Reading, layer: int, head: int | None, panel: int = 0) -> None:
-    """That rows and cells of the matrix under the mouse are said as they are, and that they are coloured so."""
-    matrix = page.locator(".panel").nth(panel).locator(".blocks")
-    canvas, said = matrix.locator("canvas"), matrix.locator(".said")
-    sync_api.expect(canvas).to_have_attribute(
-        "aria-label", re.compile(f"in layer {layer}, {'mean of all heads' if head is None else f'head {head}'}")
-    )
-    shares = reading.block_attention(layer)
-    parts = (shares.mean(0) if head is None else shares[head]).double()
-    parts = parts / parts.sum(1, keepdim=True)
-    size = canvas.bounding_box()["width"] - 2  # of the border
-    cell = size / len(parts)
-    for row, column in ((len(parts) - 1, 0), (len(parts) - 1, len(parts) - 1), (2, 1)):
-        canvas.hover(position={"x": 1 + (column + 0.5) * cell, "y": 1 + (row + 0.5) * cell})
-        other = "itself" if row == column else f"block {column}, "
-        sync_api.expect(said).to_contain_text(re.compile(f"^Block {row}, .*, looks at {other}"))
-        shown = float(re.search(r": ([\d.]+) %\.$", said.inner_text())[1])
-        assert shown == pytest.approx(100 * parts[row, column].item(), abs=0.06)
-    brightness = canvas.evaluate(
-        """(canvas, number) => {
-          const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          const middle = (place) => Math.floor((place + 0.5) * (width / number));
-          const at = (row, column) => 4 * (middle(row) * width + middle(column));
-          const brightness = (place) => data[place] + data[place + 1] + data[place + 2];
-          return Array.from({ length: number }, (_, row) =>
-            Array.from({ length: row + 1 }, (_, column) => brightness(at(row, column))));
-        }""",
-        len(parts),
-    )
-    for row in range(1, len(parts)):
-        assert max(range(row + 1), key=brightness[row].__getitem__) == parts[row].argmax()
-
-
-def press_tokens(page: "sync_api.Page", position: int, panel: int = 0) -> None:
-    page.locator(".panel").nth(panel).locator(".token").nth(position).click()
-
-
-# What sticks out at the side of what it stands in, other than what can be scrolled there.
-STICKS_OUT = """
-(host) => [...document.querySelector(host).shadowRoot.querySelectorAll(".page, .page *")]
-  .filter((element) => !element.closest(".scroll, .tip") && element.scrollWidth > element.clientWidth + 1)
-  .filter((element) => getComputedStyle(element).display !== "inline" && element.clientWidth > 0)
-  .map((element) => `${element.tagName}.${element.className}: ${element.scrollWidth} in ${element.clientWidth}`)
-"""
-
-
-def check_fits(page: "sync_api.Page", host: str, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 900})
-    assert page.evaluate(STICKS_OUT, host) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-# --- the saved page
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -225,7 +68,7 @@ def test_the_text_is_whole_and_stays_text(
 ) -> None:
     page = open_page(saved)
     text = page.locator(".text").first
-    assert re.sub("[↵⇥·]", "", text.text_content()) == TEXT
+    assert re.sub("[↵⇥·]", "", text.text_content()) == "".join(readings[0].passage.pieces)
     assert text.locator("b, script").count() == 0
 
 
@@ -275,6 +118,68 @@ def test_hovering_says_the_number(
     assert float(re.search(r"([\d.]+) % of the attention", tip.inner_text())[1]) == pytest.approx(
         100 * weight, abs=0.006
     )
+
+
+def test_who_looks_at_a_token(open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading]) -> None:
+    page = open_page(saved)
+    last = readings[0].num_layers - 1
+    press_tokens(page, 5)
+    page.get_by_label("is looked at by", exact=True).check()
+    for panel, reading in enumerate(readings):
+        check_looked_at(page, reading, last, None, 5, panel)
+    page.locator(".panel").first.get_by_role("button", name=re.compile("^Layer 1, head 2: ")).click()
+    check_looked_at(page, readings[0], 1, 2, 5)
+    page.locator(".token[aria-selected=true]").first.press("ArrowRight")
+    check_looked_at(page, readings[0], 1, 2, 6)
+    page.get_by_label("is looked at by", exact=True).press("ArrowLeft")  # by the keyboard
+    check_weights(page, readings[0], 1, 2, 6)
+    assert page.get_by_label("rests on", exact=True).count() == 0
+    assert page.get_by_text("is said by the live page: `localist-hf view`").count() == 2
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pictures_of_the_text(
+    open_page: Callable[..., "sync_api.Page"], saved: str, readings: list[Reading], tmp_path: Path, width: int
+) -> None:
+    page = open_page(saved, width)
+    press_tokens(page, 11)
+    settled(page, readings[0].num_layers - 1, None, 11)
+    for kind in ("svg", "png"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=kind.upper(), exact=True).first.click()
+        assert download.value.suggested_filename == f"attention_first_layer-2_head-mean_dial-0.0_token-11.{kind}"
+        download.value.save_as(tmp_path / f"picture.{kind}")
+    svg = (tmp_path / "picture.svg").read_text()
+    assert not re.search(r"href|url\(|https?:(?!//www\.w3\.org/2000/svg)", svg)  # it needs nothing else
+    root = ElementTree.fromstring(svg)
+    texts = [each.text or "" for each in root.findall(".//{*}text")]
+    letters = "".join(each.text for each in root.findall(".//{*}text") if each.get("textLength"))
+    assert re.sub(r"[↵⇥·\s]", "", letters) == re.sub(r"\s", "", "".join(readings[0].passage.pieces))
+    said = " ".join(texts)
+    for sentence in (
+        "first: what token 11, ",
+        "in layer 2, mean of all heads; full at 100 %",
+        "at dial 0.0",
+        "100.00 %",
+    ):
+        assert sentence in said
+    # Each shade is that of a weight, and is drawn so.
+    boxes = [box for box in root.findall(".//{*}rect") if box.get("fill") == "#f59e0b"][:-5]  # without the legend's
+    weights = readings[0].weights(2, 11).mean(0)
+    opacities = {float(box.get("fill-opacity")) for box in boxes}
+    assert opacities == {share for share in shades(page) if share > 0}
+    assert max(opacities) == pytest.approx(weights.max().item() ** 0.5, abs=0.001)
+    image = Image.open(tmp_path / "picture.png").convert("RGB")
+    assert image.size == (2 * int(root.get("width")), 2 * int(root.get("height")))
+    for box in boxes:
+        x, y, wide, share = (float(box.get(name)) for name in ("x", "y", "width", "fill-opacity"))
+        if wide >= 6:
+            pixel = image.getpixel((int(2 * x + wide), int(2 * y) + 5))
+            blends = [
+                [ground + share * (full - ground) for ground, full in zip(under, (245, 158, 11), strict=True)]
+                for under in ((255, 255, 255), (234, 240, 248))
+            ]
+            assert any(pixel == pytest.approx(blend, abs=3) for blend in blends), (pixel, blends)
 
 
 # Text against what is under it, as WCAG 2 has it, of everything that has a text of its own.
@@ -382,116 +287,3 @@ def test_where_all_is_one_block_nothing_is_said_of_other_words(
     assert page.get_by_text("Nothing lies outside of a block in this text").count() == 1
     assert page.get_by_role("button", name="Layer 1, head 2: nothing lies outside of a block").count() == 1
     assert page.get_by_text("holds every attention weight, in 0.0 MB").count() == 1
-
-
-# --- the live page
-
-
-@pytest.fixture
-def address(models: list[PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    from localist_hf.page.live_page import live_page
-    from localist_hf.page.serving import launch_settings
-
-    by_name = dict(zip(("first", "second"), models, strict=True))
-
-    def load(name: str, flag: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        if name not in by_name:
-            raise ValueError(f"`model` is {name!r}, which cannot be loaded.")
-        return by_name[name], tokenizer
-
-    page = live_page(load, ["first", "second"], TEXT)
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_settings("127.0.0.1"))
-    yield address
-    page.close()
-
-
-def check_predictions(
-    page: "sync_api.Page", reading: Reading, position: int, dial: float, panel: int = 0, target: int | None = None
-) -> None:
-    predictions = page.locator(".panel").nth(panel).locator(".predictions")
-    sync_api.expect(predictions.locator("h4").nth(1)).to_have_text(f"dial {dial:.1f}")
-    sync_api.expect(predictions).not_to_have_attribute("aria-busy", "true")
-    columns = predictions.locator("> div")
-    settings = [(0.0, None), (dial, None), *([] if target is None else [(dial, target)])]
-    sync_api.expect(columns).to_have_count(len(settings))
-    for column, (setting, told) in zip(columns.all(), settings, strict=True):
-        expected = reading.predict(position, setting, target=told)
-        probabilities = [float(row.split()[-2]) / 100 for row in column.locator("tbody tr").all_inner_texts()]
-        assert probabilities == pytest.approx(expected.probabilities, abs=0.0006)
-        assert column.locator(".goes-on").text_content() == reading.go_on(position, setting, target=told)
-    sentence = predictions.locator(".between").inner_text()
-    divergence = float(re.search(r"([\d.]+) bits \(Kull", sentence)[1])
-    assert divergence == pytest.approx(reading.predict(position, dial).divergence, abs=0.0011)
-    assert divergence > 0.01
-
-
-def test_the_live_page(
-    address: str, open_page: Callable[..., "sync_api.Page"], models: list[PreTrainedModel], readings: list[Reading],
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:  # fmt: skip
-    page = open_page(address)
-    layer, length = readings[0].num_layers - 1, len(readings[0].passage)
-    check_weights(page, readings[0], layer, None, length - 1)
-    check_predictions(page, readings[0], length - 1, 1.0)
-    press_tokens(page, 14)
-    check_weights(page, readings[0], layer, None, 14)
-    check_shares(page, readings[0], 14)
-    check_predictions(page, readings[0], 14, 1.0)
-    page.get_by_role("button", name=re.compile("^Layer 1, head 2: ")).click()
-    check_weights(page, readings[0], 1, 2, 14)
-    check_blocks(page, readings[0], 1, 2)
-    page.locator(".blocks canvas").click(position={"x": 2, "y": 2})  # the first block's row chooses its last token
-    check_weights(page, readings[0], 1, 2, readings[0].block_starts.unique()[1].item() - 1)
-    press_tokens(page, 14)
-    for width in (390, 1280):
-        check_fits(page, ".drawing", width)
-    # The dial.
-    page.get_by_label("Dial", exact=True).press("ArrowLeft")
-    page.get_by_label("Dial", exact=True).press("ArrowLeft")
-    check_predictions(page, readings[0], 14, 0.8)
-
-    # Told to look at the first block, by the mouse and by the keyboard.
-    for press in (
-        lambda: page.locator(".token").first.click(modifiers=["Shift"]),
-        lambda: page.locator(".token[aria-selected=true]").press("t"),
-    ):
-        press()
-        number = int(page.locator(".block.target").get_attribute("data-number"))
-        check_predictions(page, readings[0], 14, 0.8, target=number)
-        page.locator(f".block[data-number='{number}'] .token").first.click(modifiers=["Shift"])
-        sync_api.expect(page.locator(".block.target")).to_have_count(0)
-        check_predictions(page, readings[0], 14, 0.8)
-
-    # A second model beside it.
-    page.get_by_label("Second model beside it").fill("second")
-    page.get_by_label("Second model beside it").press("Enter")
-    page.get_by_role("button", name="Read", exact=True).click()
-    sync_api.expect(page.locator(".panel")).to_have_count(2)
-    press_tokens(page, 14, panel=1)
-    for panel, reading in enumerate(readings):
-        check_weights(page, reading, layer, None, 14, panel)
-        check_shares(page, reading, 14, panel)
-        check_predictions(page, reading, 14, 1.0, panel)
-
-    # What cannot be read is said, and the next text is read.
-    for text, sentence in (
-        ("", "`text` is empty"),
-        ("a " * 3000, "tokens; this page takes 2048 tokens."),
-        ("😀" * 1_000_000, "`text` has more than 32768 characters; this page takes 2048 tokens."),
-    ):
-        page.get_by_label("Text", exact=True).fill(text)
-        page.get_by_role("button", name="Read", exact=True).click()
-        sync_api.expect(page.locator(".page > .error")).to_contain_text(sentence)
-        assert page.locator(".token").count() == 0
-    page.get_by_label("Text", exact=True).fill("number 3 says more.")
-    page.get_by_label("Model", exact=True).fill("third")
-    page.get_by_label("Model", exact=True).press("Enter")
-    page.get_by_role("button", name="Read", exact=True).click()
-    sync_api.expect(page.locator(".page > .error")).to_contain_text("`model` is 'third', which cannot be loaded.")
-    page.get_by_label("Model", exact=True).fill("second")
-    page.get_by_label("Model", exact=True).press("Enter")
-    page.get_by_role("button", name="Read", exact=True).click()
-    passage = Passage.of(tokenizer, "number 3 says more.")
-    sync_api.expect(page.locator(".panel").first.locator(".token")).to_have_count(len(passage))
-    check_weights(page, read(models[1], passage), layer, None, len(passage) - 1)

@@ -51,8 +51,8 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
     assert readings.read(*about) == page_data([first, second], has_rows=False)
     for number, reading in enumerate((first, second)):
         row = reading.weights(2, 9)
-        assert_close(torch.tensor(readings.weights(*about, number, 2, None, 9)), row.mean(0))
-        assert_close(torch.tensor(readings.weights(*about, number, 2, 3, 9)), row[3])
+        assert_close(torch.tensor(readings.weights(*about, number, 2, None, 9, 0.0, None)), row.mean(0))
+        assert_close(torch.tensor(readings.weights(*about, number, 2, 3, 9, 0.0, None)), row[3])
         of_blocks = reading.block_attention(2)
         assert readings.blocks(*about, number, 2, None) == packed_blocks(of_blocks.mean(0))
         assert readings.blocks(*about, number, 2, 3) == packed_blocks(of_blocks[3])
@@ -67,6 +67,18 @@ def test_answers_are_the_readings_numbers(shelf: Shelf) -> None:
         told = readings.predict(*about, number, 9, 1.0, 0)
         assert told["probabilities"] == reading.predict(9, 1.0, target=0).probabilities
         assert readings.go_on(*about, number, 9, 1.0, 0) == reading.go_on(9, 1.0, target=0)
+        dialled = torch.tensor(readings.weights(*about, number, 2, 3, 20, 0.5, None))
+        assert_close(dialled, reading.weights(2, 20, 0.5)[3])
+        assert not torch.allclose(dialled, reading.weights(2, 20)[3], atol=1e-3)
+        assert_close(
+            torch.tensor(readings.weights(*about, number, 2, None, 20, 1.0, 0)), reading.weights(2, 20, 1.0, 0).mean(0)
+        )
+        assert_close(torch.tensor(readings.looked_at(*about, number, 2, 3, 9, 0.5)), reading.looked_at(2, 9, 0.5)[3])
+        reach = reading.dependence.reach(1.0)
+        assert readings.reach(*about, number, 1.0) == {"first": reach.first[0].tolist(), "statement": reach.statement}
+        assert readings.reach(*about, number, 0.5)["first"] is None
+        left, bits = reading.dependence.influence(9, 0.5, "token", 10)
+        assert readings.influence(*about, number, 9, 0.5, None, "token", 10) == {"left": left, "bits": bits}
 
 
 @pytest.fixture
@@ -99,7 +111,8 @@ def test_models_that_are_no_longer_asked_for_make_room_and_come_back(
         shelf.models["first"], shelf.models["third"],
     }  # fmt: skip
     assert shelf.loaded == ["first", "second", "third"]
-    assert len(readings.weights(TEXT, "second", None, 0, 0, None, 9)) == 10  # its model has gone, and is loaded again
+    # Its model has gone, and is loaded again.
+    assert len(readings.weights(TEXT, "second", None, 0, 0, None, 9, 0.0, None)) == 10
     readings.read("a", "third", "first")  # the older of two stays for the new one that is compared with it
     readings.read("a", "third", "first")
     assert shelf.loaded[3:] == ["second", "first"]
@@ -122,7 +135,7 @@ def test_what_made_room_is_read_again_by_itself(
     monkeypatch.setattr(module, "_READING_BYTES", 4 * sizes[0])
     readings.predict(texts[0], "first", None, 0, 3, 0.5, None)
     assert list(readings._readings) == [(text, "first", "") for text in (*texts[7:], texts[0])]
-    assert len(readings.weights(texts[5], "first", "", 0, 0, None, 3)) == 4
+    assert len(readings.weights(texts[5], "first", "", 0, 0, None, 3, 0.0, None)) == 4
     assert read_texts == [*texts, texts[5]]
     monkeypatch.setattr(module, "_READING_BYTES", 0)  # one is kept, whatever it takes
     for _ in range(2):
@@ -147,7 +160,7 @@ def test_many_read_and_ask_at_once_in_bounded_memory(shelf: Shelf, monkeypatch: 
     def visit(number: int) -> dict[str, Any]:
         text, compare = f"number {number} says something. {TEXT}", "second" if number % 4 == 1 else None
         assert "".join(readings.read(text, "first", compare)["tokens"]) == text
-        assert sum(readings.weights(text, "first", compare, 0, 1, None, 3)) == pytest.approx(1, abs=1e-5)
+        assert sum(readings.weights(text, "first", compare, 0, 1, None, 3, 0.0, None)) == pytest.approx(1, abs=1e-5)
         answer = readings.predict(text, "first", compare, 0, 3, 1.0, None)
         with readings._kept_lock:
             kept.append([size for _, size in readings._readings.values()])
@@ -162,8 +175,11 @@ def test_many_read_and_ask_at_once_in_bounded_memory(shelf: Shelf, monkeypatch: 
 def test_weights_wait_for_no_prediction(shelf: Shelf) -> None:
     readings = Readings(shelf.load)
     page = readings.read(TEXT, "first", None)
+    readings.weights(TEXT, "first", None, 0, 0, None, 9, 0.5, None)
     with readings._models_lock:  # a prediction is being made
-        assert len(readings.weights(TEXT, "first", None, 0, 0, None, 9)) == 10
+        assert len(readings.weights(TEXT, "first", None, 0, 0, None, 9, 0.0, None)) == 10
+        # A pass under this dial was made.
+        assert len(readings.weights(TEXT, "first", None, 0, 0, None, 8, 0.5, None)) == 9
         assert readings.read(TEXT, "first", "") == page
 
 
@@ -180,10 +196,10 @@ def test_what_cannot_be_answered_is_said(shelf: Shelf) -> None:
             readings.read(text, model, compare)
     for head in (-1, 4):
         with pytest.raises(ValueError, match=f"`head` is {head}; it must be in 0 to 3"):
-            readings.weights(TEXT, "first", None, 0, 0, head, 0)
+            readings.weights(TEXT, "first", None, 0, 0, head, 0, 0.0, None)
     for reading in (-1, 1):
         with pytest.raises(ValueError, match=f"`reading` is {reading}; it must be in 0 to 0"):
-            readings.weights(TEXT, "first", None, reading, 0, None, 0)
+            readings.weights(TEXT, "first", None, reading, 0, None, 0, 0.0, None)
     with pytest.raises(ValueError, match="`position` is 999"):
         readings.predict(TEXT, "first", None, 0, 999, 1.0, None)
 
@@ -197,7 +213,10 @@ def test_strangers_have_the_page_s_models_only(shelf: Shelf) -> None:
     ):
         for ask in (
             lambda *about: readings.read(*about),
-            lambda *about: readings.weights(*about, 0, 0, None, 0),
+            lambda *about: readings.weights(*about, 0, 0, None, 0, 0.0, None),
+            lambda *about: readings.looked_at(*about, 0, 0, None, 0, 0.0),
+            lambda *about: readings.reach(*about, 0, 0.0),
+            lambda *about: readings.influence(*about, 0, 3, 0.0, None, "block", 1),
             lambda *about: readings.predict(*about, 0, 0, 1.0, None),
             lambda *about: readings.go_on(*about, 0, 0, 1.0, None),
         ):
