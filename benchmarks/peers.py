@@ -109,9 +109,10 @@ def plain_model(shape: Shape, attention: str = "sdpa") -> PreTrainedModel:
     """Transformers' GPT-2 or Llama with random weights."""
     torch.manual_seed(0)
     if shape.num_key_value_heads is not None:
-        return LlamaForCausalLM._from_config(_llama_config(shape), attn_implementation=attention).to(shape.device)
+        model = LlamaForCausalLM._from_config(_llama_config(shape), attn_implementation=attention)
+        return model.to(shape.device, _dtype(shape))
     model = GPT2LMHeadModel(GPT2Config(**_settings(shape), attn_implementation=attention))
-    return model.to(shape.device).train()
+    return model.to(shape.device, _dtype(shape)).train()
 
 
 def our_model(shape: Shape, schedule: str | list[float] = "localist") -> PreTrainedModel:
@@ -125,13 +126,18 @@ def our_model(shape: Shape, schedule: str | list[float] = "localist") -> PreTrai
         return localize(plain_model(shape), **settings)
     model = LocalistGPT2LMHeadModel(LocalistGPT2Config(**_settings(shape), **settings))
     model.load_state_dict(plain_model(shape).state_dict())
-    return model.to(shape.device).train()
+    return model.to(shape.device, _dtype(shape)).train()
+
+
+def _dtype(shape: Shape) -> torch.dtype:
+    return getattr(torch, shape.dtype)
 
 
 def _heads(shape: Shape, requires_grad: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random queries, keys and values that lie in memory as GPT-2's do."""
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(shape.batch_size, shape.length, 3 * shape.width, generator=generator).to(shape.device)
+    qkv = torch.randn(shape.batch_size, shape.length, 3 * shape.width, generator=generator)
+    qkv = qkv.to(shape.device, _dtype(shape))
     return tuple(
         part.unflatten(-1, (shape.num_heads, -1)).transpose(1, 2).detach().requires_grad_(requires_grad)
         for part in qkv.split(shape.width, dim=-1)
@@ -484,6 +490,24 @@ for _dial in (0.5, 1.0):
     def _(shape: Shape, dial: float = _dial) -> Task:
         settings = {"locality_dial": dial, "min_fidelity": 0.0}
         return _decoding(_with_shared_weights(our_model(shape), shape), shape, **settings)
+
+
+# The prompt alone, into a cache
+
+
+def _prefill(model: PreTrainedModel, shape: Shape, **asked: bool) -> Task:
+    input_ids = _input_ids(shape)
+    return _without_grad(model, lambda: model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **asked))
+
+
+@_task("plain prefill")
+def _(shape: Shape) -> Task:
+    return _prefill(plain_model(shape), shape)
+
+
+@_task("our measured prefill")
+def _(shape: Shape) -> Task:
+    return _prefill(our_model(shape), shape, output_fidelity=True)
 
 
 # The cache after a step of a generation

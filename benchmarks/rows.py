@@ -24,11 +24,14 @@ class Shape:
     new_tokens: int = 64
     num_key_value_heads: int | None = None
     device: str = "cpu"
+    #: Of the weights.
+    dtype: str = "float32"
 
     def tiny(self) -> "Shape":
-        """Of the same number of layers, and small enough to run at once."""
+        """Of the same number of layers, and small enough to run at once; on the CPU, in place of a GPU too."""
         return replace(
             self,
+            device="cpu",
             length=max(self.length // 16, 16),
             num_heads=2,
             num_key_value_heads=self.num_key_value_heads and 1,
@@ -205,10 +208,52 @@ def _eager(length: int, at_least: float, warm_up_length: int | None = None) -> E
     return Experiment((row, bound), Shape(length), warm_up_length=warm_up_length)
 
 
-def _gpu(length: int, batch_size: int) -> Experiment:
+def _gpu_step(length: int, batch_size: int) -> Experiment:
     title = f"GPU, bf16, training step, T = {length}, batch {batch_size}: ours / plain SDPA"
-    row = Row(f"gpu-{length}", title, {"our step": 1}, {"plain step": 1}, at_most=1.08)
-    return Experiment((row,), Shape(length, batch_size, device="cuda"), rounds=20, seconds=20)
+    row = Row(f"gpu-step-{length}", title, {"our step": 1}, {"plain step": 1}, at_most=1.05)
+    return Experiment((row,), Shape(length, batch_size, device="cuda"), rounds=20, seconds=15)
+
+
+def _gpu_rows() -> tuple[Experiment, ...]:
+    """On a GPU: training steps, a local layer, the prefill of a 1B-class Llama, decoding."""
+    dial = Row(
+        "gpu-dial-1-attention",
+        "GPU, bf16, attention of a localised layer at dial 1, T = 16384, forward: plain SDPA / ours",
+        {"plain attention forward": 1},
+        {"local attention forward": 1},
+        at_least=12.0,
+    )
+    prefill = {"our measured prefill": 1}, {"plain prefill": 1}
+    long = Shape(
+        32_768, num_layers=16, num_heads=32, num_key_value_heads=8, width=2048, vocab_size=32_000,
+        prompt_length=32_768, device="cuda", dtype="bfloat16",
+    )  # fmt: skip
+    what = "GPU, bf16, prefill of a 1B-class Llama with all shares of every layer, T = 32768: ours / plain SDPA"
+    decoding = tuple(
+        Row(
+            f"gpu-decode-{value:g}",
+            f"GPU, bf16, the same Llama, decoding alone at dial {value:g}, prompt of 4096: ours / plain",
+            {f"our decoding at dial {value:g}": 1},
+            {"plain decoding": 1},
+        )
+        for value in (0.5, 1.0)
+    )
+    return (
+        _gpu_step(1024, batch_size=8),
+        _gpu_step(4096, batch_size=2),
+        Experiment((Row("gpu-prefill", what, *prefill, at_most=1.10),), long, rounds=5, seconds=20),
+        Experiment(
+            (Row("gpu-prefill-memory", f"{what}, peak memory", *prefill, at_most=1.05),), long, 1, is_memory=True
+        ),
+        Experiment((dial,), Shape(16_384, device="cuda", dtype="bfloat16"), rounds=20, seconds=5),
+        Experiment(
+            decoding,
+            replace(long, length=4128, prompt_length=4096, new_tokens=32),
+            rounds=5,
+            seconds=15,
+            is_prepared=True,
+        ),
+    )
 
 
 def _dial_forward(dial: float) -> Row:
@@ -419,6 +464,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         ),
         Shape(1024, num_layers=12),
     ),
-    _gpu(1024, batch_size=8),
-    _gpu(4096, batch_size=2),
+    *_gpu_rows(),
 )

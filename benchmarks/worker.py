@@ -99,10 +99,15 @@ def _measure(task: peers.Task, experiment: Experiment) -> float:
 
 
 def _peak_memory(name: str, shape: Shape) -> int:
-    """Peak resident memory of this process, in bytes, after two runs of the task: the second has AdamW's state."""
+    """
+    Peak memory of this process, in bytes, after two runs of the task, the second of which has AdamW's state: what is
+    resident, or what is allocated on the GPU.
+    """
     task = peers.TASKS[name](shape)
     for _ in range(2):
         task()
+    if shape.device == "cuda":
+        return torch.cuda.max_memory_allocated()
     # Linux hands `ru_maxrss` down from the process that started this one; VmHWM is this program's own.
     status = Path("/proc/self/status")
     if status.exists():

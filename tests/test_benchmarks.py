@@ -27,6 +27,18 @@ def test_every_row_runs() -> None:
     assert "step-2048" in done.stdout
 
 
+@pytest.mark.slow
+def test_every_part_for_a_gpu_runs_on_its_stand_in(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), str(tmp_path / "out"), "--stand-in"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "out" / "log.txt").read_text()
+    for name in ("tests", "steps", "prefill", "dial", "decoding", "free", "held"):
+        assert f"== {name}: ended with 0" in log
+    assert log.count("gpu-") >= 8
+    assert "skipped" in log or "passed" in log
+
+
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each character, or for a space and the letter after it, as those of real models have."""
