@@ -25,17 +25,20 @@ study: $(READY)
 	$(BIN)/localist-hf recruit localist_hf/base --text-file runs/study/text/python.txt --output-dir runs/study/recruited
 	head -c 400000 $(WIKITEXT)/valid.txt > runs/study/text/wikitext.txt
 	$(BIN)/localist-hf recruit localist_hf/base --text-file runs/study/text/wikitext.txt --output-dir runs/study/elsewhere
-	for grid in small training training_seeds training_long blocks choice choice_seeds; do \
+	for grid in small training training_seeds training_long blocks blocks_seeds choice choice_seeds agreement; do \
 		$(BIN)/localist-hf family study/$$grid.yaml --output-dir runs/study/$$grid --jobs 2 || exit 1; done
 	$(BIN)/python study/choice_elsewhere.py runs/study/choice_elsewhere --jobs 2
-	for grid in smollm2 smollm2_long smollm2_training; do $(BIN)/localist-hf family study/$$grid.yaml \
+	for grid in smollm2 smollm2_long smollm2_training smollm2_recall; do $(BIN)/localist-hf family study/$$grid.yaml \
 		--output-dir runs/study/$$grid --model $(SMOLLM2) --train-text $(WIKITEXT)/valid.txt \
 		--held-out-text $(WIKITEXT)/test.txt --jobs 2 || exit 1; done
+	$(BIN)/python study/agreement.py runs/study/agreement study/figures/agreement.jsonl
+	$(BIN)/python study/recall.py $(SMOLLM2) runs/study/smollm2_recall study/figures/recall.jsonl \
+		--text-file $(WIKITEXT)/test.txt
 	$(BIN)/python study/book_text.py runs/study/text
 	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
 		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
-	for grid in small training training_seeds training_long blocks choice choice_seeds choice_elsewhere smollm2 \
-		smollm2_long smollm2_training book; do \
+	for grid in small training training_seeds training_long blocks blocks_seeds choice choice_seeds choice_elsewhere \
+		agreement smollm2 smollm2_long smollm2_training smollm2_recall book; do \
 		$(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl || exit 1; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.

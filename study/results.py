@@ -53,7 +53,7 @@ class Model:
     has_aims: bool = False
     longer_name: str | None = None
     training_names: Sequence[str] = ()
-    blocks_name: str | None = None
+    blocks_names: Sequence[str] = ()
     choice_names: Sequence[str] = ()
     agreement_name: str | None = None
     has_recall: bool = False
@@ -69,9 +69,9 @@ class Model:
         return Study(RECORDS / f"{self.longer_name}.jsonl") if self.longer_name else None
 
     @cached_property
-    def blocks(self) -> Study | None:
-        path = RECORDS / f"{self.blocks_name}.jsonl"
-        return Study(path) if path.is_file() else None
+    def blocks(self) -> list[Study]:
+        """The studies of kinds of blocks."""
+        return _studies(self.blocks_names)
 
     @cached_property
     def choices(self) -> list[Study]:
@@ -103,7 +103,7 @@ MODELS = (
         "The base was trained on Python's sources and reference, the same kind of text. It uses its attention: see "
         "[its card](../localist_hf/base/README.md).",
         training_names=("training", "training_seeds", "training_long"),
-        blocks_name="blocks",
+        blocks_names=("blocks", "blocks_seeds"),
         choice_names=("choice", "choice_seeds"),
         agreement_name="agreement",
     ),
@@ -206,8 +206,8 @@ def render(models: Sequence[Model]) -> str:
         ]
         for study in model.trainings:
             parts += how_to_train(study, model.ends)
-        if model.blocks is not None:
-            parts += which_blocks(model.blocks)
+        for study in model.blocks:
+            parts += which_blocks(study)
         for study in model.choices:
             parts += choice_tables.section(study)
         if model.agreements is not None:
