@@ -4,11 +4,12 @@ knows of grouped queries, partial rotary positions, sliding windows, soft-cappin
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import reference
 import torch
-from architectures import LAYERS, LENGTH, SETTINGS, SLIDING, WINDOW
+from architectures import LAYERS, SETTINGS, SLIDING, WINDOW
 from torch import nn
 from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -23,8 +24,8 @@ class Matrices:
     The attention matrices of one forward pass of the native class, and the dial on them.
 
     Args:
-        architecture (`str`):
-            Says which layers have sliding windows.
+        windows (`Sequence[int | None]`):
+            Keys that each layer sees, where that is a sliding window.
         documents (`torch.LongTensor` of shape `(batch_size, length)`):
             First position of each position's document, -1 on padding.
         block_starts (`tuple(torch.LongTensor)`):
@@ -35,7 +36,7 @@ class Matrices:
             For each layer, the factor of the weights outside the local set, and the least fidelity.
     """
 
-    architecture: str
+    windows: Sequence[int | None]
     documents: torch.Tensor
     block_starts: tuple[torch.Tensor, ...]
     sinks: int
@@ -48,15 +49,17 @@ class Matrices:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def visible(self, layer: int) -> torch.Tensor:
-        visible = reference.visible_keys(self.documents, LENGTH)
-        if layer in SLIDING.get(self.architecture, ()):
-            position = torch.arange(LENGTH)
-            visible = visible & (position[:, None] - position < WINDOW)
+        length = self.documents.shape[1]
+        visible = reference.visible_keys(self.documents, length)
+        if (window := self.windows[layer]) is not None:
+            position = torch.arange(length)
+            visible = visible & (position[:, None] - position < window)
         return visible
 
     def local(self, layer: int) -> torch.Tensor:
         """A layer's local set never exceeds what the layer sees."""
-        local = reference.local_set(self.block_starts[layer], self.documents, self.sinks, LENGTH, self.previous)
+        length = self.documents.shape[1]
+        local = reference.local_set(self.block_starts[layer], self.documents, self.sinks, length, self.previous)
         return local & self.visible(layer)
 
     def attend(self, layer: int, weights: torch.Tensor, value: torch.Tensor, has_learned_sink: bool) -> torch.Tensor:
@@ -131,7 +134,7 @@ def matrix_attention_forward(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     # In double precision, so that a learned sink's share is what is left of 1 even where it is next to nothing.
     _, weights = eager(module, query.double(), key.double(), value.double(), attention_mask, **kwargs)
-    output = _current[-1].attend(module.layer_idx, weights, value.double(), hasattr(module, "sinks"))
+    output = _current[-1].attend(module.layer_idx, weights, value.double(), kwargs.get("s_aux") is not None)
     return output.to(value.dtype), weights
 
 
@@ -154,12 +157,16 @@ def documents_of(mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask.bool(), first, -1)
 
 
+def windows_of(architecture: str) -> list[int | None]:
+    return [WINDOW if layer in SLIDING.get(architecture, ()) else None for layer in range(LAYERS)]
+
+
 def matrices_for(architecture: str, model: PreTrainedModel, outputs, mask: torch.Tensor, dial=0.0, floor=0.0):
     """Those that belong to a pass of a localised model."""
     locality = model.config.locality
     lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
     return Matrices(
-        architecture,
+        windows_of(architecture),
         documents_of(mask),
         outputs.block_starts,
         locality.num_sink_tokens,
@@ -191,7 +198,7 @@ def check_parts(name: str, actual: torch.Tensor, expected: torch.Tensor, of: tor
 def check_measurements(outputs, matrices: Matrices) -> None:
     totals = {"block_share": 0.0, "outside_share": 0.0}
     expected_totals = dict(totals)
-    for layer in range(LAYERS):
+    for layer in sorted(matrices.weights):
         expected = matrices.measurements(layer)
         for name, tensor in expected.items():
             actual = getattr(outputs, name)[layer]

@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 from architectures import LAYERS, LENGTH, every_architecture, localised, positions, text, untouched
-from matrices import Matrices, check_close, documents_of, native_pass
+from matrices import Matrices, check_close, documents_of, native_pass, windows_of
 from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig
 
@@ -88,7 +88,7 @@ def targets_of(documents: torch.Tensor, said: dict[tuple[int, int], list[tuple[i
 def matrices_of(architecture: str, documents: torch.Tensor, targets: torch.Tensor, dial=0.0, floor=0.0, sinks=SINKS):
     lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
     return PointedMatrices(
-        architecture,
+        windows_of(architecture),
         documents,
         (torch.zeros_like(documents),) * LAYERS,
         sinks,
