@@ -740,6 +740,14 @@ def test_soft_capping_that_the_attention_does_not_do_is_not_measured() -> None:
         localize(llama(), **SETTINGS)(ids, s_aux=torch.zeros(4), output_fidelity=True)
 
 
+@pytest.mark.parametrize("saved", [[1], 0.5, "quintic", False])
+def test_saved_settings_that_are_none_are_refused_by_name(saved: object) -> None:
+    model = llama()
+    model.config.locality = saved
+    with pytest.raises(ValueError, match=r"`locality` is .*; it must map names of settings to values\."):
+        localize(model)
+
+
 def test_settings_are_the_model_s_own() -> None:
     schedule, delimiters = [0.0, 0.0, 0.5, 1.0], [3, 4, 5]
     one, other = (
