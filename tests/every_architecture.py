@@ -96,7 +96,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     },
     "gemma4_unified_text": {"global_head_dim": 8},
     # As those on the Hub are.
-    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "full_attention"] * 2}),
+    **{kind: {"layer_types": ["conv", "full_attention"] * 2} for kind in ("lfm2", "lfm2_moe")},
     "longcat_flash": {"num_layers": _LAYERS // 2},
     "phi4_multimodal": {
         "vision_config": {**_TINY_PART, "num_hidden_layers": 2, "image_size": 28, "crop_size": 28},
