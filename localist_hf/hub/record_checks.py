@@ -37,7 +37,8 @@ KEYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What each entry of `earlier_parts` holds.
 EARLIER_PART = {
-    "steps": int, "planned_steps": int | None, "seed": int, "variant": str | None, "locality": dict, "training": dict
+    "steps": int, "planned_steps": int | None, "seed": int | None, "variant": str | None, "locality": dict | None,
+    "training": dict | None
 }  # fmt: skip
 # What is always a number, of all that is measured.
 _ALWAYS = ("fidelity", "entropy")

@@ -280,10 +280,6 @@ def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
         ({"earlier_parts": [{}]}, "`earlier_parts[0]` has no 'steps'."),
         ({"weights": {"model.safetensors": 1}}, "`weights.model.safetensors` is 1; it must be of type"),
         (
-            {"config": {"model_type": "localist-gpt2", "n_layer": "x"}},
-            "`config` is no configuration of a 'localist-gpt2'",
-        ),
-        (
             {"config": {"model_type": "llama", "locality": [1]}},
             "`config.locality` is [1]; it must map names to values.",
         ),

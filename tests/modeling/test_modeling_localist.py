@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -368,6 +369,15 @@ def test_the_cache_of_a_filled_prompt_goes_on_at_another_dial(model: PreTrainedM
 
 
 # --- refusals
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_no_cache_by_either_name_is_none(model: PreTrainedModel, ids: torch.Tensor, name: str) -> None:
+    expected = model(ids, locality_dial=1.0).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(model(ids, locality_dial=1.0, **{name: None}).logits, expected)
 
 
 @torch.no_grad()
