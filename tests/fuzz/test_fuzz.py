@@ -1,6 +1,7 @@
 """A short slice of `make fuzz`, and that its cases, its state and its refusals are what they are said to be."""
 
 import json
+import re
 from pathlib import Path
 
 import fuzz
@@ -8,8 +9,26 @@ import fuzz_inputs
 import fuzz_method
 import pytest
 import torch
+from every_architecture import written_table
 
 from localist_hf.modeling.fidelity import LayerDial
+
+
+RELIABILITY = Path(__file__).parents[2] / "docs" / "reliability.md"
+
+
+def test_the_page_has_the_bounds() -> None:
+    text = RELIABILITY.read_text(encoding="utf-8")
+    for dtype, bounds in fuzz_method.BOUNDS.items():
+        (row,) = re.findall(rf"^\| {str(dtype).removeprefix('torch.')} \| (.+) \|$", text, re.MULTILINE)
+        written = [0.0 if cell == "not compared" else float(cell) for cell in row.split(" | ")]
+        assert written == [bounds.logits, bounds.shares, bounds.bits, bounds.parts, bounds.gradients]
+
+
+def test_the_page_counts_the_architectures_of_the_table() -> None:
+    text = " ".join(RELIABILITY.read_text(encoding="utf-8").split())
+    version, types, work = re.match(r"Transformers (\S+) has (\d+) types; (\d+) work", written_table()).groups()
+    assert f"Of the {types} types of transformers {version}, {work} work" in text
 
 
 def test_a_slice_of_the_method() -> None:
