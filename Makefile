@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo family base study results smollm2 test test-versions test-oldest browser test-slow test-gpu bench lint docs clean anew
+.PHONY: demo family base study results smollm2 test test-versions test-oldest architectures fuzz browser test-slow test-gpu bench lint docs clean anew
 
 demo: $(READY)
 	$(BIN)/localist-hf family quick --output-dir runs/demo --jobs 2
@@ -55,14 +55,24 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The suite with the oldest and with the newest versions that pyproject.toml allows, constraints.txt aside. Torch is the
-# CUDA build of PyPI there: 5 GB for each environment.
+# CUDA build of PyPI there: 5 GB for each environment. Then every architecture that each transformers has.
 test-versions: .venv-oldest/.ready .venv-newest/.ready
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv-oldest/bin/python -m pytest -n 2 -m slow tests/modeling/test_every_architecture.py
+	.venv-newest/bin/python -m pytest -n 2 -m slow tests/modeling/test_every_architecture.py
 
 # What CI runs of it: the code that travels with every model, on the oldest.
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -n 2 tests/modeling
+
+# The table of docs/compatibility.md: what comes of every causal language model of transformers. Seven minutes.
+architectures: $(READY)
+	$(BIN)/python tests/every_architecture.py --write
+
+# Random cases of the method and of files, an hour of them; it goes on where it stopped.
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/fuzz.py
 
 test-slow: $(READY) browser
 	$(BIN)/python -m pytest -m slow

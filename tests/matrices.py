@@ -4,12 +4,14 @@ knows of grouped queries, partial rotary positions, sliding windows, soft-cappin
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import reference
 import torch
-from architectures import LAYERS, LENGTH, SETTINGS, SLIDING, WINDOW
+from architectures import LAYERS, SETTINGS, SLIDING, WINDOW
 from torch import nn
+from torch.nn import functional
 from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -23,24 +25,25 @@ class Matrices:
     The attention matrices of one forward pass of the native class, and the dial on them.
 
     Args:
-        architecture (`str`):
-            Says which layers have sliding windows.
+        windows (`Sequence[int | None]`):
+            Keys that each layer sees, where that is a sliding window.
         documents (`torch.LongTensor` of shape `(batch_size, length)`):
             First position of each position's document, -1 on padding.
         block_starts (`tuple(torch.LongTensor)`):
             Those of each layer.
         sinks, previous (`int`):
             `num_sink_tokens` and `num_previous_blocks`.
-        factors, floors (`list[float]`):
-            For each layer, the factor of the weights outside the local set, and the least fidelity.
+        factors (`list[float | torch.Tensor]`), floors (`list[float]`):
+            For each layer, the factor of the weights outside the local set, of all rows or `(batch_size, 1, 1)`, and
+            the least fidelity.
     """
 
-    architecture: str
+    windows: Sequence[int | None]
     documents: torch.Tensor
     block_starts: tuple[torch.Tensor, ...]
     sinks: int
     previous: int
-    factors: list[float] = field(default_factory=lambda: [1.0] * LAYERS)
+    factors: list[float | torch.Tensor] = field(default_factory=lambda: [1.0] * LAYERS)
     floors: list[float] = field(default_factory=lambda: [0.0] * LAYERS)
     weights: dict[int, torch.Tensor] = field(default_factory=dict)
     #: The share of a learned sink, which is no token and always local.
@@ -48,22 +51,23 @@ class Matrices:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def visible(self, layer: int) -> torch.Tensor:
-        visible = reference.visible_keys(self.documents, LENGTH)
-        if layer in SLIDING.get(self.architecture, ()):
-            position = torch.arange(LENGTH)
-            visible = visible & (position[:, None] - position < WINDOW)
+        length = self.documents.shape[1]
+        visible = reference.visible_keys(self.documents, length)
+        if (window := self.windows[layer]) is not None:
+            position = torch.arange(length)
+            visible = visible & (position[:, None] - position < window)
         return visible
 
     def local(self, layer: int) -> torch.Tensor:
         """A layer's local set never exceeds what the layer sees."""
-        local = reference.local_set(self.block_starts[layer], self.documents, self.sinks, LENGTH, self.previous)
+        length = self.documents.shape[1]
+        local = reference.local_set(self.block_starts[layer], self.documents, self.sinks, length, self.previous)
         return local & self.visible(layer)
 
-    def attend(self, layer: int, weights: torch.Tensor, value: torch.Tensor, has_learned_sink: bool) -> torch.Tensor:
-        """Keeps the weights as the dial makes them, and the values; returns the output."""
-        learned = 1 - weights.sum(-1) if has_learned_sink else weights.new_zeros(weights.shape[:-1])
+    def attend(self, layer: int, weights: torch.Tensor, value: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+        """Keeps the weights as the dial makes them, with the share of a learned sink, and the values."""
         local = self.local(layer)
-        factor = torch.full_like(learned, self.factors[layer])
+        factor = torch.ones_like(learned) * self.factors[layer]
         if floor := self.floors[layer]:
             free = reference.fidelity(weights, local) + learned
             factor = torch.minimum(factor, free * (1 - floor) / (floor * (1 - free)).clamp(min=1e-30))
@@ -117,6 +121,62 @@ class Matrices:
         assert num_checked >= LAYERS
 
 
+@dataclass(kw_only=True)
+class PointedMatrices(Matrices):
+    """
+    Attention matrices under rules.
+
+    Args:
+        targets (`torch.BoolTensor` of shape `(batch_size, length, length)`):
+            The targets of each query; none of one that no rule names.
+    """
+
+    targets: torch.Tensor
+
+    @property
+    def named(self) -> torch.Tensor:
+        return self.targets.any(-1)
+
+    def parts(self, layer: int) -> dict[str, torch.Tensor]:
+        is_token, position = (self.documents >= 0)[..., None], torch.arange(self.documents.shape[1])
+        visible = self.visible(layer)[:, 0] & is_token
+        own = visible & (position[:, None] == position)
+        target = self.targets & visible & ~own
+        sink = visible & (position < self.documents[..., None] + self.sinks) & ~own & ~target
+        target = torch.where(self.named[..., None], target, visible & ~own & ~sink)
+        return {"self": own, "sink": sink, "block": target, "outside": visible & ~own & ~target & ~sink}
+
+    def local(self, layer: int) -> torch.Tensor:
+        return ~self.parts(layer)["outside"][:, None] & self.visible(layer)
+
+    def measurements(self, layer: int) -> dict[str, torch.Tensor]:
+        weights, learned = self.weights[layer].double(), self.learned[layer].double()
+        parts, is_token = self.parts(layer), (self.documents >= 0)[:, None]
+        found = {f"{name}_share": (weights * keys[:, None]).sum(-1) for name, keys in parts.items()}
+        found["sink_share"] = found["sink_share"] + torch.where(is_token, learned, 0)
+        counted = self.named & parts["outside"].any(-1)
+        bits = reference.entropy_bits(torch.cat((weights, learned[..., None]), dim=-1))
+        return found | {
+            "fidelity": torch.where(counted[:, None], 1 - found["outside_share"], 1.0),
+            "fidelity_mask": counted,
+            "context_mask": counted & parts["block"].any(-1),
+            "entropy": torch.where(is_token, bits, 0),
+        }
+
+
+def targets_of(documents: torch.Tensor, said: dict[tuple[int, int], list[tuple[int, int]]]) -> torch.Tensor:
+    """What is said, in positions from each row's first token."""
+    length = documents.shape[1]
+    is_token, place = documents >= 0, torch.arange(length) - documents
+    found = torch.zeros(len(documents), length, length, dtype=torch.bool)
+    for (first, end), targets in said.items():
+        queries = is_token & (place >= first) & (place < end)
+        for start, stop in targets:
+            keys = is_token & (place >= start) & (place < stop)
+            found |= queries[:, :, None] & keys[:, None]
+    return found
+
+
 _current: list[Matrices] = []
 
 
@@ -129,9 +189,27 @@ def matrix_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     eager = sys.modules[type(module).__module__].eager_attention_forward
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.clamp(min=-1e30)  # of float64 the least is no number in float32
     # In double precision, so that a learned sink's share is what is left of 1 even where it is next to nothing.
-    _, weights = eager(module, query.double(), key.double(), value.double(), attention_mask, **kwargs)
-    output = _current[-1].attend(module.layer_idx, weights, value.double(), hasattr(module, "sinks"))
+    softmax = functional.softmax
+    # Most make it in float32, whatever they are handed; the reference rounds nowhere.
+    functional.softmax = lambda scores, dim, dtype=None, **rest: softmax(scores, dim=dim, **rest)
+    try:
+        _, weights = eager(module, query.double(), key.double(), value.double(), attention_mask, **kwargs)
+    finally:
+        functional.softmax = softmax
+    learned = weights.new_zeros(weights.shape[:-1])
+    if (sinks := kwargs.get("s_aux")) is not None:
+        # Some take it out of the weights, others, in float32, out of the output: so from the score of a token itself.
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)  # none on padding
+        keys = key.double().repeat_interleave(weights.shape[1] // key.shape[1], dim=1)
+        own = kwargs["scaling"] * (query.double() * keys).sum(-1)
+        of_own = weights.diagonal(dim1=-2, dim2=-1)
+        lse = own - torch.where(of_own > 0, of_own, 1.0).log()
+        learned = (sinks.double()[:, None] - lse).sigmoid()
+        weights = weights * (1 - learned)[..., None]
+    output = _current[-1].attend(module.layer_idx, weights, value.double(), learned)
     return output.to(value.dtype), weights
 
 
@@ -154,12 +232,16 @@ def documents_of(mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask.bool(), first, -1)
 
 
+def windows_of(architecture: str) -> list[int | None]:
+    return [WINDOW if layer in SLIDING.get(architecture, ()) else None for layer in range(LAYERS)]
+
+
 def matrices_for(architecture: str, model: PreTrainedModel, outputs, mask: torch.Tensor, dial=0.0, floor=0.0):
     """Those that belong to a pass of a localised model."""
     locality = model.config.locality
     lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
     return Matrices(
-        architecture,
+        windows_of(architecture),
         documents_of(mask),
         outputs.block_starts,
         locality.num_sink_tokens,
@@ -191,7 +273,7 @@ def check_parts(name: str, actual: torch.Tensor, expected: torch.Tensor, of: tor
 def check_measurements(outputs, matrices: Matrices) -> None:
     totals = {"block_share": 0.0, "outside_share": 0.0}
     expected_totals = dict(totals)
-    for layer in range(LAYERS):
+    for layer in sorted(matrices.weights):
         expected = matrices.measurements(layer)
         for name, tensor in expected.items():
             actual = getattr(outputs, name)[layer]

@@ -178,3 +178,28 @@ def semantic_block_starts(
                     margin = min(margin, abs(gap))
                 separates = gap > 1e-9
     return torch.tensor(rows), margin
+
+
+def weights_of_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    visible: torch.Tensor,
+    scale: float,
+    softcap: float | None = None,
+    learned_sinks: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The explicit weights in float64 of queries and of keys that heads may share, and the share of a learned sink, a
+    score for each head: `(batch, heads, query_length, key_length)` and without the last dimension.
+    """
+    keys = key.double().repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = scale * query.double() @ keys.transpose(-1, -2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~visible, -1e30)
+    sinks = torch.full_like(scores[..., :1], -1e30)
+    if learned_sinks is not None:
+        sinks = learned_sinks.double()[None, :, None, None].expand_as(sinks)
+    weights = torch.cat((scores, sinks), dim=-1).softmax(-1)
+    sees = visible.any(-1, keepdim=True)
+    return weights[..., :-1] * visible, weights[..., -1] * sees[..., 0]

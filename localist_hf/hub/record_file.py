@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..configuration import LOCALITY_ARGUMENTS
 from ..whole_file import write_whole
@@ -34,12 +34,14 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that holds none.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object.")
     if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
         raise ValueError("it is of localist-hf 0.1, which measured no attention shares; train the run again.")
-    for part in (values, *(values.get("earlier_parts") or ())):
+    earlier = values.get("earlier_parts")
+    parts = [part for part in earlier if isinstance(part, dict)] if isinstance(earlier, list) else []
+    for part in (values, *parts):
         if isinstance(training := part.get("training"), dict):  # what a version did not know yet is as by default
             part["training"] = LOCALITY_ARGUMENTS | training
     if isinstance(controls := values.get("controls"), dict):
@@ -48,6 +50,10 @@ def read_values(path: Path) -> dict[str, Any]:
         if isinstance(metrics := values.get(name), dict):
             values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
     return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which JSON does not have.")
 
 
 def write_values(folder: str | Path, values: Mapping[str, Any]) -> None:

@@ -1,24 +1,23 @@
 """What a run trained on what, and what it measured: the one source of the numbers on a model card."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS
-from ..evaluation.control_results import ControlResults, LocalityFigures
+from ..errors import one_line
+from ..evaluation.control_results import ControlResults
 from ..evaluation.generation import GenerationFigures
-from ..evaluation.locality_meter import QUANTITIES
 from ..modeling import LOCALITY_FIELDS
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
+from .record_checks import EARLIER_PART, KEYS, check_controls, check_keys, check_metrics, check_type
 from .record_file import METRICS_FIELDS, RECORD_FILE, read_values, write_values
 from .weights import weight_hashes
 
@@ -27,27 +26,6 @@ from .weights import weight_hashes
 PLACEHOLDER_NAMESPACE = "org"
 # What makes a variant; runs that differ in other fields of locality measure other things.
 _VARIANT_FIELDS = tuple(sorted({field for variant in VARIANTS.values() for field in variant}))
-# What the card reads of the fields that are dictionaries.
-_KEYS = {
-    "config": ("model_type",),
-    "data": (
-        "name", "details", "dataset_id", "dataset_config", "evaluation_split", "training_sequences",
-        "evaluation_sequences", "evaluation_lengths",
-    ),
-    "training": (
-        "steps", "batch_size", "optimizer", "learning_rate", "schedule", "warmup_steps", "weight_decay", "betas",
-        "max_grad_norm", "precision", *LOCALITY_ARGUMENTS,
-    ),
-    "adapter": ("rank", "alpha", "target_modules", "parameters"),
-    "versions": ("localist-hf",),
-    "example": ("prompt", "printed"),
-    "controls": (
-        "layers", "blocks", "dials", "perplexity", "cost_at_dial_1", "self_only_perplexity", "all_local_perplexity",
-        "all_local_self_only_perplexity", "divergence",
-    ),
-}  # fmt: skip
-# What is always a number, of all that is measured.
-_ALWAYS = ("fidelity", "entropy")
 
 
 @dataclass(frozen=True)
@@ -143,33 +121,34 @@ class RunRecord:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
-            if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)):
-                raise ValueError(f"`{field.name}` is {value!r}; it must be of type {field.type}.")
-            missing = [key for key in _KEYS.get(field.name, ()) if value is not None and key not in value]
-            if missing:
-                raise ValueError(f"`{field.name}` has no {missing[0]!r}.")
+            # Which of the metrics are needed is said below.
+            check_type(field.name, value, dict | None if field.name in METRICS_FIELDS else field.type)
+            if value is not None:
+                check_keys(field.name, value, KEYS.get(field.name, {}))
         if self.variant is not None and self.variant not in VARIANTS:
             raise ValueError(f"`variant` is {self.variant!r}; allowed are {', '.join(map(repr, VARIANTS))}.")
-        for part in self.earlier_parts:
-            if missing := {"steps", "planned_steps", "seed", "variant", "locality", "training"} - part.keys():
-                raise ValueError(f"`earlier_parts` holds one without {min(missing)!r}.")
+        for number, part in enumerate(self.earlier_parts):
+            check_keys(f"earlier_parts[{number}]", part, EARLIER_PART)
+        if not isinstance(self.locality, dict):
+            raise ValueError(f"`config.locality` is {self.locality!r}; it must map names to values.")
         if missing := [name for name in LOCALITY_FIELDS if name not in self.locality]:
             raise ValueError(f"`config` has no {missing[0]!r}.")
         schedule_lambdas(self.locality["locality_schedule"], self.num_layers)
         for name in METRICS_FIELDS:
             if (metrics := getattr(self, name)) is not None:
-                _check_metrics(name, metrics, self.num_layers)
+                check_metrics(name, metrics, self.num_layers)
         if self.controls is not None:
-            _check_controls(self.controls, self.num_layers, self.locality["num_previous_blocks"])
+            check_controls(self.controls, self.num_layers, self.locality["num_previous_blocks"])
 
     @cached_property
     def model_config(self) -> PreTrainedConfig:
         """[`~transformers.PreTrainedConfig`]: `config` as an object, which has the same names in every architecture."""
         try:
             return AutoConfig.for_model(**self.config)
-        except StrictDataclassError as error:
-            raise ValueError(f"`config` is no configuration of a {self.config['model_type']!r}: {error}") from error
+        except (StrictDataclassError, TypeError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"`config` is no configuration of a {self.config['model_type']!r}: {one_line(error)}"
+            ) from error
 
     @property
     def locality(self) -> Mapping[str, Any]:
@@ -351,35 +330,6 @@ def check_tags(language: str | None, license: str | None) -> None:
         )
     if license is not None and not re.fullmatch(r"[a-z0-9]+([.+-]+[a-z0-9]+)*[+]*", license):
         raise ValueError(f"`license` is {license!r}; it must be as the Hub spells it, such as 'apache-2.0' or 'mit'.")
-
-
-def _check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> None:
-    for part in ("", *(f"_layer_{layer}" for layer in range(num_layers))):
-        needed = [f"{name}{part}" for name in _ALWAYS] + ([] if part else ["loss", "perplexity"])
-        psi, *counted = [f"{name}{part}" for name in QUANTITIES if name not in _ALWAYS]
-        values = {name: metrics.get(name) for name in (*needed, *counted, psi)}
-        undefined = {name for name, value in values.items() if value != value}  # NaN
-        if not undefined.issuperset(counted):
-            needed += counted
-            if psi not in undefined or values[f"context_share{part}"] != 0:
-                needed.append(psi)
-        for name in needed:
-            if not (isinstance(values[name], int | float) and math.isfinite(values[name])):
-                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
-
-
-def _check_controls(controls: Mapping[str, Any], num_layers: int, number: int) -> None:
-    layers = controls["layers"]
-    if (last := num_layers - 1) not in layers:
-        raise ValueError(f"`controls` are of the layers {layers}; the last, {last}, must be among them.")
-    if number not in [blocks["num_previous_blocks"] for blocks in controls["blocks"]]:
-        raise ValueError(f"`controls` must hold the blocks with {number} before them, as the configuration has it.")
-    figures = [dial["locality"] for dial in controls["dials"]]
-    for blocks in controls["blocks"]:
-        figures += [blocks["own"], blocks["wrong"], *filter(None, (blocks["windows"], blocks["recency"]))]
-    for field in fields(LocalityFigures):
-        if any(len(figure[field.name]) != len(layers) for figure in figures):
-            raise ValueError(f"`controls` must hold {field.name!r} of each of the layers {layers}.")
 
 
 def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -179,12 +179,20 @@ class LocalityConfig(LocalityFields, PreTrainedConfig):
 
 
 def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says of locality: the fields of [`LocalityFields`] by name; empty where it says nothing."""
+    """
+    What a configuration says of locality: the fields of [`LocalityFields`] by name; empty where it says nothing.
+
+    Raises:
+        ValueError: for what are no settings.
+    """
     if isinstance(config, LocalityFields):
         return {name: getattr(config, name) for name in LOCALITY_FIELDS}
-    saved = getattr(config, "locality", None) or {}
-    # An object may be of another copy of this code.
-    saved = saved.to_dict() if isinstance(saved, PreTrainedConfig) else dict(saved)
+    saved = getattr(config, "locality", None)
+    if isinstance(saved, PreTrainedConfig):  # perhaps of another copy of this code
+        saved = saved.to_dict()
+    if not isinstance(saved, dict | None):
+        raise ValueError(f"`locality` is {saved!r}; it must map names of settings to values.")
+    saved = dict(saved or {})
     saved.pop("transformers_version", None)
     return saved
 

@@ -139,6 +139,9 @@ class LocalistMixin:
         given = [name for name in CACHE_ARGUMENTS if isinstance(kwargs.get(name), Cache)]
         if given and self._cache_argument not in (None, *given):
             kwargs[self._cache_argument] = kwargs.pop(given[0])
+        for name in CACHE_ARGUMENTS:  # beside a cache that is made for it transformers would warn of it
+            if name != self._cache_argument and kwargs.get(name, self) is None:
+                del kwargs[name]
 
     def _check_arguments(self, kwargs: dict[str, Any]) -> None:
         """

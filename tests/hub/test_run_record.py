@@ -1,5 +1,6 @@
 """A record says what was trained on what, and refuses to exist without its numbers."""
 
+import functools
 import json
 import math
 import re
@@ -8,12 +9,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+import localist_hf
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.evaluation import measure_controls
 from localist_hf.hub import RunRecord, write_card
@@ -156,6 +159,45 @@ def test_controls_are_kept_as_they_were_measured(family: Path, tmp_path: Path) -
             replace(record, controls=values)
 
 
+def of_base() -> dict[str, Any]:
+    """The record of the base that the package ships, which has controls."""
+    return json.loads((Path(localist_hf.__file__).parent / "base" / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("blocks", 0, "wrong", "fidelity"), ..., "`controls.blocks[0].wrong` has no 'fidelity'."),
+        (("blocks", 0, "windows"), 7, "`controls.blocks[0].windows` is 7; it must be of type LocalityFigures or None."),
+        (("blocks", 0, "own", "fidelity"), 2.0, "`controls.blocks[0].own.fidelity` is 2.0; it must be of type list[f"),
+        (("blocks", 0, "own", "fidelity", 0), "x", "`controls.blocks[0].own.fidelity[0]` is 'x'; it must be of type"),
+        (("dials", 0, "locality"), ..., "`controls.dials[0]` has no 'locality'."),
+        (("dials", 0, "dial"), True, "`controls.dials[0].dial` is True; it must be of type"),
+        (("perplexity",), 10**30, "`controls.perplexity` is 1000000000000000000000000000000, which is too large."),
+        (("divergence",), float("nan"), "it holds NaN, which JSON does not have."),
+    ],
+)
+def test_what_is_wrong_in_controls_is_named(keys: tuple, value: object, message: str, tmp_path: Path) -> None:
+    values = of_base()
+    *before, last = keys
+    inside = functools.reduce(lambda entry, key: entry[key], before, values["controls"])
+    if value is ...:
+        del inside[last]
+    else:
+        inside[last] = value
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        RunRecord.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parts", [7, [7]])
+def test_earlier_parts_that_are_none_are_refused_by_name(parts: object, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(of_base() | {"earlier_parts": parts}))
+    with pytest.raises(ValueError, match=r"no record of a run: `earlier_parts.* is 7; it must be of type"):
+        RunRecord.load(tmp_path)
+
+
 def test_a_record_of_0_1_is_refused_in_one_sentence(family: Path, tmp_path: Path) -> None:
     values = asdict(RunRecord.load(family / "quintic"))
     del values["controls"], values["training"]["locality_objective"]
@@ -235,7 +277,12 @@ def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
         ({"controls": {}}, "`controls` has no 'layers'"),
         ({"data": {"name": "x"}}, "`data` has no 'details'"),
         ({"variant": "sextic"}, "`variant` is 'sextic'; allowed are 'distributed'"),
-        ({"earlier_parts": [{}]}, "`earlier_parts` holds one without 'locality'"),
+        ({"earlier_parts": [{}]}, "`earlier_parts[0]` has no 'steps'."),
+        ({"weights": {"model.safetensors": 1}}, "`weights.model.safetensors` is 1; it must be of type"),
+        (
+            {"config": {"model_type": "llama", "locality": [1]}},
+            "`config.locality` is [1]; it must map names to values.",
+        ),
     ],
 )
 def test_a_record_of_another_form_is_refused(family: Path, change: dict, message: str) -> None:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -368,6 +369,15 @@ def test_the_cache_of_a_filled_prompt_goes_on_at_another_dial(model: PreTrainedM
 
 
 # --- refusals
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_no_cache_by_either_name_is_none(model: PreTrainedModel, ids: torch.Tensor, name: str) -> None:
+    expected = model(ids, locality_dial=1.0).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(model(ids, locality_dial=1.0, **{name: None}).logits, expected)
 
 
 @torch.no_grad()
@@ -738,6 +748,14 @@ def test_soft_capping_that_the_attention_does_not_do_is_not_measured() -> None:
         model(ids, output_fidelity=True)
     with pytest.raises(ValueError, match=r"`s_aux` reaches the attention of layer 0 \(LlamaAttention\), and `sdpa`"):
         localize(llama(), **SETTINGS)(ids, s_aux=torch.zeros(4), output_fidelity=True)
+
+
+@pytest.mark.parametrize("saved", [[1], 0.5, "quintic", False])
+def test_saved_settings_that_are_none_are_refused_by_name(saved: object) -> None:
+    model = llama()
+    model.config.locality = saved
+    with pytest.raises(ValueError, match=r"`locality` is .*; it must map names of settings to values\."):
+        localize(model)
 
 
 def test_settings_are_the_model_s_own() -> None:

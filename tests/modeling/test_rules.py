@@ -1,14 +1,12 @@
 """Rules and pointers, of every architecture, against the explicit matrix."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import reference
 import torch
 from architectures import LAYERS, LENGTH, every_architecture, localised, positions, text, untouched
-from matrices import Matrices, check_close, documents_of, native_pass
+from matrices import PointedMatrices, check_close, documents_of, native_pass, targets_of, windows_of
 from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig
 
@@ -30,65 +28,10 @@ RULES = [
 SAID = {(6, 15): [(6, 15)], (15, 20): [(6, 15), (16, 19)], (20, LENGTH): [(15, LENGTH)], (24, 26): [(6, 15)]}
 
 
-@dataclass(kw_only=True)
-class PointedMatrices(Matrices):
-    """
-    Attention matrices under rules.
-
-    Args:
-        targets (`torch.BoolTensor` of shape `(batch_size, length, length)`):
-            The targets of each query; none of one that no rule names.
-    """
-
-    targets: torch.Tensor
-
-    @property
-    def named(self) -> torch.Tensor:
-        return self.targets.any(-1)
-
-    def parts(self, layer: int) -> dict[str, torch.Tensor]:
-        is_token, position = (self.documents >= 0)[..., None], torch.arange(LENGTH)
-        visible = self.visible(layer)[:, 0] & is_token
-        own = visible & (position[:, None] == position)
-        target = self.targets & visible & ~own
-        sink = visible & (position < self.documents[..., None] + self.sinks) & ~own & ~target
-        target = torch.where(self.named[..., None], target, visible & ~own & ~sink)
-        return {"self": own, "sink": sink, "block": target, "outside": visible & ~own & ~target & ~sink}
-
-    def local(self, layer: int) -> torch.Tensor:
-        return ~self.parts(layer)["outside"][:, None] & self.visible(layer)
-
-    def measurements(self, layer: int) -> dict[str, torch.Tensor]:
-        weights, learned = self.weights[layer].double(), self.learned[layer].double()
-        parts, is_token = self.parts(layer), (self.documents >= 0)[:, None]
-        found = {f"{name}_share": (weights * keys[:, None]).sum(-1) for name, keys in parts.items()}
-        found["sink_share"] = found["sink_share"] + torch.where(is_token, learned, 0)
-        counted = self.named & parts["outside"].any(-1)
-        bits = reference.entropy_bits(torch.cat((weights, learned[..., None]), dim=-1))
-        return found | {
-            "fidelity": torch.where(counted[:, None], 1 - found["outside_share"], 1.0),
-            "fidelity_mask": counted,
-            "context_mask": counted & parts["block"].any(-1),
-            "entropy": torch.where(is_token, bits, 0),
-        }
-
-
-def targets_of(documents: torch.Tensor, said: dict[tuple[int, int], list[tuple[int, int]]]) -> torch.Tensor:
-    """What is said, in positions from each row's first token."""
-    is_token, place = documents >= 0, torch.arange(LENGTH) - documents
-    found = torch.zeros(len(documents), LENGTH, LENGTH, dtype=torch.bool)
-    for (first, end), targets in said.items():
-        queries = is_token & (place >= first) & (place < end)
-        for start, stop in targets:
-            keys = is_token & (place >= start) & (place < stop)
-            found |= queries[:, :, None] & keys[:, None]
-    return found
-
-
 def matrices_of(architecture: str, documents: torch.Tensor, targets: torch.Tensor, dial=0.0, floor=0.0, sinks=SINKS):
     lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
     return PointedMatrices(
-        architecture,
+        windows_of(architecture),
         documents,
         (torch.zeros_like(documents),) * LAYERS,
         sinks,
