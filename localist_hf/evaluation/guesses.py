@@ -74,7 +74,7 @@ def check_captum() -> None:
     """An error where Captum is not installed."""
     if importlib.util.find_spec("captum") is None:
         raise ValueError(
-            "Captum, which attributes by gradients, is not installed: pip install 'localist-hf[gradients]'."
+            "Captum, which attributes by gradients, is not installed: pip install captum"
         )
 
 
