@@ -2,7 +2,7 @@
 Grids: which runs are to be compared, as a short YAML file says it.
 
     seeds: [0, 1]
-    training: {max_steps: 150, learning_rate: 1.0e-3}
+    training: {max_steps: 150, learning_rate: 6.0e-4, distillation_weight: 0.9}
     runs:
       - variant: [distributed, quintic, localist]
       - variant: quintic
