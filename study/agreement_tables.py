@@ -131,7 +131,9 @@ def _verdict(agreements: Agreements) -> list[str]:
         ("last layer, knock-out", "knock_out", "last layer"),
         ("all layers, erasure", "erasure", "all layers"),
     ):
-        columns[title] = lambda reading, method=method, guess=guess: _against(agreements, reading, free, method, guess)
+        columns[title] = lambda reading, method=method, guess=guess: str(
+            _against(agreements, reading, free, method, guess)
+        )
     readings = [reading for reading in agreements.readings if reading != free and not reading.dial]
     local = [name for name in study.runs if name != agreements.free and _is_concentrated(study, name)]
     measured = {
@@ -155,13 +157,44 @@ def _verdict(agreements: Agreements) -> list[str]:
         "Less that of free training, at dial 0, paired over seeds and texts, beyond nearness:",
         table_of(readings, columns),
         aim,
+        _in_words(agreements, readings, free),
     ]
 
 
-def _against(agreements: Agreements, reading: Reading, free: Reading, method: str, guess: str) -> str:
+def _in_words(agreements: Agreements, readings: Sequence[Reading], free: Reading) -> str:
+    """The verdict, whichever way it goes."""
+    last = [_against(agreements, reading, free, "erasure", "last layer").estimate for reading in readings]
+    more, less = sum(each.low > 0 for each in last), sum(each.high < 0 for each in last)
+    of_all = [agreements.mean(each, "erasure", "beyond_nearness", "all layers") for each in [free, *readings]]
+    seed = agreements.seeds[:1]
+    gradients = [
+        float(agreements.values(free, "erasure", "beyond_nearness", guess, seed).mean())
+        for guess in ("gradient x input", "integrated gradients")
+    ]
+    said = (
+        f"*In words*: of {len(readings)} localised models the last layer's attention says more beyond nearness than "
+        f"free training's in {more}, and less in {less}. "
+    )
+    if not more:
+        said += "Held in blocks, or made up of few, attention explains no more than it did; what locality gives is "
+        said += "that a reader knows what it cannot rest on, where every layer is held ([reach](method.md#reach)). "
+    return said + (
+        f"The mean of all layers says more than the last one in every model ({min(of_all):.2f} to {max(of_all):.2f}), "
+        f"and more than gradients do (free training, seed {seed[0]}: {gradients[0]:.2f} times the input, "
+        f"{gradients[1]:.2f} integrated)."
+        if min(of_all)
+        > max(
+            *gradients,
+            *(agreements.mean(each, "erasure", "beyond_nearness", "last layer") for each in [free, *readings]),
+        )
+        else f"The mean of all layers has {min(of_all):.2f} to {max(of_all):.2f}."
+    )
+
+
+def _against(agreements: Agreements, reading: Reading, free: Reading, method: str, guess: str) -> Comparison:
     values = (agreements.values(each, method, "beyond_nearness", guess, agreements.seeds) for each in (reading, free))
     found = paired_difference(*values)
-    return str(Comparison(found.difference, found.effect_size, found.p_value))
+    return Comparison(found.difference, found.effect_size, found.p_value)
 
 
 def _is_concentrated(study: Study, name: str) -> bool:
