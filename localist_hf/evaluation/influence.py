@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..modeling import Rule
 from ..modeling.block_partition import document_starts
 from ..modeling.locality_request import LocalityRequest
-from .check_model import check_model, core_model, has_own_tokens, num_positions
+from .check_model import check_model, check_own_places, core_model, num_positions
 from .divergence import divergence_bits
 from .knock_out import knock_out
 from .progress import progress
@@ -108,10 +108,7 @@ def measure_influence(
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` is {value!r}; it must be a whole number above 0.")
-    if has_own_tokens(model):
-        raise ValueError(
-            "`model` has an adapter that puts tokens of its own before a text, whose places are not its own."
-        )
+    check_own_places("model", model)
     length, core = len(input_ids), core_model(model.eval())
     if not length:
         raise ValueError("`input_ids` is empty; there is no prediction to look at.")
