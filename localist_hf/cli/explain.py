@@ -18,6 +18,7 @@ from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
 from ..hub.loading import check_name
+from ..modeling.reach import of_found_blocks
 from ..page.passage import Passage
 from ..whole_file import write_whole
 from .arguments import locality_settings
@@ -140,6 +141,8 @@ def explain(
         if len(keys) >= LEAST_COMPARED
     }
     reach = core.reach(tokens, **given)
+    if core.config.locality.block_partition != "window":  # the model has found them, and nobody has given them
+        reach = of_found_blocks(reach)
     first = int(reach.first[0, -1])
     return {
         "position": position,

@@ -56,6 +56,8 @@ def test_what_is_said_is_what_is_measured(
         outside = found["words"][0]["attention"]["last layer"]
         assert outside == 0
         assert found["reach"]["is_bounded"]
+        # The model has found the blocks: what is out of reach may move them.
+        assert found["reach"]["statement"].startswith("Given these blocks, no token before")
         assert found["reach"]["first"] == starts[0, -1] > 0
         assert f"This one depends on none before token {starts[0, -1]}." in printed
         changed = [word["influence"] for word in found["words"]]
