@@ -146,8 +146,8 @@ def _verdict(agreements: Agreements) -> list[str]:
     }
     aim = (
         f"*Aimed at, set beforehand*: at least {_LEAST_BEYOND} beyond nearness in the last layer (erasure) of a model "
-        f"with psi of {_LEAST_PSI} or a top block's share of {_LEAST_TOP} on the base's blocks (at dial 1: that is held "
-        f"to its own), at no more than {_MOST_COST} times the reference. "
+        f"with psi of {_LEAST_PSI} or a top block's share of {_LEAST_TOP} on the base's blocks (at dial 1: that is "
+        f"held to its own), at no more than {_MOST_COST} times the reference. "
     )
     if measured:
         best = max(measured, key=measured.__getitem__)
