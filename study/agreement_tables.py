@@ -62,13 +62,17 @@ class Agreements:
         return [Reading(name, dial) for name in names for dial in dials[name]]
 
     def values(self, reading: Reading, method: str, figure: str, guess: str, seeds: Sequence[int]) -> np.ndarray | None:
-        """`(num_seeds, num_documents)`; `None` where any is no number."""
+        """`(num_seeds, num_documents)`, of the documents of which all are numbers; `None` where there are none."""
+        rows = self.rows(reading, method, figure, guess, seeds)
+        kept = None if rows is None else rows[:, ~np.isnan(rows).any(0)]
+        return None if kept is None or not kept.size else kept
+
+    def rows(self, reading: Reading, method: str, figure: str, guess: str, seeds: Sequence[int]) -> np.ndarray | None:
+        """The same of all documents, NaN where there is no number; `None` where it was not measured."""
         cells = [self.found[reading.name][seed].get((reading.dial, method)) for seed in seeds]
         if any(cell is None or guess not in cell[figure] for cell in cells):
             return None
-        rows = [cell[figure][guess] for cell in cells]
-        kept = [at for at, values in enumerate(zip(*rows, strict=True)) if None not in values]
-        return np.array([[row[at] for at in kept] for row in rows], dtype=float) if kept else None
+        return np.array([cell[figure][guess] for cell in cells], dtype=float)  # None is NaN
 
     def mean(self, reading: Reading, method: str, figure: str, guess: str) -> float:
         values = self.values(reading, method, figure, guess, self.seeds)
@@ -135,17 +139,17 @@ def _verdict(agreements: Agreements) -> list[str]:
             _against(agreements, reading, free, method, guess)
         )
     readings = [reading for reading in agreements.readings if reading != free and not reading.dial]
-    local = [name for name in study.runs if name != agreements.free and _is_concentrated(study, name)]
     measured = {
         reading: agreements.mean(reading, "erasure", "beyond_nearness", "last layer")
         for reading in agreements.readings
-        if reading.name in local
+        if reading.name != agreements.free
+        and _is_concentrated(study, reading)
         and cost(study, reading.name, setting=f"dial {reading.dial:g}").estimate.mean <= _MOST_COST
     }
     aim = (
         f"*Aimed at, set beforehand*: at least {_LEAST_BEYOND} beyond nearness in the last layer (erasure) of a model "
-        f"with psi of {_LEAST_PSI} or a top block's share of {_LEAST_TOP} on the base's blocks, at no more than "
-        f"{_MOST_COST} times the reference. "
+        f"with psi of {_LEAST_PSI} or a top block's share of {_LEAST_TOP} on the base's blocks (at dial 1: that is "
+        f"held to its own), at no more than {_MOST_COST} times the reference. "
     )
     if measured:
         best = max(measured, key=measured.__getitem__)
@@ -192,16 +196,22 @@ def _in_words(agreements: Agreements, readings: Sequence[Reading], free: Reading
 
 
 def _against(agreements: Agreements, reading: Reading, free: Reading, method: str, guess: str) -> Comparison:
-    values = (agreements.values(each, method, "beyond_nearness", guess, agreements.seeds) for each in (reading, free))
-    found = paired_difference(*values)
+    pair = [agreements.rows(each, method, "beyond_nearness", guess, agreements.seeds) for each in (reading, free)]
+    is_in_both = ~np.isnan(pair).any((0, 1))  # the same texts
+    found = paired_difference(*(rows[:, is_in_both] for rows in pair))
     return Comparison(found.difference, found.effect_size, found.p_value)
 
 
-def _is_concentrated(study: Study, name: str) -> bool:
-    """Whether its last layer is held in blocks of the base, or has made up its mind among them; or is held wholly."""
-    figures = [run["last_layer_on_base_blocks"] for run in study.runs[name]]
+def _is_concentrated(study: Study, reading: Reading) -> bool:
+    """
+    Whether its last layer is held in blocks of the base, or has made up its mind among them; at dial 1, where these are
+    not measured, whether it was held to its own.
+    """
+    if reading.dial:
+        return study.settings[reading.name]["training_dials"] == [1]
+    figures = [run["last_layer_on_base_blocks"] for run in study.runs[reading.name]]
     psi, top = (np.mean([each[key] for each in figures]) for key in ("context_fidelity", "top_block_share"))
-    return psi >= _LEAST_PSI or top >= _LEAST_TOP or study.settings[name]["training_dials"] == [1]
+    return bool(psi >= _LEAST_PSI or top >= _LEAST_TOP)
 
 
 def _of_one_seed(agreements: Agreements) -> list[str]:
@@ -226,7 +236,8 @@ def _of_one_seed(agreements: Agreements) -> list[str]:
         tables.append(table_of(readings, columns))
     return [
         f"Of seed {seed[0]}: [faithfulness](method.md#faithfulness), of the worst order 0 and of the best 1, and "
-        "gradients (by Captum) beside attention. *erasure* is the order by the influence of one stretch alone.",
+        "gradients (by Captum) beside attention. *erasure* is the order by the influence of one stretch alone, on the "
+        "very draws that it is judged by.",
         *tables,
     ]
 
@@ -249,8 +260,9 @@ def recall_section() -> list[str]:
         return with_ends(paired_difference(*values).difference, 2)
 
     localised = {line["name"] for line in lines} - {"the model as it is", "distributed-taught0.9"}
+    compared = [line for line in lines if line["name"] in localised]
     best = max(
-        (line for line in lines if line["name"] in localised),
+        compared,
         key=lambda line: np.mean(line["hits"]["last layer"]) - np.mean(free[line["texts"]]["hits"]["last layer"]),
     )
     above = np.mean(best["hits"]["last layer"]) - np.mean(free[best["texts"]]["hits"]["last layer"])
@@ -272,6 +284,6 @@ def recall_section() -> list[str]:
         "over texts.",
         table_of(lines, columns),
         f"*Aimed at, set beforehand*: of the best localised model {_LEAST_RECALL} more than of free training. "
-        f"*{columns['configuration'](best)}* ({best['texts']}) has {above:+.2f}: "
+        f"*{columns['configuration'](best)}* ({best['texts']}), the best of {len(compared)}, has {less_free(best)}: "
         f"{'met' if above >= _LEAST_RECALL else 'missed'}.",
     ]

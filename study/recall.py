@@ -108,8 +108,9 @@ def hits(model: PreTrainedModel, texts: list[Recall], dial: float, in_sight: boo
         }
         sums |= {"nearness": torch.arange(len(before)), "knock-out": influence[1]}
         best = int(influence[0].argmax())
-        for name, each in sums.items():
-            found.setdefault(name, []).append(float(int(each.argmax()) == best))
+        for name, each in sums.items():  # of equal ones any may come first
+            is_first = each == each.max()
+            found.setdefault(name, []).append(float(is_first[best] / is_first.sum()))
         found.setdefault("it is the name's", []).append(float(before[best] == text.sentences[text.answer]))
     return found
 

@@ -218,3 +218,23 @@ def test_the_papers_claims_stand_beside_the_figures_of_every_study_that_has_them
     assert paper.paper_table(few).count("no study has the runs for it") == sum(
         bool(each.needs) for each in paper.CLAIMS
     )
+
+
+def test_agreement_is_compared_on_the_same_texts_and_counts_at_the_dial_that_it_is_of(results: ModuleType) -> None:
+    tables = results.agreement_tables
+
+    def found(*values: float | None) -> dict[int, dict]:
+        return {0: {(0.0, "erasure"): {"beyond_nearness": {"last layer": list(values)}}}}
+
+    agreements = object.__new__(tables.Agreements)
+    agreements.seeds = [0]
+    agreements.found = {"free": found(None, 0.2, 0.3, 0.5), "held": found(0.9, 0.3, 0.5, None)}
+    pair = tables.Reading("held", 0.0), tables.Reading("free", 0.0)
+    assert tables._against(agreements, *pair, "erasure", "last layer").startswith("0.15")  # of the second and the third
+    assert agreements.values(pair[0], "erasure", "beyond_nearness", "last layer", [0]).tolist() == [[0.9, 0.3, 0.5]]
+    study = SimpleNamespace(
+        settings={"held": {"training_dials": [1]}},
+        runs={"held": [{"last_layer_on_base_blocks": {"context_fidelity": 0.4, "top_block_share": 0.6}}]},
+    )
+    assert tables._is_concentrated(study, tables.Reading("held", 1.0))
+    assert not tables._is_concentrated(study, tables.Reading("held", 0.0))

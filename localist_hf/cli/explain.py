@@ -18,6 +18,8 @@ from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
 from ..hub.loading import check_name
+from ..modeling.fidelity import LayerDial
+from ..modeling.reach import of_found_blocks
 from ..page.passage import Passage
 from ..whole_file import write_whole
 from .arguments import locality_settings
@@ -127,8 +129,9 @@ def explain(
             )
         ]
 
-    # Under the dial, over the tokens in sight: on the others both are next to nothing by construction.
-    keys = np.flatnonzero(sights[0][:position]) if dial else np.arange(position)
+    # Under a hard mask, over the tokens in sight: on the others both are next to nothing by construction.
+    in_sight = LayerDial.of_layer(dial, 0.0, core.config.locality.locality_lambdas[last_layer]).is_hard
+    keys = np.flatnonzero(sights[0][:position]) if in_sight else np.arange(position)
     truth, place = of_words.values[:position, 0].numpy()[keys], keys.astype(float)
     agreement = {
         name: compare(guess, truth, place, has_nearness=name != "nearness")
@@ -140,10 +143,13 @@ def explain(
         if len(keys) >= LEAST_COMPARED
     }
     reach = core.reach(tokens, **given)
+    if core.config.locality.block_partition != "window":  # the model has found them, and nobody has given them
+        reach = of_found_blocks(reach)
     first = int(reach.first[0, -1])
     return {
         "position": position,
         "dial": dial,
+        "in_sight": in_sight,
         "after": passage.pieces[position],
         "predicted": [
             {"token": passage.tokenizer.decode([token]), "probability": value}
@@ -186,7 +192,7 @@ def describe(found: dict[str, Any], dial: float) -> str:
     return (
         f"after token {found['position']}, {found['after']!r}, at dial {dial:g}: {predicted}\n\n"
         f"{markdown_table(blocks)}\n\nthe {len(words) - 1} words that it rests on most\n\n{markdown_table(words)}\n\n"
-        f"rank correlation with what erasure finds, over the words {'in sight' if dial else 'before'}: "
+        f"rank correlation with what erasure finds, over the words {'in sight' if found['in_sight'] else 'before'}: "
         f"{agreement or 'none, there are too few'}\n{reach['statement']}{within}"
     )
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from scipy.stats import rankdata
 from transformers import PreTrainedModel
 
-from .check_model import check_model, core_model
+from .check_model import check_model, check_own_places, core_model
 from .check_model import num_positions as num_positions_of
 from .guesses import NEARNESS, RANDOM, attention_guesses, check_captum, gradient_guesses
 from .influence import measure_influence
@@ -137,6 +137,7 @@ def measure_agreement(
 def check_texts(model: PreTrainedModel, dataset: Dataset, num_positions: int) -> None:
     """Refuses a model of another class, and texts that are too short, too long or of one token."""
     check_model("model", model)
+    check_own_places("model", model)
     if type(num_positions) is not int or num_positions < 1:
         raise ValueError(f"`num_positions` is {num_positions!r}; it must be a whole number above 0.")
     if not len(dataset):

@@ -20,6 +20,14 @@ def has_own_tokens(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values())
 
 
+def check_own_places(name: str, model: nn.Module) -> None:
+    """An error for such an adapter."""
+    if has_own_tokens(model):
+        raise ValueError(
+            f"`{name}` has an adapter that puts tokens of its own before a text, whose places are not its own."
+        )
+
+
 def num_positions(config: PreTrainedConfig) -> int | None:
     """How many tokens a text may have; `None` where positions are not learned, so that there is no last one."""
     # By this attribute transformers tells rotary models; `max_position_embeddings` is what those were trained with.

@@ -28,7 +28,7 @@ _MOST_STRETCHES = 12
 class Faithfulness:
     """
     What [`measure_faithfulness`] found: for each guess at what a prediction rests on a figure of each text, the mean
-    over the positions that were looked at; NaN where every order is as good.
+    over the positions that were looked at; NaN where every order is as good, or all tokens are the same.
 
     Args:
         comprehensiveness (`dict[str, list[float]]`):
@@ -159,6 +159,8 @@ def _changes(
 ) -> np.ndarray:
     """In bits, how the last prediction changes without each set of stretches, mean over the draws."""
     core, number = core_model(model), len(parts)
+    if len(ids.unique()) < 2:  # there is nothing to replace a token by
+        return np.zeros(2**number)
     settings = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
     tokens = ids[None].to(core.device)
     last_layer = core.config.locality.num_hidden_layers - 1
@@ -179,5 +181,5 @@ def _changes(
             of_texts = {"block_starts": starts.expand(len(texts), -1), **settings, **kept}
             logits = model(texts, **of_texts).logits[:, -1]
             before = logits[:1] if before is None else before  # the first set is empty
-            changes[rows] += divergence_bits(before.expand_as(logits), logits).double().cpu().numpy() / num_draws
+            changes[rows] += divergence_bits(before.expand_as(logits), logits).cpu().double().numpy() / num_draws
     return changes.clip(min=0)

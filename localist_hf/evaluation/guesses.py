@@ -73,9 +73,7 @@ def attention_guesses(
 def check_captum() -> None:
     """An error where Captum is not installed."""
     if importlib.util.find_spec("captum") is None:
-        raise ValueError(
-            "Captum, which attributes by gradients, is not installed: pip install captum"
-        )
+        raise ValueError("Captum, which attributes by gradients, is not installed: pip install captum")
 
 
 def gradient_guesses(

@@ -8,7 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..modeling import Rule
-from .check_model import check_model, core_model, has_own_tokens
+from ..modeling.block_partition import document_starts
+from ..modeling.locality_request import LocalityRequest
+from .check_model import check_model, check_own_places, core_model, num_positions
 from .divergence import divergence_bits
 from .knock_out import knock_out
 from .progress import progress
@@ -87,8 +89,8 @@ def measure_influence(
         [`Influence`]
 
     Raises:
-        ValueError: for a model of another class, a text of fewer than two different tokens, units and positions that
-            are not there, and starts that are none of the text.
+        ValueError: for a model of another class, a text that is too long, or for erasure of fewer than two different
+            tokens, units and positions that are not there, and starts that are none of the text.
 
     Example:
 
@@ -106,27 +108,34 @@ def measure_influence(
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"`{name}` is {value!r}; it must be a whole number above 0.")
-    if has_own_tokens(model):
-        raise ValueError(
-            "`model` has an adapter that puts tokens of its own before a text, whose places are not its own."
-        )
+    check_own_places("model", model)
     length, core = len(input_ids), core_model(model.eval())
-    if len(input_ids.unique()) < 2:
+    if not length:
+        raise ValueError("`input_ids` is empty; there is no prediction to look at.")
+    if method == "erasure" and len(input_ids.unique()) < 2:
         raise ValueError("`input_ids` has fewer than two different tokens; there is nothing to replace one by.")
+    limit = num_positions(core.config)
+    if limit is not None and length > limit:
+        raise ValueError(f"`input_ids` has {length} tokens; the model has positions for {limit}.")
+    if positions is not None and not isinstance(positions, Sequence):
+        raise ValueError(f"`positions` is {positions!r}; it must be a list of positions of the text.")
     positions = list(range(length)) if positions is None else list(positions)
     if not positions:
         raise ValueError("`positions` is empty; there is no prediction to look at.")
     for place in positions:
         if type(place) is not int or not 0 <= place < length:
             raise ValueError(f"`positions` holds {place!r}; positions of this text are 0 to {length - 1}.")
+    _check_units(units, length)
+    if rules is None and anchors is not None:
+        raise ValueError("`anchors` are given without `rules`, which would name them.")
+    if block_starts is not None:
+        _check_starts(block_starts, length)
     tokens = input_ids[None].to(core.device)
     dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity, "use_cache": False}
     told = {} if rules is None else {"rules": rules, "anchors": anchors}
     if block_starts is None:
         last_layer = core.config.locality.num_hidden_layers - 1
         starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
-    elif block_starts.shape != input_ids.shape:
-        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
     else:
         starts = block_starts[None].to(core.device)
     stretches = _stretches(units, starts[0].tolist(), length)
@@ -155,9 +164,33 @@ def measure_influence(
         after = predictions(torch.cat((texts, rest)).to(core.device))
         for place, row in enumerate(rows.tolist()):
             is_later = torch.tensor([at >= stretches[number[row]][0] for at in positions])
-            changed = divergence_bits(before[place, is_later], after[place, is_later]).double().cpu().clamp(min=0)
+            changed = divergence_bits(before[place, is_later], after[place, is_later]).cpu().double().clamp(min=0)
             values[number[row], is_later] += changed / num_draws
     return Influence(stretches, positions, values.float())
+
+
+def _check_units(units: str | Sequence[tuple[int, int]], length: int) -> None:
+    """Refuses what are no stretches of the text."""
+    if isinstance(units, str) and units in ("token", "block"):
+        return
+    if isinstance(units, str) or not isinstance(units, Sequence) or not units:
+        raise ValueError(f"`units` is {units!r}; it must be 'token', 'block' or stretches of the text.")
+    for unit in units:
+        is_stretch = isinstance(unit, tuple) and len(unit) == 2 and all(type(end) is int for end in unit)
+        if not is_stretch or not 0 <= unit[0] < unit[1] <= length:
+            raise ValueError(
+                f"`units` holds {unit!r}; a stretch of this text is (first, end), with end up to {length}."
+            )
+
+
+def _check_starts(block_starts: torch.Tensor, length: int) -> None:
+    """Refuses what is no partition of the text, at any dial: a call in which none is on does not look at it."""
+    if not isinstance(block_starts, torch.Tensor):
+        raise ValueError(f"`block_starts` is a {type(block_starts).__name__}; it must be a tensor of positions.")
+    if block_starts.shape != (length,):
+        raise ValueError(f"`block_starts` has the shape {tuple(block_starts.shape)}; the text has {length} tokens.")
+    given = LocalityRequest(block_starts=block_starts[None].cpu())
+    given.given_blocks(document_starts(1, length), num_previous_blocks=0, query_length=length, cache=None)
 
 
 def _stretches(units: str | Sequence[tuple[int, int]], starts: list[int], length: int) -> list[tuple[int, int]]:
@@ -167,14 +200,6 @@ def _stretches(units: str | Sequence[tuple[int, int]], starts: list[int], length
     if units == "block":
         edges = [place for place in range(length) if starts[place] == place]
         return list(zip(edges, [*edges[1:], length], strict=True))
-    if isinstance(units, str) or not len(units):
-        raise ValueError(f"`units` is {units!r}; it must be 'token', 'block' or stretches of the text.")
-    for unit in units:
-        is_stretch = isinstance(unit, tuple) and len(unit) == 2 and all(type(end) is int for end in unit)
-        if not is_stretch or not 0 <= unit[0] < unit[1] <= length:
-            raise ValueError(
-                f"`units` holds {unit!r}; a stretch of this text is (first, end), with end up to {length}."
-            )
     return list(units)
 
 

@@ -67,7 +67,7 @@ def knock_out(
             of_logits = {"logits_to_keep": kept} if kept_logits else {}
             logits = _pass(model, rest, without, places[-1] + 1, told, observer=empty, **of_logits)
             logits = logits if kept_logits else logits[:, kept]
-            changed = divergence_bits(logits[:1].expand(len(some), -1, -1), logits[1:]).double().cpu().clamp(min=0)
+            changed = divergence_bits(logits[:1].expand(len(some), -1, -1), logits[1:]).cpu().double().clamp(min=0)
             for row, unit in enumerate(some):
                 for at in cuts[cut][unit]:
                     values[unit, at] = changed[row, places.index(positions[at])]

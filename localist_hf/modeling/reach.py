@@ -124,6 +124,13 @@ def reach_of(
     return Reach(True, first, share, statement[0].upper() + statement[1:])
 
 
+def of_found_blocks(found: Reach) -> Reach:
+    """What holds of blocks that were handed on but found in the text, so that tokens out of reach may move them."""
+    if not found.is_bounded:
+        return found
+    return found._replace(statement="Given these blocks, " + found.statement[0].lower() + found.statement[1:])
+
+
 def no_bound(documents: torch.Tensor, why: str) -> Reach:
     """That of a text with these documents of which nothing can be said."""
     return Reach(False, documents, 0.0, f"No bound by local sets: {why}.")

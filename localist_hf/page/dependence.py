@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from ..evaluation.check_model import core_model, has_own_tokens
 from ..evaluation.influence import measure_influence
 from ..modeling.locality_dial import check_share
-from ..modeling.reach import Reach, no_bound, reach_of
+from ..modeling.reach import Reach, no_bound, of_found_blocks, reach_of
 from .passage import Passage
 from .places import check_place, keep_last, rule_for
 
@@ -66,6 +66,8 @@ class Dependence:
             return found
         given = {"block_starts": starts.to(core.device), "locality_dial": dial, "min_fidelity": 0.0}
         found = core.reach(self._ids[None].to(core.device), **given)
+        if locality.block_partition != "window":  # the model has found them: what is out of reach may move them
+            found = of_found_blocks(found)
         return found._replace(first=found.first.cpu())
 
     def influence(

@@ -28,7 +28,7 @@ def model(
     return model
 
 
-@pytest.mark.parametrize("dial", [0.0, 1.0])
+@pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
 def test_what_is_said_is_what_is_measured(
     model: LocalistGPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture, dial: float
 ) -> None:
@@ -51,18 +51,22 @@ def test_what_is_said_is_what_is_measured(
     logits = model(ids[None], locality_dial=dial, block_starts=starts).logits[0, -1]
     assert found["predicted"][0]["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
     assert f"after token {last}, " in printed
-    assert "rank correlation with what erasure finds" in printed
+    # Only a hard mask puts anything out of sight.
+    over = "in sight" if dial == 1 else "before"
+    assert f"rank correlation with what erasure finds, over the words {over}: " in printed
     if dial == 1:
         outside = found["words"][0]["attention"]["last layer"]
         assert outside == 0
         assert found["reach"]["is_bounded"]
+        # The model has found the blocks: what is out of reach may move them.
+        assert found["reach"]["statement"].startswith("Given these blocks, no token before")
         assert found["reach"]["first"] == starts[0, -1] > 0
         assert f"This one depends on none before token {starts[0, -1]}." in printed
         changed = [word["influence"] for word in found["words"]]
         assert not any(changed[: starts[0, -1]])
         assert any(changed[starts[0, -1] :])
     else:
-        assert found["reach"]["statement"].startswith("No bound by local sets: layer 0 has lambda 1.0 at dial 0.0")
+        assert found["reach"]["statement"].startswith(f"No bound by local sets: layer 0 has lambda 1.0 at dial {dial}")
     assert Path("runs/explain/model/explanation.png").read_bytes().startswith(b"\x89PNG")
 
 

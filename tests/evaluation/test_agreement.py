@@ -114,7 +114,7 @@ def test_without_captum_gradients_are_refused(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     dataset = Dataset.from_dict({"input_ids": [list(range(2, 40))]})
-    with pytest.raises(ValueError, match="Captum, .* is not installed: pip install captum"):
+    with pytest.raises(ValueError, match=r"Captum, .* is not installed: pip install captum"):
         measure_agreement(make_model(), dataset, with_gradients=True)
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from datasets import Dataset
 from hypothesis import strategies
+from peft import PromptTuningConfig, get_peft_model
 
 from localist_hf import LocalistGPT2LMHeadModel
-from localist_hf.evaluation import measure_faithfulness
+from localist_hf.evaluation import measure_agreement, measure_faithfulness
 from localist_hf.evaluation.faithfulness import _changes, faithfulness
 from localist_hf.evaluation.influence import replaced
 
@@ -89,3 +90,21 @@ def test_what_cannot_be_measured_is_refused(
     dataset = Dataset.from_dict({"input_ids": [list(range(2, 40))]})
     with pytest.raises(ValueError, match=sentence):
         measure_faithfulness(make_model(), dataset, **arguments)
+
+
+def test_a_beginning_of_one_token_does_not_count(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    dataset = Dataset.from_dict({"input_ids": [[5] * 17, [5] * 17 + [6], [*range(2, 40)]]})
+    with pytest.raises(ValueError, match="`dataset` has one token only in row 0"):
+        measure_faithfulness(make_model(), dataset)
+    found = measure_faithfulness(make_model(), dataset.select([1]), 1, num_stretches=2, num_draws=1)
+    assert np.isnan(found.comprehensiveness["layer 3"]).all()
+    found = measure_faithfulness(make_model(), dataset.select([1, 2]), 2, num_stretches=2, num_draws=1)
+    assert not np.isnan(found.sufficiency["layer 3"]).any()
+
+
+def test_adapters_that_bring_tokens_are_refused(make_model: Callable[..., LocalistGPT2LMHeadModel]) -> None:
+    model = get_peft_model(make_model(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    dataset = Dataset.from_dict({"input_ids": [[*range(2, 40)]]})
+    for measure in (measure_agreement, measure_faithfulness):
+        with pytest.raises(ValueError, match="`model` has an adapter that puts tokens of its own before a text"):
+            measure(model, dataset)

@@ -138,21 +138,37 @@ def test_blocks_may_be_given(make_model: Callable[..., LocalistGPT2LMHeadModel])
     assert found.values[25:, 0].min() > 0
 
 
+def test_knock_out_replaces_nothing_and_needs_no_other_tokens(
+    make_model: Callable[..., LocalistGPT2LMHeadModel],
+) -> None:
+    found = measure_influence(make_model(), torch.full((20,), 3), [(2, 9)], [19, 2], method="knock_out")
+    assert found.values[0, 0] > 0 == found.values[0, 1]
+    assert not measure_influence(make_model(), torch.tensor([3]), "token", method="knock_out").values.any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"input_ids": torch.zeros(2, 5).long()}, "`input_ids` must be a tensor of token ids"),
         ({"input_ids": torch.full((5,), 3)}, "`input_ids` has fewer than two different tokens"),
+        ({"input_ids": torch.zeros(0).long(), "method": "knock_out"}, "`input_ids` is empty"),
+        ({"input_ids": torch.arange(500) % 90}, "`input_ids` has 500 tokens; the model has positions for"),
+        ({"units": None}, "`units` is None; it must be 'token', 'block' or stretches"),
         ({"units": "word"}, "`units` is 'word'; it must be 'token', 'block' or stretches"),
         ({"units": []}, r"`units` is \[\]; it must be"),
         ({"units": [(3, 3)]}, r"`units` holds \(3, 3\); a stretch of this text"),
         ({"units": [(3, 41)]}, r"`units` holds \(3, 41\); a stretch of this text is \(first, end\), with end up to 40"),
         ({"positions": []}, "`positions` is empty"),
+        ({"positions": 5}, "`positions` is 5; it must be a list of positions"),
         ({"positions": [40]}, "`positions` holds 40; positions of this text are 0 to 39"),
         ({"method": "noise"}, "`method` is 'noise'; it must be 'erasure' or 'knock_out'"),
         ({"num_draws": 0}, "`num_draws` is 0; it must be a whole number above 0"),
         ({"batch_size": 1.5}, "`batch_size` is 1.5; it must be a whole number above 0"),
         ({"block_starts": torch.zeros(5).long()}, r"`block_starts` has the shape \(5,\); the text has 40 tokens"),
+        ({"block_starts": [0] * 40}, "`block_starts` is a list; it must be a tensor"),
+        ({"block_starts": torch.arange(40) + 1}, r"`block_starts\[0, 0\]` is 1; it must lie between"),
+        ({"block_starts": torch.zeros(40)}, "`block_starts`"),
+        ({"anchors": {"one": (0, 10)}}, "`anchors` are given without `rules`"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from localist_hf import Rule
 from localist_hf.evaluation import measure_influence
 from localist_hf.modeling.measurements import SHARES
+from localist_hf.modeling.reach import of_found_blocks
 from localist_hf.page import Passage, Reading, read
 from localist_hf.page import dependence as module
 
@@ -102,9 +103,13 @@ def test_the_reach_is_that_of_the_model_on_the_blocks_shown(architecture: str) -
     for dial in (0.0, 0.5, 1.0):
         found = reading.dependence.reach(dial)
         expected = reading.model.reach(ids, block_starts=starts[None], locality_dial=dial, min_fidelity=0.0)
+        expected = of_found_blocks(expected)  # nobody has given them
         assert (found.statement, found.is_bounded) == (expected.statement, expected.is_bounded)
         assert torch.equal(found.first, expected.first)
     assert found.is_bounded
+    assert found.statement.startswith("Given these blocks, ")
+    windows = reading_of(localised(architecture, locality_schedule="localist", block_partition="window"))
+    assert windows.dependence.reach(1.0).statement.startswith("No token before those in reach")
     assert torch.equal(found.first[0], starts)  # of one block, with no previous one
     assert not reading_of(localised(architecture, locality_schedule="quintic")).dependence.reach(1.0).is_bounded
 
