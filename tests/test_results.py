@@ -230,7 +230,9 @@ def test_agreement_is_compared_on_the_same_texts_and_counts_at_the_dial_that_it_
     agreements.seeds = [0]
     agreements.found = {"free": found(None, 0.2, 0.3, 0.5), "held": found(0.9, 0.3, 0.5, None)}
     pair = tables.Reading("held", 0.0), tables.Reading("free", 0.0)
-    assert tables._against(agreements, *pair, "erasure", "last layer").startswith("0.15")  # of the second and the third
+    assert str(tables._against(agreements, *pair, "erasure", "last layer")).startswith(
+        "0.15"
+    )  # of the second and the third
     assert agreements.values(pair[0], "erasure", "beyond_nearness", "last layer", [0]).tolist() == [[0.9, 0.3, 0.5]]
     study = SimpleNamespace(
         settings={"held": {"training_dials": [1]}},
