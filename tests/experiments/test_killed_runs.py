@@ -22,6 +22,7 @@ from transformers import modeling_utils
 
 from localist_hf import LocalistGPT2LMHeadModel
 from localist_hf.configuration import RECIPES
+from localist_hf.errors import RunError
 from localist_hf.experiments import folders
 from localist_hf.experiments.folders import RUN_FILES, TRAINING_FILES, check_own, claim, lock_folder
 from localist_hf.experiments.training_run import run_training
@@ -188,7 +189,10 @@ class Undisturbed:
 
     def kill(self, folder: Path, number: int, is_half: bool, is_full: bool = False) -> None:
         disk = Disk(folder, number, is_half, is_full)
-        with disk.watched(), pytest.raises(OSError if is_full else Killed, match="No space" if is_full else None):
+        with (
+            disk.watched(),
+            pytest.raises((OSError, RunError) if is_full else Killed, match="(?i)no space" if is_full else None),
+        ):
             self.run(folder)
 
 
@@ -262,5 +266,5 @@ def test_a_run_ended_at_any_operation_goes_on(undisturbed, tmp_path: Path, kind:
                 assert_goes_on(run, folder, number, is_half, is_full)
             except (Exception, pytest.fail.Exception) as error:
                 failed.append((number, what, file, is_half, repr(error)[:300]))
-            shutil.rmtree(folder.parent)
+            shutil.rmtree(folder.parent, ignore_errors=True)  # none is left where nothing was saved
     assert not failed
