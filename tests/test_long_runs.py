@@ -86,7 +86,7 @@ def test_five_hundred_readings_by_twenty_clients(
     def visit(number: int) -> None:
         about = (f"Sentence number {number} says something. some more of the words here\nnumber {number}.", "a", None)
         readings.read(*about)
-        readings.weights(*about, 0, 1, None, 5)
+        readings.weights(*about, 0, 1, None, 5, 1.0, None)
         readings.predict(*about, 0, 5, 1.0, None)
 
     done = 0
