@@ -1,5 +1,6 @@
 """The table of a model card: configurations side by side."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -38,9 +39,25 @@ def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, float]
     return {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share")}
 
 
+def perplexity_at_dial_1(run: RunRecord) -> float:
+    """NaN where it was not measured."""
+    of_dials = {each["dial"]: each["perplexity"] for each in (run.controls or {"dials": ()})["dials"]}
+    found = run.metrics.get("perplexity_at_dial_1", of_dials.get(1))
+    return math.nan if found is None else found
+
+
+def is_held(run: RunRecord) -> bool:
+    """Whether it was trained at dial 1 alone, and is to be used there."""
+    return any(run.lambdas) and run.training.get("training_dials") == [1]
+
+
 def measures_blocks(groups: Mapping[str, Sequence[RunRecord]], layer: int) -> bool:
-    """Whether all runs say over how many blocks attention is spread, as those of former versions do not."""
-    return all(f"blocks_looked_at_layer_{layer}" in run.metrics for runs in groups.values() for run in runs)
+    """
+    Whether all runs say over how many blocks attention is spread, as those of former versions do not, and none is held
+    at dial 1, where there is no choice.
+    """
+    runs = [run for runs in groups.values() for run in runs]
+    return all(f"blocks_looked_at_layer_{layer}" in run.metrics for run in runs) and not any(map(is_held, runs))
 
 
 def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], baseline: str | None, layer: int) -> str:
@@ -60,8 +77,11 @@ def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], bas
             if name in differences
             else f"{_ratio(by_seed[name], by_seed[baseline]):.3f}"
         )
-    columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
-    columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])
+    if is_held(record):  # whose attention at dial 0 is as it was
+        columns["dial 1"] = lambda name: with_interval([perplexity_at_dial_1(run) for run in groups[name]])
+    else:
+        columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
+        columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])
     columns["keys"] = lambda name: with_interval([fmean(_of_layer(groups[name], "visible_keys", layer))], 1)
     if measures_blocks(groups, layer):
         columns["blocks"] = lambda name: with_interval([fmean(_of_layer(groups[name], "blocks_looked_at", layer))], 1)

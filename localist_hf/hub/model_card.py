@@ -33,7 +33,16 @@ from .card_phrases import (
     text_name,
     variants_phrase,
 )
-from .card_tables import comparison, figures, measures_blocks, metrics_by_seed, metrics_of_runs
+from .card_tables import (
+    comparison,
+    figures,
+    is_held,
+    mean_over_runs,
+    measures_blocks,
+    metrics_by_seed,
+    metrics_of_runs,
+    perplexity_at_dial_1,
+)
 from .example import PROMPT, SHOWN_LETTERS, shortened_blocks, shown_layer
 from .own_text import own_text, with_own_text
 from .record_file import check_record
@@ -347,6 +356,9 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         ),
         "comparison": comparison(record, groups, baseline, layer),
         "measures_blocks": measures_blocks(groups, layer),
+        "at_dial_1": is_held(record)
+        and not math.isnan(at_1 := sum(map(perplexity_at_dial_1, own)) / len(own))
+        and {"own": at_1, "others": baseline is not None and mean_over_runs(metrics[baseline], "perplexity")},
         "has_intervals": baseline is not None and bool(perplexity_differences(by_seed, baseline)),
         "are_of_documents": are_of_documents(by_seed),
         "partitions": list({runs[0].locality["block_partition"] for runs in groups.values()}),

@@ -21,6 +21,7 @@ def run(seed: int = 0, documents: dict | None = DOCUMENTS, dial: dict | None = N
         controls=None if documents is None else {"documents": documents},
         dial=dial or {},
         lambdas=[0.0, float(is_local)],
+        training={},
     )
 
 
@@ -48,7 +49,7 @@ def test_ratios_are_for_other_text_too_where_documents_are_known() -> None:
     # Two seeds 0.1 above on the one document and 0.3 on the other, which has three times the labels.
     higher = DOCUMENTS | {"losses": {"dial 0": [31.0, 99.0]}}
     groups = {"distributed": [run(0), run(1)], "quintic": [run(0, higher), run(1, higher)]}
-    shown = SimpleNamespace(name="quintic")
+    shown = SimpleNamespace(**vars(run()) | {"name": "quintic"})
     row = comparison(shown, groups, "distributed", 0).splitlines()[3]
     assert row.startswith("| **quintic** |")
     assert "| 1.284 [" in row  # exp(0.25); of their perplexities, which are alike here, it would be 1.000
