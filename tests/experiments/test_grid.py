@@ -206,3 +206,10 @@ def test_what_is_no_grid_is_refused_by_its_file(tmp_path: Path, text: str) -> No
 def test_a_file_that_is_missing_is_refused() -> None:
     with pytest.raises(ValueError, match="`grid` is 'nowhere', which cannot be read"):
         load_grid("nowhere")
+
+
+def test_a_recipe_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("seeds: [0]\nruns: [{variant: distributed}, {variant: quintic, recipe: [[hold]]}]\n")
+    with pytest.raises(ValueError, match="recipe"):
+        load_grid(path)
