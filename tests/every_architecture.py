@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from matrices import EVERYTHING, Matrices, check_close, check_measurements, documents_of, native_pass
+from matrices import EVERYTHING, check_close, check_measurements, matrices_of, native_pass
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -278,16 +278,8 @@ def _check_matrices(
 ) -> None:
     request = {"locality_dial": dial, "min_fidelity": floor}
     outputs = model(ids, attention_mask=mask, **EVERYTHING, **request)
-    locality = model.config.locality
-    matrices = Matrices(
-        locality.sliding_windows,
-        documents_of(mask),
-        outputs.block_starts,
-        locality.num_sink_tokens,
-        locality.num_previous_blocks,
-        [1 - dial * value for value in _LAMBDAS],
-        [floor * value for value in _LAMBDAS],
-    )
+    windows = model.config.locality.sliding_windows
+    matrices = matrices_of(windows, _LAMBDAS, model, outputs, mask, dial, floor)
     inputs = {"attention_mask": mask}
     if model._counts_from_zero and "position_ids" in model._native_arguments:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)

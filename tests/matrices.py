@@ -237,11 +237,16 @@ def windows_of(architecture: str) -> list[int | None]:
 
 
 def matrices_for(architecture: str, model: PreTrainedModel, outputs, mask: torch.Tensor, dial=0.0, floor=0.0):
-    """Those that belong to a pass of a localised model."""
-    locality = model.config.locality
+    """Those that belong to a pass of a localised model under the linear schedule."""
     lambdas = [layer / (LAYERS - 1) for layer in range(LAYERS)]
+    return matrices_of(windows_of(architecture), lambdas, model, outputs, mask, dial, floor)
+
+
+def matrices_of(windows, lambdas: list[float], model: PreTrainedModel, outputs, mask: torch.Tensor, dial, floor):
+    """The same with these sliding windows and lambdas of layers."""
+    locality = model.config.locality
     return Matrices(
-        windows_of(architecture),
+        windows,
         documents_of(mask),
         outputs.block_starts,
         locality.num_sink_tokens,

@@ -14,6 +14,7 @@ from ..evaluation import measure_influence
 from ..evaluation.agreement import LEAST_COMPARED, compare
 from ..evaluation.check_model import core_model, num_positions
 from ..evaluation.guesses import attention_guesses, check_captum, gradient_guesses
+from ..evaluation.measure import last_block_starts
 from ..evaluation.pictures import plot_explanation
 from ..evaluation.tables import markdown_table
 from ..experiments.folders import EXPLAINED_FILES, check_own, claim, lock_folder
@@ -93,7 +94,10 @@ def explain(
     core = core_model(model.eval())
     ids = passage.input_ids[: position + 1]
     batch_size = max(1, _BATCH_TOKENS // len(ids))
-    settings = {"num_draws": num_draws, "batch_size": batch_size, "locality_dial": dial, "min_fidelity": 0.0}
+    tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
+    # All of it is said of one pass: every layer on the blocks of the last one.
+    starts = last_block_starts(core.base_model, {"input_ids": tokens}, **dials)
+    settings = {"num_draws": num_draws, "batch_size": batch_size, "block_starts": starts[0], **dials}
     found = {
         unit: [measure_influence(model, ids, unit, [position], **settings, method=method)
                for method in ("erasure", "knock_out")]
@@ -105,9 +109,6 @@ def explain(
     shown = {"last layer": guesses[f"layer {last_layer}"][0], "all layers": guesses["all layers"][0]}
     gradients = gradient_guesses(model, ids, [position], dial) if with_gradients else {}
     gradients = {name: row / max(row.sum(), np.finfo(float).tiny) for name, (row,) in gradients.items()}
-    tokens, dials = ids[None].to(core.device), {"locality_dial": dial, "min_fidelity": 0.0}
-    # All of it is said of one pass: every layer on the blocks of the last one.
-    starts = core.base_model(tokens, **dials, use_cache=False, output_fidelity=[last_layer]).block_starts[0]
     given = {"block_starts": starts, **dials}
     probabilities = model(tokens, **given, use_cache=False).logits[0, -1].float().softmax(-1).cpu()
     best = probabilities.topk(min(5, len(probabilities)))

@@ -15,6 +15,7 @@ from .check_model import core_model
 from .divergence import divergence_bits
 from .guesses import NEARNESS, RANDOM, attention_guesses, check_captum, gradient_guesses
 from .influence import replaced
+from .measure import last_block_starts
 from .progress import progress
 
 
@@ -161,10 +162,9 @@ def _changes(
     core, number = core_model(model), len(parts)
     if len(ids.unique()) < 2:  # there is nothing to replace a token by
         return np.zeros(2**number)
-    settings = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
-    tokens = ids[None].to(core.device)
-    last_layer = core.config.locality.num_hidden_layers - 1
-    starts = core.base_model(tokens, **settings, output_fidelity=[last_layer]).block_starts[0]
+    dials = {"locality_dial": dial, "min_fidelity": 0.0}
+    settings = dials | {"use_cache": False}
+    starts = last_block_starts(core.base_model, {"input_ids": ids[None]}, **dials)
     part_of = torch.full((len(ids),), number)  # the position itself stays
     for at, part in enumerate(parts):
         part_of[part] = at

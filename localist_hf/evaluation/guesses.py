@@ -13,6 +13,7 @@ from ..modeling.block_partition import document_starts, with_previous_blocks
 from ..modeling.fidelity import LayerDial
 from .attention_rows import AttentionRows
 from .check_model import core_model
+from .measure import last_block_starts
 
 
 #: What is compared with influence beside attention.
@@ -33,8 +34,9 @@ def attention_guesses(
     locality, length = core.config.locality, len(ids)
     tokens = ids[None].to(core.device)
     last_layer = locality.num_hidden_layers - 1
-    settings = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
-    starts = core.base_model(tokens, **settings, output_fidelity=[last_layer]).block_starts[0]
+    dials = {"locality_dial": dial, "min_fidelity": 0.0}
+    settings = dials | {"use_cache": False}
+    starts = last_block_starts(core.base_model, {"input_ids": tokens}, **dials)
     kept = AttentionRows(core.config)
     core.base_model(tokens, **settings, output_fidelity=[last_layer], block_starts=starts, observer=kept.keep)
     documents = document_starts(1, length, device=starts.device)
@@ -88,10 +90,10 @@ def gradient_guesses(
 
     core = core_model(model)
     tokens = ids[None].to(core.device)
-    settings = {"locality_dial": dial, "min_fidelity": 0.0, "use_cache": False}
-    last_layer = core.config.locality.num_hidden_layers - 1
+    dials = {"locality_dial": dial, "min_fidelity": 0.0}
+    settings = dials | {"use_cache": False}
     with torch.no_grad():
-        starts = core.base_model(tokens, **settings, output_fidelity=[last_layer]).block_starts[0]
+        starts = last_block_starts(core.base_model, {"input_ids": tokens}, **dials)
         best = model(tokens, block_starts=starts, **settings).logits[0].argmax(-1)
     embeddings = core.get_input_embeddings()(tokens).detach().requires_grad_()
 

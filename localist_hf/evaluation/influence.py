@@ -13,6 +13,7 @@ from ..modeling.locality_request import LocalityRequest
 from .check_model import check_model, check_own_places, core_model, num_positions
 from .divergence import divergence_bits
 from .knock_out import knock_out
+from .measure import last_block_starts
 from .progress import progress
 
 
@@ -131,11 +132,11 @@ def measure_influence(
     if block_starts is not None:
         _check_starts(block_starts, length)
     tokens = input_ids[None].to(core.device)
-    dial = {"locality_dial": locality_dial, "min_fidelity": min_fidelity, "use_cache": False}
+    dials = {"locality_dial": locality_dial, "min_fidelity": min_fidelity}
+    dial = dials | {"use_cache": False}
     told = {} if rules is None else {"rules": rules, "anchors": anchors}
     if block_starts is None:
-        last_layer = core.config.locality.num_hidden_layers - 1
-        starts = core.base_model(tokens, **dial, output_fidelity=[last_layer]).block_starts[0]
+        starts = last_block_starts(core.base_model, {"input_ids": tokens}, **dials)
     else:
         starts = block_starts[None].to(core.device)
     stretches = _stretches(units, starts[0].tolist(), length)

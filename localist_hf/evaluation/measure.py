@@ -126,7 +126,7 @@ def evaluation_batches(
         if block_decoder is not None:
             if "block_starts" in batch:
                 raise ValueError("`dataset` holds `block_starts` and a `block_model` is given too; only one can tell.")
-            batch["block_starts"] = _last_block_starts(block_decoder, batch)
+            batch["block_starts"] = last_block_starts(block_decoder, batch)
         yield {name: tensor.to(model.device) for name, tensor in batch.items()}, labels
 
 
@@ -184,7 +184,7 @@ def locality_probe(
         check_own_blocks(batch)
         for texts in _texts(batch):
             if block_decoder is not None:
-                texts["block_starts"] = _last_block_starts(block_decoder, texts)
+                texts["block_starts"] = last_block_starts(block_decoder, texts)
             outputs = decoder(**_on(decoder, texts), use_cache=False, **everything(texts))
             totals = add_rows(share_sums(outputs, by_head=True), totals)
     if totals is None:
@@ -192,10 +192,10 @@ def locality_probe(
     return LocalityProfile.of(totals)
 
 
-def _last_block_starts(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The blocks that a transformer's last layer has on these inputs."""
+def last_block_starts(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor], **dials: Any) -> torch.Tensor:
+    """The blocks that a transformer's last layer has on these inputs, under the dial and guarantee set, or these."""
     last_layer = decoder.config.locality.num_hidden_layers - 1
-    return decoder(**_on(decoder, texts), use_cache=False, output_fidelity=[last_layer]).block_starts[0]
+    return decoder(**_on(decoder, texts), **dials, use_cache=False, output_fidelity=[last_layer]).block_starts[0]
 
 
 def _on(decoder: PreTrainedModel, texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -224,7 +224,7 @@ class Grid:
                 raise ValueError(f"`variant` is {variant!r}; it must be a name.")
             of_variant = variant_config(variant)
             recipe = given.pop("recipe", None)
-            if recipe is not None and recipe not in [*RECIPES]:  # a list, say, cannot be looked up
+            if recipe is not None and (not isinstance(recipe, str) or recipe not in RECIPES):
                 raise ValueError(f"`recipe` is {recipe!r}; allowed are {', '.join(map(repr, RECIPES))}.")
             separators = given.pop("separators", None)
             if separators is not None:

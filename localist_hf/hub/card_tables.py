@@ -39,11 +39,13 @@ def figures(runs: Sequence[Mapping[str, float]], layer: int) -> dict[str, float]
     return {name: mean_over_runs(runs, f"{name}_layer_{layer}") for name in ("context_fidelity", "context_share")}
 
 
-def perplexity_at_dial_1(run: RunRecord) -> float:
-    """NaN where it was not measured."""
-    of_dials = {each["dial"]: each["perplexity"] for each in (run.controls or {"dials": ()})["dials"]}
-    found = run.metrics.get("perplexity_at_dial_1", of_dials.get(1))
-    return math.nan if found is None else found
+def perplexities_at_ends(run: RunRecord) -> dict[int, float]:
+    """What is known of both ends of the dial; NaN where nothing is."""
+    set_dial = run.dial.get("locality_dial", 0)
+    found = {set_dial: run.metrics["perplexity"]} if "min_fidelity" not in run.dial else {}
+    found |= {dial: run.metrics.get(f"perplexity_at_dial_{dial}", found.get(dial)) for dial in (0, 1)}
+    found |= {each["dial"]: each["perplexity"] for each in (run.controls or {"dials": ()})["dials"]}
+    return {dial: math.nan if found[dial] is None else found[dial] for dial in (0, 1)}
 
 
 def is_held(run: RunRecord) -> bool:
@@ -78,7 +80,7 @@ def comparison(record: RunRecord, groups: Mapping[str, Sequence[RunRecord]], bas
             else f"{_ratio(by_seed[name], by_seed[baseline]):.3f}"
         )
     if is_held(record):  # whose attention at dial 0 is as it was
-        columns["dial 1"] = lambda name: with_interval([perplexity_at_dial_1(run) for run in groups[name]])
+        columns["dial 1"] = lambda name: with_interval([perplexities_at_ends(run)[1] for run in groups[name]])
     else:
         columns["psi"] = lambda name: with_interval(_of_layer(groups[name], "context_fidelity", layer))
         columns["other words"] = lambda name: with_interval([fmean(_of_layer(groups[name], "context_share", layer))])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -41,7 +42,7 @@ from .card_tables import (
     measures_blocks,
     metrics_by_seed,
     metrics_of_runs,
-    perplexity_at_dial_1,
+    perplexities_at_ends,
 )
 from .example import PROMPT, SHOWN_LETTERS, shortened_blocks, shown_layer
 from .own_text import own_text, with_own_text
@@ -344,7 +345,11 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "missing_prefix": data.get("has_text_prefix") is False and data["text_prefix"],
         "max_new_tokens": 40 if positions is None else min(40, positions // 2),
         "defaults": record.dial,
-        "perplexities": _perplexities(record),
+        "perplexities": [
+            f"{value:.2f} at dial {dial}"
+            for dial, value in perplexities_at_ends(record).items()
+            if not math.isnan(value)
+        ],
         "drawn_are_means": any(len(runs) > 1 for runs in drawn.values()),
         "num_seeds": len(own),
         "seeds": ", ".join(map(seed_phrase, own)),
@@ -357,7 +362,7 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "comparison": comparison(record, groups, baseline, layer),
         "measures_blocks": measures_blocks(groups, layer),
         "at_dial_1": is_held(record)
-        and not math.isnan(at_1 := sum(map(perplexity_at_dial_1, own)) / len(own))
+        and not math.isnan(at_1 := fmean(perplexities_at_ends(run)[1] for run in own))
         and {"own": at_1, "others": baseline is not None and mean_over_runs(metrics[baseline], "perplexity")},
         "has_intervals": baseline is not None and bool(perplexity_differences(by_seed, baseline)),
         "are_of_documents": are_of_documents(by_seed),
@@ -372,15 +377,6 @@ def _context(records: Sequence[RunRecord], repo_id: str, namespace: str, base_mo
         "namespace": namespace,
         "family": _family(records),
     }
-
-
-def _perplexities(record: RunRecord) -> list[str]:
-    """What is known of both ends of the dial."""
-    set_dial = record.dial.get("locality_dial", 0)
-    found = {set_dial: record.metrics["perplexity"]} if "min_fidelity" not in record.dial else {}
-    found |= {dial: record.metrics.get(f"perplexity_at_dial_{dial}", found.get(dial)) for dial in (0, 1)}
-    found |= {each["dial"]: each["perplexity"] for each in (record.controls or {"dials": ()})["dials"]}
-    return [f"{found[dial]:.2f} at dial {dial}" for dial in (0, 1) if found[dial] is not None]
 
 
 def _family(records: Sequence[RunRecord]) -> list[RunRecord]:
