@@ -24,6 +24,8 @@ from .weights import weight_hashes
 
 #: Stands for the namespace where it is not known yet.
 PLACEHOLDER_NAMESPACE = "org"
+# What transformers raises for values that make no configuration.
+_OF_TRANSFORMERS = (StrictDataclassError, TypeError, AttributeError, LookupError)
 # What makes a variant; runs that differ in other fields of locality measure other things.
 _VARIANT_FIELDS = tuple(sorted({field for variant in VARIANTS.values() for field in variant}))
 
@@ -143,12 +145,21 @@ class RunRecord:
     @cached_property
     def model_config(self) -> PreTrainedConfig:
         """[`~transformers.PreTrainedConfig`]: `config` as an object, which has the same names in every architecture."""
+        kind = self.config["model_type"]
         try:
             return AutoConfig.for_model(**self.config)
-        except (StrictDataclassError, TypeError, AttributeError, LookupError) as error:
-            raise ValueError(
-                f"`config` is no configuration of a {self.config['model_type']!r}: {one_line(error)}"
-            ) from error
+        except _OF_TRANSFORMERS as error:
+            name = next((name for name in self.config if name != "model_type" and not self._is_field(name)), None)
+            what = "`config`" if name is None else f"`config.{name}`, {self.config[name]!r},"
+            raise ValueError(f"{what} makes no configuration of a {kind!r}; transformers: {one_line(error)}") from error
+
+    def _is_field(self, name: str) -> bool:
+        """Whether transformers takes this value of `config` alone."""
+        try:
+            AutoConfig.for_model(self.config["model_type"], **{name: self.config[name]})
+        except _OF_TRANSFORMERS:
+            return False
+        return True
 
     @property
     def locality(self) -> Mapping[str, Any]:

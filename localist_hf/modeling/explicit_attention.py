@@ -69,7 +69,8 @@ def explicit_attention(
             What becomes of the rest.
     """
     scale, _, softcap, learned_sinks = scoring
-    if softcap is not None:
+    # In a graph a warning would be a break, after which torch's compiler fails on a second dial.
+    if softcap is not None and not torch.compiler.is_compiling():
         logger.warning_once(
             "The attention scores of this model are soft-capped, which no fused kernel with a log-sum-exp does: "
             "locality is measured and held with explicit weights for a few queries at a time, several times slower."

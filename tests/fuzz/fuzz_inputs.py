@@ -154,7 +154,7 @@ def _refused(kinds: tuple[type[Exception], ...], names: list[str]) -> Iterator[l
         assert any(name in message for name in names), f"it names none of {names}: {message!r}"
         # Of what is transformers' own it is transformers that speaks.
         is_foreign = any(word in message for word in ("object is not", "object has no attribute"))
-        assert not is_foreign or names == [""] or "/" in names[0], message
+        assert not is_foreign or names == [""] or "/" in names[0] or "; transformers: " in message, message
         found.append(message)
 
 
@@ -208,7 +208,9 @@ def _check_taken(case: Case, values: dict, config: Any, model: Any) -> None:
     with torch.no_grad():
         ids = torch.arange(3, 20)[None] % model.config.vocab_size
         outputs = model(ids, output_fidelity=True, locality_dial=1.0, use_cache=False)
-        assert outputs.logits.isfinite().all()
+        # What is not ours transformers may take though it makes no number, as a negative base of rotary angles.
+        if model(ids, use_cache=False).logits.isfinite().all():
+            assert outputs.logits.isfinite().all()
 
 
 def _grid(case: Case, folder: Path) -> str:

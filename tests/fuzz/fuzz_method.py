@@ -292,20 +292,10 @@ def _run(case: Case) -> None:
         _check_gradients(case, model, native)
         return
     with torch.no_grad():
-        seen: dict[int, tuple] = {}
-
-        def observe(module, query, key, value, mask, **arguments) -> None:
-            seen[module.layer_idx] = query, key, value, arguments
-
-        given = {"observer": observe} if case.is_half else {}
-        base = model(case.ids, **case.inputs, use_cache=False, **case.request, **case.everything, **given)
+        base, seen = _observed(case, model, **case.everything)
         matrices = _matrices(case, base.block_starts)
         expected = native_pass(native, matrices, case.ids, **_native_inputs(case))
-        if case.is_half:
-            for layer, (query, key, value, arguments) in seen.items():
-                scoring = arguments["scaling"], arguments.get("softcap"), arguments.get("s_aux")
-                found = reference.weights_of_scores(query, key, matrices.visible(layer), *scoring)
-                matrices.attend(layer, found[0], value.double(), found[1])
+        _attend(matrices, seen)
         _check_logits(case, "logits", base.logits, expected.logits, case.documents >= 0)
         _check_measurements(case, base, matrices)
         if case.settings["block_partition"] != "semantic" or case.given:
@@ -313,6 +303,24 @@ def _run(case: Case) -> None:
         elif not case.is_half:
             _check_semantic_blocks(case, base.block_starts, matrices)
         _MODES[case.mode](case, model, base)
+
+
+def _observed(case: Case, model: PreTrainedModel, **measured: Any) -> tuple[Any, dict[int, tuple]]:
+    """A pass, and in half precision what each layer's attention was handed."""
+    seen: dict[int, tuple] = {}
+
+    def observe(module, query, key, value, mask, **arguments) -> None:
+        seen[module.layer_idx] = query, key, value, arguments
+
+    given = {"observer": observe} if case.is_half else {}
+    return model(case.ids, **case.inputs, use_cache=False, **case.request, **measured, **given), seen
+
+
+def _attend(matrices: Matrices, seen: dict[int, tuple]) -> None:
+    for layer, (query, key, value, arguments) in seen.items():
+        scoring = arguments["scaling"], arguments.get("softcap"), arguments.get("s_aux")
+        found = reference.weights_of_scores(query, key, matrices.visible(layer), *scoring)
+        matrices.attend(layer, found[0], value.double(), found[1])
 
 
 def _native_inputs(case: Case) -> dict[str, torch.Tensor]:
@@ -437,14 +445,17 @@ def _check_some_layers(case: Case, model: PreTrainedModel, base: Any) -> None:
     rng = random.Random(case.number)
     layers = sorted(rng.sample(range(LAYERS), rng.randint(1, LAYERS)))
     flags = {name: rng.random() < 0.5 for name in case.everything if name != "output_fidelity"}
-    outputs = model(case.ids, **case.inputs, use_cache=False, **case.request, output_fidelity=layers, **flags)
+    outputs, seen = _observed(case, model, output_fidelity=layers, **flags)
+    # Another way to compute a layer rounds otherwise, and the next layer's queries and keys with it.
+    matrices = _matrices(case, base.block_starts)
+    _attend(matrices, seen)
     _check_logits(case, "logits where some layers are measured", outputs.logits, base.logits, case.documents >= 0)
     for at, layer in enumerate(layers):
+        of_itself = matrices.measurements(layer) if case.is_half else {}
         for name in (*SHARES, "fidelity", "fidelity_mask", "visible_keys", *["entropy"] * flags["output_entropy"]):
             bound = case.bounds.bits if name == "entropy" else case.bounds.shares
-            _close(
-                case, f"{name} of layer {layer} alone", getattr(outputs, name)[at], getattr(base, name)[layer], bound
-            )
+            expected = of_itself.get(name, getattr(base, name)[layer])
+            _close(case, f"{name} of layer {layer} alone", getattr(outputs, name)[at], expected, bound)
 
 
 def _check_alone(case: Case, model: PreTrainedModel, base: Any) -> None:

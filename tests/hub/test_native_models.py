@@ -99,7 +99,8 @@ def test_runs_are_compared_by_what_stands_under_locality(llama_runs: Path) -> No
     locality = {name: value for name, value in record.locality.items() if name != "num_sink_tokens"}
     for config, message in (
         (record.config | {"locality": locality}, "`config` has no 'num_sink_tokens'"),
-        (record.config | {"hidden_size": "wide"}, "`config` is no configuration of a 'llama': .*hidden_size"),
+        (record.config | {"hidden_size": "wide"}, "`config.hidden_size`, 'wide', makes no configuration of a 'llama'"),
+        (record.config | {"id2label": 2.0}, "`config.id2label`, 2.0, makes no configuration .*; transformers: "),
         ({**record.config, "model_type": "none such"}, "none such"),
     ):
         with pytest.raises(ValueError, match=message):

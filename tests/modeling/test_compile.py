@@ -115,6 +115,22 @@ def test_one_graph_measures_texts_of_all_lengths(make_model, make_text) -> None:
             assert_close(getattr(outputs, name), getattr(expected, name))
 
 
+@pytest.mark.parametrize(
+    "architecture", ["gemma2", *(pytest.param(other, marks=pytest.mark.slow) for other in ("llama", "gpt_oss"))]
+)
+@torch.no_grad()
+def test_a_graph_takes_another_dial(architecture: str) -> None:
+    """Gemma 2's attention is explicit, and warns of it, which is no reason to break a graph."""
+    model = localised(architecture, block_partition="window", window_length=5)
+    ids, _ = text("none")
+    compiled = torch.compile(model, backend="eager", fullgraph=architecture == "gemma2")
+    for dial, floor in ((0.5, 0.0), (0.7, 0.3)):
+        request = {"locality_dial": dial, "min_fidelity": floor, "output_fidelity": True, "use_cache": False}
+        outputs, expected = compiled(ids, **request), model(ids, **request)
+        assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=0)
+        assert_close(outputs.fidelity, expected.fidelity, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_cache_of_fixed_size_is_refused_by_name(make_model, make_text, compiled: bool) -> None:
     model = make_model(n_layer=2)
