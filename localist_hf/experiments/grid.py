@@ -234,8 +234,8 @@ class Grid:
                 partition = given.get("block_partition", of_variant.get("block_partition", "delimiter"))
                 if partition != "delimiter":
                     raise ValueError(
-                        f"`separators` is {separators!r} and the `block_partition` of {variant!r} {partition!r}; "
-                        "separators are of the partition 'delimiter'."
+                        f"`separators` is {separators!r}, and the `block_partition` of the variant {variant!r} is "
+                        f"{partition!r}; separators are of the partition 'delimiter'."
                     )
                 if variant == BASELINE_VARIANT:  # which has no blocks to end
                     separators = None

@@ -160,7 +160,7 @@ GOOD = {"seeds": [0], "runs": [{"variant": "distributed"}]}
         ),
         (
             {"runs": [{"variant": "window", "separators": "l"}], "separators": {"l": ["."]}},
-            "`separators` is 'l' and the `block_partition` of 'window' 'window'",
+            "`separators` is 'l', and the `block_partition` of the variant 'window' is 'window'",
         ),
         ({"separators": ["lines"]}, "`separators` is .* must map names"),
         ({"runs": [{"variant": "distributed", "separators": "lines"}]}, "`separators` is 'lines'; allowed are none"),
@@ -169,7 +169,7 @@ GOOD = {"seeds": [0], "runs": [{"variant": "distributed"}]}
                 "runs": [{"variant": "quintic", "separators": "l", "block_partition": "window"}],
                 "separators": {"l": ["."]},
             },
-            "`separators` is 'l' and the `block_partition` of 'quintic' 'window'",
+            "`separators` is 'l', and the `block_partition` of the variant 'quintic' is 'window'",
         ),
         ({"sequence_length": 1}, "`sequence_length` is 1"),
         ({"measured_sequences": 2.5}, "`measured_sequences` is 2.5"),

@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.case is not None and options.only is None:
         parser.error("--case needs --only, which says of what")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     kinds = [options.only] if options.only else list(FUZZERS)
     if options.case is not None:

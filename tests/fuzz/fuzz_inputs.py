@@ -207,9 +207,13 @@ def _check_taken(case: Case, values: dict, config: Any, model: Any) -> None:
         assert isinstance(found, bool) == isinstance(settings[field], bool)
     with torch.no_grad():
         ids = torch.arange(3, 20)[None] % model.config.vocab_size
-        outputs = model(ids, output_fidelity=True, locality_dial=1.0, use_cache=False)
+        try:
+            does_work = model(ids, use_cache=False).logits.isfinite().all()
+        except Exception:
+            does_work = False
         # What is not ours transformers may take though it makes no number, as a negative base of rotary angles.
-        if model(ids, use_cache=False).logits.isfinite().all():
+        if does_work or field in LOCALITY_FIELDS:
+            outputs = model(ids, output_fidelity=True, locality_dial=1.0, use_cache=False)
             assert outputs.logits.isfinite().all()
 
 
