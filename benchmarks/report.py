@@ -78,12 +78,12 @@ def line(result: Result, judge: bool = True) -> str:
 def write(results: list[Result], folder: Path) -> None:
     """
     Puts the results in the place of those that results.json held for the same rows, and all of them into the README.
-    What could not be measured here does not replace what was measured elsewhere.
+    What could not be measured here is not written.
     """
     path = folder / "results.json"
     known = {entry["name"]: Result(**entry) for entry in json.loads(path.read_text())} if path.exists() else {}
     for result in results:
-        if result.rounds or result.name not in known:
+        if result.rounds:
             known[result.name] = result
     order = [row.name for experiment in EXPERIMENTS for row in experiment.rows]
     kept = [known[name] for name in order if name in known]

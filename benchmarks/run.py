@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from rows import EXPERIMENTS, Experiment, Row
 
 
 _HERE = Path(__file__).resolve().parent
+# Where memory is measured, what is freed goes back to the system at once: how much glibc's heap keeps is chance.
+_RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,20 @@ def _answers(selections: list[_Selection], quick: bool):
         print(f"running {', '.join(row.name for row in selection.rows)} ...", flush=True)
         merged: dict = {"measured": {}}
         for jobs in selection.jobs(quick):
-            [result], machine = _run(jobs)
+            [result], machine = _run(jobs, _RETURNED if selection.experiment.is_memory else None)
             for task, values in result.get("measured", {}).items():
                 merged["measured"].setdefault(task, []).extend(values)
             merged |= {key: value for key, value in result.items() if key != "measured"}
         yield selection, merged, machine
 
 
-def _run(jobs: list[dict]) -> tuple[list[dict], dict]:
+def _run(jobs: list[dict], environment: Mapping[str, str] | None = None) -> tuple[list[dict], dict]:
     """What a new process answers to these jobs."""
     path = os.pathsep.join(filter(None, (str(_HERE.parent), os.environ.get("PYTHONPATH"))))
     process = subprocess.run(
         [sys.executable, str(_HERE / "worker.py"), json.dumps(jobs)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": path, "TRANSFORMERS_VERBOSITY": "error"},
         check=False,
     )
     if process.returncode:

@@ -174,7 +174,8 @@ class _Tiling:
 
     def tile(self, rows: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_heads, query_length, n)` to `(batch_size, num_heads, num_tiles, _TILE, n)`."""
-        return F.pad(rows, (0, 0, *self.padding)).unflatten(2, (-1, _TILE))
+        rows = F.pad(rows, (0, 0, *self.padding)) if any(self.padding) else rows  # by nothing would be a copy
+        return rows.unflatten(2, (-1, _TILE))
 
     def stretches(self, rows: torch.Tensor) -> torch.Tensor:
         """The stretch of each tile, a view: `(num_heads, key_length, n)` to `(num_tiles, num_heads, width, n)`."""

@@ -209,7 +209,9 @@ def _attend_fused(
         return [own, sink, block]
 
     if dial.is_on:
-        local = part(*local_attention(query, key, value, local_set, scale), mean_local_key)
+        # Where there is no other attention, the projection that queries are a view of is not to be kept for them.
+        queries = query.clone() if dial.is_hard and torch.is_grad_enabled() else query
+        local = part(*local_attention(queries, key, value, local_set, scale), mean_local_key)
     if dial.is_hard:
         output, fidelity, entropy = local.output, torch.ones_like(local.lse), local.entropy
     else:
@@ -222,7 +224,7 @@ def _attend_fused(
         else:
             free = fidelity_of_sums(local.lse, whole.lse, is_counted)
             fidelity, share = dial.turn(free)
-            output = (output + share[..., None] * (local.output - output)).to(output.dtype)
+            output = output.lerp(local.output, share[..., None].to(output.dtype))  # keeps no difference for gradients
             if wanted.entropy:
                 entropy = dialled_entropy(entropy, local.entropy, free, fidelity, share)
     if dial.is_on and wanted.shares:  # the dial leaves the choice within the local set as it is

@@ -391,3 +391,31 @@ def test_a_step_searches_its_own_tokens_for_blocks(make_model, make_text, monkey
     model = make_model(locality_schedule="localist", semantic_layer=2)  # layers 0 to 2 of 4 find blocks
     model.generate(make_text(1, 80), max_new_tokens=3, min_new_tokens=3, locality_dial=0.5, do_sample=False)
     assert searched == [80] * 3 + [1] * 6
+
+
+@pytest.mark.parametrize(("dial", "most"), [(0.5, 4.5), (1.0, 0.5)])
+def test_a_layer_under_the_dial_keeps_little_for_its_gradient(make_model, make_text, dial: float, most: float) -> None:
+    """
+    In tensors of the queries' size beyond those of a plain layer: the local output and the padded keys and values, and
+    where there is no other attention the queries too, in place of all three.
+    """
+    model = make_model(n_layer=1, n_embd=256, n_head=4, n_positions=512, locality_schedule="localist").train()
+    ids = make_text(1, 512)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept(**request: float) -> int:
+        sizes = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = tensor, storage.nbytes()  # none is freed, and its place taken by another
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = model(ids, use_cache=False, **request)
+        del outputs
+        return sum(size for _, size in sizes.values())
+
+    further = (kept(locality_dial=dial) - kept()) / (512 * 256 * 4)
+    assert further < most, further
