@@ -36,7 +36,7 @@ _MOST_BEFORE = 1024
 #: Less change, in bits, is none in the table.
 _LEAST_SHOWN = 0.0005
 #: Letters of a block or a word that are shown.
-_LETTERS = 40
+_LETTERS = 28
 #: Tokens of the default text.
 _DEFAULT_TOKENS = 96
 
@@ -170,7 +170,7 @@ def describe(found: dict[str, Any], dial: float) -> str:
     """Renders it for a terminal."""
     predicted = ", ".join(f"{each['token']!r} {100 * each['probability']:.1f} %" for each in found["predicted"])
     shown = [(kind, name) for kind in ("attention", "gradients") for name in found["blocks"][0][kind]]
-    head = ["bits, replaced", "bits, not attended to", *(_column(kind, name) for kind, name in shown)]
+    head = ["replaced", "cut off", *(name for _, name in shown)]
 
     def numbers(entry: dict[str, Any]) -> list[str]:
         changes = [f"{entry[way]:.3f}" for way in ("influence", "knock_out")]
@@ -192,14 +192,12 @@ def describe(found: dict[str, Any], dial: float) -> str:
     within = f" This one depends on none before token {reach['first']}." if reach["is_bounded"] else ""
     return (
         f"after token {found['position']}, {found['after']!r}, at dial {dial:g}: {predicted}\n\n"
+        "replaced, cut off: bits by which that changes where a unit is another, and where no later token attends to it; "
+        f"the rest: % of {' and '.join(dict.fromkeys(kind for kind, _ in shown))}\n\n"
         f"{markdown_table(blocks)}\n\nthe {len(words) - 1} words that it rests on most\n\n{markdown_table(words)}\n\n"
         f"rank correlation with what erasure finds, over the words {'in sight' if found['in_sight'] else 'before'}: "
         f"{agreement or 'none, there are too few'}\n{reach['statement']}{within}"
     )
-
-
-def _column(kind: str, name: str) -> str:
-    return f"{kind}, {name}, %" if kind == "attention" else f"{name}, %"
 
 
 def _shown(text: str) -> str:
