@@ -192,7 +192,7 @@ def describe(found: dict[str, Any], dial: float) -> str:
     within = f" This one depends on none before token {reach['first']}." if reach["is_bounded"] else ""
     return (
         f"after token {found['position']}, {found['after']!r}, at dial {dial:g}: {predicted}\n\n"
-        "replaced, cut off: bits by which that changes where a unit is another, and where no later token attends to it; "
+        "replaced, cut off: bits by which that changes where a unit is another, or no later token attends to it; "
         f"the rest: % of {' and '.join(dict.fromkeys(kind for kind, _ in shown))}\n\n"
         f"{markdown_table(blocks)}\n\nthe {len(words) - 1} words that it rests on most\n\n{markdown_table(words)}\n\n"
         f"rank correlation with what erasure finds, over the words {'in sight' if found['in_sight'] else 'before'}: "
