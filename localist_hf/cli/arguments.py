@@ -16,12 +16,12 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..command_line import CommandParser
 from ..configuration import LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config
 from ..errors import INPUT_ERRORS, InputError, one_line, reraised_as
-from ..experiments.json_text import load_json
 from ..experiments.text_files import file_fault
 from ..experiments.training_checks import JSON_FLAGS, check_reporting, check_training
 from ..experiments.yaml_files import TextLoader, TypedLoader
 from ..hub.loading import SETTINGS_FILE
 from ..hub.run_record import check_tags
+from ..json_text import load_json
 from ..modeling import LOCALITY_FIELDS
 from ..trainers import LocalistTrainingArguments
 from ..trainers.checkpoints import find_checkpoint

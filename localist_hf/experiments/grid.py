@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..configuration import BASELINE_VARIANT, LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config, variant_name
+from ..errors import one_line
 from ..modeling import LocalityFields
 from ..modeling.locality_config import BLOCK_PARTITIONS
 from .text_files import file_fault
@@ -296,8 +297,8 @@ def load_grid(name: str | Path) -> Grid:
             raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {fault}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=TypedLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"`grid` is {str(name)!r}, which cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise ValueError(f"`grid` is {str(name)!r}, which is no grid: it must map names to values.")
     names = [each.name for each in fields(Grid)]

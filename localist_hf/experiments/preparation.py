@@ -13,12 +13,12 @@ from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.controls import check_dials
 from ..evaluation.text_prefix import known_text
 from ..hub.loading import checked_sequence_length, load_config, load_tokenizer, without_weights
+from ..json_text import load_json
 from .base import BASE, BASE_NAME, copy_base
 from .data import check_source, check_token_ids, load_text, some_of, tokenize_and_pack, tokens_ending
 from .folders import GRID_FILES, claim, lock_folder
 from .grid import Grid
 from .grid_runs import GridWork, training_arguments
-from .json_text import load_json
 from .python_text import python_card, python_text, split_text
 from .text_files import file_fault
 from .training_checks import (

@@ -26,9 +26,9 @@ from transformers.utils import is_torch_xla_available
 from ..command_line import check_numbers
 from ..errors import INPUT_ERRORS, InputError, reraised_as
 from ..evaluation.locality_meter import QUANTITIES, metric_names
+from ..json_text import load_json
 from ..modeling import LocalityFields
 from ..trainers import LocalistTrainer, LocalistTrainingArguments
-from .json_text import load_json
 from .text_files import file_fault
 
 

@@ -1,6 +1,7 @@
 """Loads models and adapters by name: GPT-2 as LocalistGPT2, and any other causal language model localised."""
 
 import copy
+import math
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..errors import InputError, one_line, reraised_as
 from ..evaluation.check_model import num_positions
 from ..evaluation.text_prefix import known_text
+from ..json_text import load_json
 from ..modeling import LOCALITY_FIELDS, LocalistGPT2Config, LocalistGPT2LMHeadModel, localize
 from .adapters import fit_embeddings, has_tokenizer
 from .reachability import check_answers, unreachable
@@ -126,6 +128,10 @@ def load_config(name: str, settings: dict[str, Any], revision: str = "main", fla
             InputError, Exception, what=f"`{flag}` is {name!r}, whose configuration cannot be used so: {_missing(name)}"
         ):
             check_answers(name)
+            if folder.is_dir():  # of a key that stands twice transformers would take the last
+                values = load_json((folder / "config.json").read_text(encoding="utf-8"))
+                if not isinstance(values, dict):
+                    raise ValueError("its config.json holds no JSON object.")
             return _localised_config(name, settings, revision)
     except InputError as error:
         is_of_hub = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError)
@@ -239,8 +245,13 @@ def find_adapter(name: str, revision: str = "main", flag: str = "model") -> Peft
         if find_adapter_config_file(name, revision=revision) is None:
             return None
         config = PeftConfig.from_pretrained(name, revision=revision)
-        if not config.base_model_name_or_path:
-            raise ValueError("its adapter_config.json does not name the base.")
+        base = config.base_model_name_or_path
+        if not base or not isinstance(base, str):
+            raise ValueError(f"its adapter_config.json does not name the base: `base_model_name_or_path` is {base!r}.")
+        for field, value in vars(config).items():
+            numbers = value.values() if isinstance(value, dict) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise ValueError(f"`{field}` of its adapter_config.json is {value!r}; it must be finite.")
         return config
 
 

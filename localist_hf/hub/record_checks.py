@@ -1,5 +1,6 @@
 """What a record must hold to be one: values of the types that cards and tables are made of, refused by their place."""
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -40,6 +41,8 @@ EARLIER_PART = {
     "steps": int, "planned_steps": int | None, "seed": int | None, "variant": str | None, "locality": dict | None,
     "training": dict | None
 }  # fmt: skip
+# Shares are sums that were rounded.
+_ROUNDING = 1e-3
 # What is always a number, of all that is measured.
 _ALWAYS = ("fidelity", "entropy")
 # What records of earlier versions may lack.
@@ -136,9 +139,31 @@ def check_metrics(field: str, metrics: Mapping[str, float], num_layers: int) -> 
             if psi not in undefined or values[f"context_share{part}"] != 0:
                 needed.append(psi)
         for name in needed:
-            if not (isinstance(values[name], int | float) and math.isfinite(values[name])):
-                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {values[name]}.")
+            value = values[name]
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"`{field}` must hold a finite number {name!r}; it is {value}.")
+            is_part = name.removesuffix(part).endswith(("fidelity", "_share"))
+            if value < -_ROUNDING or (is_part and value > 1 + _ROUNDING):
+                allowed = "in [0, 1]" if is_part else "at least 0"
+                raise ValueError(f"`{field}` holds {name!r} of {value}; it must be {allowed}.")
     check_type(field, {name: None if value != value else value for name, value in metrics.items()}, dict[str, float])
+
+
+def check_printed(printed: str) -> None:
+    """
+    Checks what the code on the card printed: for each block five shares and its text in quotes.
+
+    Raises:
+        ValueError: where it is something else.
+    """
+    for line in printed.splitlines():
+        try:
+            *shares, text = line.split(" ", 5)
+            is_block = len(shares) == 5 and isinstance(ast.literal_eval(text), str)
+        except (ValueError, SyntaxError):
+            is_block = False
+        if not is_block:
+            raise ValueError(f"`example.printed` has the line {line!r}; it must be five numbers and a text in quotes.")
 
 
 def check_controls(controls: Mapping[str, Any], num_layers: int, number: int) -> None:

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..configuration import LOCALITY_ARGUMENTS
+from ..json_text import load_json
 from ..whole_file import write_whole
 
 
@@ -34,7 +35,7 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that holds none.
     """
-    values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    values = load_json(path.read_text(encoding="utf-8"), is_strict=True)
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object.")
     if isinstance(metrics := values.get("metrics"), dict) and "context_fidelity" not in metrics:
@@ -50,10 +51,6 @@ def read_values(path: Path) -> dict[str, Any]:
         if isinstance(metrics := values.get(name), dict):
             values[name] = {key: math.nan if value is None else value for key, value in metrics.items()}
     return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which JSON does not have.")
 
 
 def write_values(folder: str | Path, values: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..configuration import LOCALITY_ARGUMENTS, VARIANTS
 from ..errors import one_line
@@ -17,7 +18,7 @@ from ..evaluation.generation import GenerationFigures
 from ..modeling import LOCALITY_FIELDS
 from ..modeling.locality_dial import DIAL_FIELDS
 from ..modeling.locality_schedule import schedule_lambdas
-from .record_checks import EARLIER_PART, KEYS, check_controls, check_keys, check_metrics, check_type
+from .record_checks import EARLIER_PART, KEYS, check_controls, check_keys, check_metrics, check_printed, check_type
 from .record_file import METRICS_FIELDS, RECORD_FILE, read_values, write_values
 from .weights import weight_hashes
 
@@ -139,6 +140,8 @@ class RunRecord:
         for name in METRICS_FIELDS:
             if (metrics := getattr(self, name)) is not None:
                 check_metrics(name, metrics, self.num_layers)
+        if self.example is not None:
+            check_printed(self.example["printed"])
         if self.controls is not None:
             check_controls(self.controls, self.num_layers, self.locality["num_previous_blocks"])
 
@@ -146,6 +149,8 @@ class RunRecord:
     def model_config(self) -> PreTrainedConfig:
         """[`~transformers.PreTrainedConfig`]: `config` as an object, which has the same names in every architecture."""
         kind = self.config["model_type"]
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"`config.model_type` is {kind!r}, which transformers {transformers.__version__} has not.")
         try:
             return AutoConfig.for_model(**self.config)
         except _OF_TRANSFORMERS as error:
@@ -268,8 +273,8 @@ class RunRecord:
             if missing:
                 raise ValueError(f"`{missing[0]}` is missing or unknown.")
             return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{str(path)!r} is no record of a run: {error}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{str(path)!r} is no record of a run: {one_line(error)}") from error
 
     @classmethod
     def find(cls, folder: str | Path) -> "RunRecord | None":

@@ -196,11 +196,25 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, key: str,
         load_grid(tmp_path / "grid.yaml")
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "seeds: [0", "seeds: [0]", "runs: [{variant: distributed}]", "\0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- 1",
+        "seeds: [0",
+        "seeds: [0]",
+        "runs: [{variant: distributed}]",
+        "\0",
+        "x: 1\n---\ny: 2",
+        "a:\tb: c",
+        "[" * 20000,
+    ],
+)
 def test_what_is_no_grid_is_refused_by_its_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"`grid` is '.*grid\.yaml', which"):
+    with pytest.raises(ValueError, match=r"`grid` is '.*grid\.yaml', which") as refused:
         load_grid(tmp_path / "grid.yaml")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_missing_is_refused() -> None:

@@ -195,6 +195,39 @@ def adapters(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     return make
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lora_alpha", float("nan"), "`lora_alpha` of its adapter_config.json is nan; it must be finite"),
+        ("alpha_pattern", {"q_proj": float("inf")}, "`alpha_pattern` of its adapter_config.json"),
+        ("base_model_name_or_path", [1], r"does not name the base: `base_model_name_or_path` is \[1\]"),
+        ("base_model_name_or_path", None, "does not name the base"),
+    ],
+)
+def test_an_adapter_that_makes_no_numbers_or_has_no_base_is_refused(adapters, field, value, message: str) -> None:
+    name, _ = adapters(0)
+    path = Path(name) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=message):
+        load(name, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type": "llama", "hidden_size": 8, "hidden_size": 16}', "the key 'hidden_size' stands there twice"),
+        ("null", "its config.json holds no JSON object"),
+        ('["llama"]', "its config.json holds no JSON object"),
+        ("[" * 100000, "it is nested too deeply"),
+    ],
+)
+def test_a_configuration_that_transformers_would_misread_is_refused(save, text: str, message: str) -> None:
+    name = save(llama(32))
+    (Path(name) / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"^`model` is .*{message}"):
+        load_config(name, {})
+
+
 def test_the_tokenizer_beside_an_adapter_is_read(adapters, tokenizer) -> None:
     name, _ = adapters(0, has_tokenizer=False)
     text = "something<new> more"

@@ -279,6 +279,7 @@ def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
         ({"variant": "sextic"}, "`variant` is 'sextic'; allowed are 'distributed'"),
         ({"earlier_parts": [{}]}, "`earlier_parts[0]` has no 'steps'."),
         ({"weights": {"model.safetensors": 1}}, "`weights.model.safetensors` is 1; it must be of type"),
+        ({"example": {"prompt": "x", "printed": "```\n# x"}}, "`example.printed` has the line '```'; it must be five"),
         (
             {"config": {"model_type": "llama", "locality": [1]}},
             "`config.locality` is [1]; it must map names to values.",
@@ -288,6 +289,30 @@ def test_a_record_of_others_beside_a_run_or_under_its_base_is_no_obstacle(
 def test_a_record_of_another_form_is_refused(family: Path, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         replace(RunRecord.load(family / "quintic"), **change)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"seed": 42,', '"seed": 42, "seed": 1,', "the key 'seed' stands there twice"),
+        ('"name": "quintic"', '"name": "\\ud800"', "it holds half of a character"),
+        ('"seed": 42,', f'"seed": {"[" * 100000}', "it is nested too deeply"),
+        ('"model_type": "localist-gpt2"', '"model_type": "new"', "`config.model_type` is 'new', which transformers "),
+        ('"fidelity": 0.', '"fidelity": 7.', "`metrics` holds 'fidelity' of 7."),
+        ('"perplexity": ', '"perplexity": -', "`metrics` holds 'perplexity' of -"),
+        ('"perplexity": ', f'"perplexity": {"9" * 400}, "x": ', "is no record of a run: "),
+        ('"seed": 42,', '"seed": 42', "is no record of a run: "),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_is_refused_in_one_line(
+    family: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (family / "quintic" / "run.json").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "run.json").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        RunRecord.load(tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
 
 
 def test_a_card_says_how_an_adapter_that_brings_embeddings_is_loaded(family: Path, tmp_path: Path) -> None:
