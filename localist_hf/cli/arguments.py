@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..command_line import CommandParser
+from ..command_line import CommandParser, shortened
 from ..configuration import LOCALITY_ARGUMENTS, RECIPES, VARIANTS, variant_config
 from ..errors import INPUT_ERRORS, InputError, one_line, reraised_as
 from ..experiments.text_files import file_fault
@@ -267,7 +267,7 @@ def locality_settings(locality: str | None) -> dict[str, Any]:
     try:
         settings = load_json(locality) if locality is not None else {}
     except ValueError as error:
-        raise ValueError(f"`locality` is {locality!r}; it must be a JSON object ({error}).") from error
+        raise ValueError(f"`locality` is {shortened(locality)!r}; it must be a JSON object ({error}).") from error
     allowed = {*LOCALITY_FIELDS, "attn_pdrop"}
     if not isinstance(settings, dict) or not settings.keys() <= allowed:
         raise ValueError(

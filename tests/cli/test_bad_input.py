@@ -398,7 +398,7 @@ def test_train(workspace: Path, flags: str, words: str, capsys, monkeypatch: pyt
         ("export missing out", 2, "`source` is 'missing'; the cache does not hold"),
         ("export book.txt out", 2, "`source` is 'book.txt', which is a file"),
         ("view gpt2 --max-tokens 9 --save page.html", 2, "`max_tokens` is 9; it goes with the live page, not with"),
-        ("evaluate gpt2 --locality " + "[" * 5000, 2, "a value or a file is nested too deeply, or holds itself"),
+        ("evaluate gpt2 --locality " + "[" * 5000, 2, "nested too deeply"),
         (f'evaluate gpt2 --locality {{"num_sink_tokens":{10**22}}}', 2, f"{10**22}; it must be below 2**31"),
         ("export gpt2 out", 2, "whose `model_type` is 'gpt2'; it must be 'localist-gpt2'"),
         ("export gpt2 gpt2", 2, "`folder` is 'gpt2', which is occupied"),
