@@ -74,7 +74,7 @@ class LocalistMixin:
             return LocalistMixin.forward(self, *args, **kwargs)
 
         arguments = textwrap.indent((inspect.getdoc(LocalityRequest) or "").partition("\n\n")[2], " " * 8)
-        forward.__doc__ = (LocalistMixin.forward.__doc__ or "").format(arguments=arguments.strip())
+        forward.__doc__ = (LocalistMixin.forward.__doc__ or "").replace("{arguments}", arguments.strip())
         forward.__signature__ = inspect.Signature([*native, *own, rest], return_annotation=cls.output_class)
         cls.forward = forward
 
