@@ -8,6 +8,7 @@ repeats it, kept in that file, and makes the exit status 1.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -25,6 +26,7 @@ import fuzz_inputs
 import fuzz_method
 from transformers.utils import logging
 
+import localist_hf
 from localist_hf.whole_file import write_whole
 
 
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(kinds: list[str], options: argparse.Namespace) -> int:
     state = _read(options.state)
     of_seed = {kind: state.setdefault(f"{kind} {options.seed}", {"next": 0, "came": {}, "wrong": []}) for kind in kinds}
+    for each in of_seed.values():  # a run may go on with other code
+        each.setdefault("code, since case", {}).setdefault(_code(), each["next"])
     end, left = time.monotonic() + 60 * options.minutes, dict.fromkeys(kinds, options.cases)
     num_wrong = 0
     while any(left[kind] != 0 for kind in kinds) and (options.cases is not None or time.monotonic() < end):
@@ -92,6 +96,12 @@ def _case(kind: str, state: dict[str, Any], seed: int) -> int:
         is_wrong = 1
     state["next"], state["came"] = number + 1, dict(came)
     return is_wrong
+
+
+def _code() -> str:
+    """By which the state of the package's code is known again."""
+    files = sorted(Path(localist_hf.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def _worst(state: dict[str, Any]) -> dict[str, float]:

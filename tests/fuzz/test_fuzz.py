@@ -72,6 +72,6 @@ def test_a_run_goes_on_where_the_last_one_stopped(
     assert fuzz.main(arguments) == 1
     assert seen == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "state.json").read_text())["inputs 0"] == {
-        "next": 6, "came": {"taken": 5, "wrong": 1}, "wrong": [4]
+        "next": 6, "came": {"taken": 5, "wrong": 1}, "wrong": [4], "code, since case": {fuzz._code(): 0}
     }  # fmt: skip
     assert "Again: python tests/fuzz/fuzz.py --only inputs --seed 0 --case 4" in capsys.readouterr().out
