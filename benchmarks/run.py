@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         for row in selection.rows:
             results.append(report.evaluate(row, selection.experiment, answers, machine))
             print(f"  {report.line(results[-1], judge=not options.quick)}", flush=True)
-    if options.write:
-        report.write(results, _HERE)
+        if options.write:  # each time: whoever stops it later keeps these
+            report.write(results, _HERE)
     return int(any(result.failed for result in results))
 
 
