@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .fidelity import LayerDial
 from .fused_attention import Scoring
 from .local_set import NOWHERE, LocalSet
+from .opaque_ops import warn_once
 from .pointer_set import PointerSet
 
 
@@ -69,11 +70,11 @@ def explicit_attention(
             What becomes of the rest.
     """
     scale, _, softcap, learned_sinks = scoring
-    # In a graph a warning would be a break, after which torch's compiler fails on a second dial.
-    if softcap is not None and not torch.compiler.is_compiling():
-        logger.warning_once(
+    if softcap is not None:
+        warn_once(
+            logger,
             "The attention scores of this model are soft-capped, which no fused kernel with a log-sum-exp does: "
-            "locality is measured and held with explicit weights for a few queries at a time, several times slower."
+            "locality is measured and held with explicit weights for a few queries at a time, several times slower.",
         )
     key, value, positions = _with_kept_sinks(key, value, local_set)
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .opaque_ops import warn_once
+
 
 logger = logging.get_logger(__name__)
 
@@ -89,9 +91,10 @@ def _choose_kernel(query: torch.Tensor, attention_mask: torch.Tensor | None, dro
     """The fused kernel for these inputs, or None with a warning that says why there is none."""
     device = query.device.type
     if dropout > 0:
-        logger.warning_once(
+        warn_once(
+            logger,
             f"Attention dropout is {dropout}: locality is measured without a fused kernel, several times slower. Set "
-            "the configuration's attention dropout to 0 to avoid it."
+            "the configuration's attention dropout to 0 to avoid it.",
         )
         return None
     missing = [
@@ -102,7 +105,7 @@ def _choose_kernel(query: torch.Tensor, attention_mask: torch.Tensor | None, dro
     ]
     if device not in _KERNELS or missing:
         reason = f"torch {torch.__version__} lacks {missing[0]}" if missing else f"none is known for device {device!r}"
-        logger.warning_once(f"No fused attention kernel: {reason}. Locality is measured by a slower path.")
+        warn_once(logger, f"No fused attention kernel: {reason}. Locality is measured by a slower path.")
         return None
     if device == "cpu":
         return "cpu"
@@ -110,9 +113,10 @@ def _choose_kernel(query: torch.Tensor, attention_mask: torch.Tensor | None, dro
     fits = head_dim % 8 == 0  # what they ask of their callers
     kernel = _cuda_kernel(query.device, query.dtype, head_dim, has_mask, query.requires_grad) if fits else None
     if kernel is None:
-        logger.warning_once(
+        warn_once(
+            logger,
             f"Torch has no fused attention kernel for {query.dtype} heads of size {head_dim} on "
-            f"{torch.cuda.get_device_name(query.device)}. Locality is measured by a slower path."
+            f"{torch.cuda.get_device_name(query.device)}. Locality is measured by a slower path.",
         )
     return kernel
 

@@ -33,6 +33,7 @@ from .local_set import LocalSet
 from .locality_config import LocalityFields
 from .locality_dial import check_share, current_setting
 from .locality_request import LocalityRequest, NativeInputs, rows_by_dial
+from .opaque_ops import warn_once
 from .pointer_set import PointerSet
 
 
@@ -319,9 +320,10 @@ def build_locality(
     is_asked = floor > 0 or any(each > 0 for each in by_dial)
     is_dialled = is_asked and any(lambdas)
     if is_asked and not is_dialled:
-        logger.warning_once(
+        warn_once(
+            logger,
             f"`locality_dial` is {dial} and `min_fidelity` {floor}, which change nothing: no layer is local under the "
-            f"`locality_schedule` {config.locality_schedule!r}."
+            f"`locality_schedule` {config.locality_schedule!r}.",
         )
     if isinstance(inputs.cache, EncoderDecoderCache):  # attention to an encoder has no blocks
         inputs = inputs._replace(cache=inputs.cache.self_attention_cache)

@@ -17,6 +17,7 @@ from .block_partition import Blocks, with_previous_blocks
 from .block_search import TokenBlocks
 from .local_cache import LocalCacheLayer
 from .locality_dial import check_share
+from .opaque_ops import warn_once
 from .pointer_set import PointerSet
 from .rules import Anchors, Rule, check_rules, pointers_of_blocks, pointers_of_rules
 
@@ -130,9 +131,10 @@ class LocalityRequest:
         if self.rules is not None:
             check_rules(self.rules, self.anchors)
         if self.rules is not None or self.pointer_blocks is not None:
-            logger.warning_once(
+            warn_once(
+                logger,
                 f"`{'pointer_blocks' if self.rules is None else 'rules'}` are given, and change nothing: "
-                "`locality_dial` and `min_fidelity` are 0, or no layer is local, and nothing is measured."
+                "`locality_dial` and `min_fidelity` are 0, or no layer is local, and nothing is measured.",
             )
 
     def pointers(

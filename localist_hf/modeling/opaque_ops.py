@@ -1,15 +1,30 @@
 # Copyright 2026 The localist-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Functions that `torch.compile` calls as they are."""
+"""What `torch.compile` does not follow: functions that it calls as they are, and warnings."""
 
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
 # This folder may be loaded several times, once for each model from the Hub: each copy has its own operators.
 _NAMESPACE = re.sub(r"\W", "_", __name__, flags=re.ASCII)
+
+
+def warn_once(logger: Any, message: str) -> None:
+    """
+    Warns, but not in a graph: there a warning would be a break, after which torch's compiler can fail on a second dial.
+
+    Args:
+        logger (`logging.Logger`):
+            One of transformers' loggers.
+        message (`str`):
+            What is said, once.
+    """
+    if not torch.compiler.is_compiling():
+        logger.warning_once(message)
 
 
 def opaque_without_gradient(schema: str, fake: Callable) -> Callable:

@@ -4,6 +4,7 @@ backend that runs graphs as they were traced in every run.
 """
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +130,22 @@ def test_a_graph_takes_another_dial(architecture: str) -> None:
         outputs, expected = compiled(ids, **request), model(ids, **request)
         assert_close(outputs.logits, expected.logits, atol=1e-5, rtol=0)
         assert_close(outputs.fidelity, expected.fidelity, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_warning_breaks_no_graph(make_model, make_text) -> None:
+    model = make_model(n_layer=1, locality_schedule="distributed")  # of which the dial is said to change nothing
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    ids = make_text(1, 9)
+    request = {"locality_dial": 0.5, "min_fidelity": 0.0, "use_cache": False}
+    assert torch.equal(compiled(ids, **request).logits, model(ids, use_cache=False).logits)
+
+
+def test_warnings_are_given_where_no_graph_is_broken_by_them() -> None:
+    """Everywhere else they would be."""
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in Path(opaque_ops.__file__).parent.glob("*.py")}
+    warning = {name for name, source in sources.items() if ".warning_once(" in source}
+    assert warning == {"opaque_ops", "configuration_localist_gpt2"}  # the last reads a file
 
 
 @pytest.mark.parametrize("compiled", [False, True])
