@@ -40,8 +40,8 @@ class LocalityArguments:
             that psi be less by 0.5 where the blocks are moved along the text, which cannot be had by looking near
             either; it takes a second pass of the attention of the localised layers. `"fidelity"`: of all its attention,
             a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375. `"choice"`:
-            that its attention to other words make up its mind, and go to no more than `target_blocks` blocks of the
-            text, wherever they are; our reading of the group sparsity of arXiv:2510.09338.
+            that its attention to other words, as much as that is, make up its mind, and go to no more than
+            `target_blocks` blocks of the text, wherever they are; our reading of the group sparsity of arXiv:2510.09338.
         target_fidelity (`float`, *optional*, defaults to 0.9):
             The share that is asked for, in (0, 1]; of no account under `"choice"`.
         target_blocks (`float`, *optional*, defaults to 2.0):
@@ -106,19 +106,19 @@ class LocalityArguments:
         if self.locality_objective not in LOCALITY_OBJECTIVES:
             allowed = f"{', '.join(map(repr, LOCALITY_OBJECTIVES[:-1]))} or {LOCALITY_OBJECTIVES[-1]!r}"
             raise ValueError(f"`locality_objective` is {self.locality_objective!r}; it must be {allowed}.")
-        if not (isinstance(self.target_fidelity, Real) and 0 < self.target_fidelity <= 1):
+        if not (_is_finite(self.target_fidelity) and 0 < self.target_fidelity <= 1):
             raise ValueError(f"`target_fidelity` is {self.target_fidelity!r}; it must lie in (0, 1].")
         blocks = self.target_blocks
-        if not (isinstance(blocks, Real) and math.isfinite(blocks) and blocks >= 1):
+        if not (_is_finite(blocks) and blocks >= 1):
             raise ValueError(f"`target_blocks` is {blocks!r}; it must be a finite number of at least 1.")
-        if self.locality_exponent not in (1, 2):
+        if isinstance(self.locality_exponent, bool) or self.locality_exponent not in (1, 2):
             raise ValueError(f"`locality_exponent` is {self.locality_exponent!r}; it must be 1 or 2.")
         check_not_negative(self, ("locality_weight", "locality_warmup_steps"))
         self._check_dials()
         alpha, budget = self.distillation_weight, self.max_loss_increase
-        if not (isinstance(alpha, Real) and 0 <= alpha <= 1):
+        if not (_is_finite(alpha) and 0 <= alpha <= 1):
             raise ValueError(f"`distillation_weight` is {alpha!r}; it must lie in [0, 1].")
-        if budget is not None and not (isinstance(budget, Real) and math.isfinite(budget) and budget > 0):
+        if budget is not None and not (_is_finite(budget) and budget > 0):
             raise ValueError(f"`max_loss_increase` is {budget!r}; it must be a finite number above 0, or None.")
         if budget is not None and self.locality_weight == 0:
             raise ValueError(
@@ -135,7 +135,7 @@ class LocalityArguments:
         if dials is None:
             return
         is_list = isinstance(dials, Sequence) and not isinstance(dials, str) and dials
-        if not is_list or not all(isinstance(dial, Real) and 0 <= dial <= 1 for dial in dials):
+        if not is_list or not all(_is_finite(dial) and 0 <= dial <= 1 for dial in dials):
             raise ValueError(f"`training_dials` is {dials!r}; it must be a list of numbers in [0, 1], or None.")
         if len(set(dials)) < len(dials):
             raise ValueError(f"`training_dials` is {dials!r}; no dial may be there twice.")
@@ -153,9 +153,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 LOCALITY_ARGUMENTS: dict[str, Any] = {each.name: each.default for each in fields(LocalityArguments)}
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_not_negative(arguments: Any, names: Sequence[str]) -> None:
     """A `ValueError` for the first of these arguments that is negative or no finite number."""
     for name in names:
         value = getattr(arguments, name)
-        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+        if not (_is_finite(value) and value >= 0):
             raise ValueError(f"`{name}` is {value!r}; it must be a finite number and not negative.")

@@ -118,11 +118,12 @@ class LocalityMeter:
             - `visible_keys`: the number of keys in a counted query's local set.
             - `entropy`: in bits.
             - `blocks_looked_at`, `top_block_share`: where they were measured, over how many blocks a query's attention
-              to other words is spread, and the largest part of it that goes to one; means over counted positions.
+              to other words is spread, and the largest part of it that goes to one; means over the attention to other
+              words, so that a query counts by how much of it it has.
 
             Overall means are over layers; those of the shares, and of the visible keys, over the layers that have
             counted positions. One without has fidelity 1 by construction, and NaN as its shares, context fidelity and
-            visible keys. The context fidelity is NaN too where no attention goes to other words, the loss where there
+            visible keys. The context fidelity and what is measured of blocks are NaN too where no attention goes to other words, the loss where there
             is no label, the entropy where there is no token.
 
         Raises:

@@ -10,7 +10,8 @@ from ..modeling.measurements import OF_BLOCKS, SHARES
 
 
 #: What is added up: over the counted positions the attention shares, the keys of the local sets and the positions; over
-#: all tokens the entropy (in bits), the tokens and the starts of blocks.
+#: all tokens the entropy (in bits), the tokens and the starts of blocks. What is measured of all blocks counts by the
+#: attention that it is a part of, that to other words.
 SUMS = (*SHARES, "visible_keys", *OF_BLOCKS, "num_counted", "entropy", "num_tokens", "num_blocks")
 
 
@@ -45,7 +46,8 @@ def share_sums(
             layers[name].append((of_heads(getattr(measured, name)[layer]) * mask[:, None]).sum(-1))
         for name in OF_BLOCKS:
             if (values := getattr(measured, name)) is not None:
-                layers[name].append((of_heads(values[layer]) * mask[:, None]).sum(-1))
+                others = measured.block_share[layer] + measured.outside_share[layer]
+                layers[name].append((of_heads(values[layer] * others) * mask[:, None]).sum(-1))
         if measured.entropy is not None:
             layers["entropy"].append(of_heads(measured.entropy[layer]).sum(-1))  # 0 on padding
         counts = {
@@ -73,12 +75,14 @@ def add_rows(
 def share_means(totals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     The means that can be had of such totals, of any shape: of the shares, and, where they were added up, of
-    `visible_keys`, of what is measured of all blocks and of the entropy of a token; `context_share` and
-    `context_fidelity`; `fidelity`, which is 1 where no position counts. All else is NaN there.
+    `visible_keys` and of the entropy of a token; of what is measured of all blocks, the mean over the attention to other
+    words; `context_share` and `context_fidelity`; `fidelity`, which is 1 where no position counts. All else is NaN there.
     """
     num_counted = totals["num_counted"]
-    means = {name: totals[name] / num_counted for name in (*SHARES, "visible_keys", *OF_BLOCKS) if name in totals}
+    means = {name: totals[name] / num_counted for name in (*SHARES, "visible_keys") if name in totals}
     block, outside = means["block_share"], means["outside_share"]
+    others = totals["block_share"] + totals["outside_share"]
+    means |= {name: totals[name] / others for name in OF_BLOCKS if name in totals}
     means |= {"context_share": block + outside, "context_fidelity": context_fidelity(block, outside)}
     means["fidelity"] = torch.where(num_counted > 0, 1 - outside, 1.0)
     if "entropy" in totals:

@@ -35,7 +35,7 @@ def check_share(name: str, value: float) -> float:
     """The value of an argument that must lie in [0, 1]; a `ValueError` that names it if it does not."""
     if isinstance(value, torch.Tensor):
         raise ValueError(f"`{name}` is a tensor; it must be a number in [0, 1].")
-    if not (isinstance(value, Real) and 0 <= value <= 1):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value <= 1):
         raise ValueError(f"`{name}` is {value!r}; it must lie in [0, 1].")
     return value
 

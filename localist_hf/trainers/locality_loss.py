@@ -15,10 +15,11 @@ def locality_loss(
     target_fidelity: float,
     exponent: int,
     documents: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     How far one layer's attention falls short of the target, for each sequence of a batch: the mean over heads and
-    counted positions of `max(0, target_fidelity - fidelity) ** exponent`
+    counted positions of `weights * max(0, target_fidelity - fidelity) ** exponent`
     (docs/method.md#locality-loss).
 
     A target below 1 is the *low-fidelity* constraint of arXiv:2511.18375: a share of the attention is asked for, and
@@ -35,12 +36,15 @@ def locality_loss(
             1 or 2.
         documents (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             In packed rows, the first position of each token's document. Each document is then a sequence of its own.
+        weights (`torch.Tensor` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            How much each query's shortfall counts, in [0, 1]; 1 by default. The mean is not divided by them.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)`: 0 for a sequence without counted positions; with `documents`, the sum
         over each row's.
     """
-    shortfall = (target_fidelity - fidelity).clamp(min=0).pow(exponent).mean(dim=1) * fidelity_mask
+    shortfall = (target_fidelity - fidelity).clamp(min=0).pow(exponent)
+    shortfall = (shortfall if weights is None else shortfall * weights).mean(dim=1) * fidelity_mask
     if documents is None:
         return shortfall.sum(dim=1) / fidelity_mask.sum(dim=1).clamp(min=1)
     documents = documents.to(shortfall.device)

@@ -1,6 +1,7 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..configuration import LocalityArguments
 from ..evaluation import LocalityMeter
@@ -29,6 +31,8 @@ from .self_teaching import SelfTeachingMixin, label_losses_of_rows
 from .sequences import count_documents, count_sequences, is_packed
 
 
+logger = logging.get_logger(__name__)
+
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
@@ -44,8 +48,8 @@ class LocalityLossMixin(SelfTeachingMixin):
     loss is that of psi and `CONTRAST_WEIGHT` times that of `psi - psi_moved` with the target `CONTRAST`, where
     `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
     own definition). Under `locality_objective="choice"` a layer's loss is the mean over heads and counted positions of
-    `max(0, H(q) - log(target_blocks))`, with `H(q)` the entropy of a query's attention to other words over the blocks
-    of its text. Under the dial, be it the configuration's or one that is set, both are what the layer shows under
+    `w * max(0, H(q) - log(target_blocks))`, with `H(q)` the entropy of a query's attention to other words over the
+    blocks of its text, and `w` how much of it that is, without gradients. Under the dial, be it the configuration's or one that is set, both are what the layer shows under
     it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
     has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
 
@@ -314,17 +318,21 @@ class LocalityLossMixin(SelfTeachingMixin):
     ) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
         target, masks = self.args.target_fidelity, measured.fidelity_mask
+        weights = itertools.repeat(None)
         match self.args.locality_objective:
             case "fidelity":
                 objective = measured.fidelity
             case "choice":  # H(q) above log N* falls short as much
                 objective = [-looked_at.log() for looked_at in measured.blocks_looked_at]
                 target = -math.log(self.args.target_blocks)
+                shares = zip(measured.block_share, measured.outside_share, strict=True)
+                weights = [(block + outside).detach() for block, outside in shares]
             case _:
                 objective, masks = self._context(measured), measured.context_mask
         settings = self.args.locality_exponent, documents
         losses = [
-            locality_loss(fidelity, mask, target, *settings) for fidelity, mask in zip(objective, masks, strict=True)
+            locality_loss(fidelity, mask, target, *settings, weight)
+            for fidelity, mask, weight in zip(objective, masks, weights, strict=False)
         ]
         if moved is not None:
             others = zip(objective, masks, self._context(moved), moved.fidelity_mask, strict=True)
@@ -362,6 +370,11 @@ class LocalityLossMixin(SelfTeachingMixin):
             names = {"own": "lm_loss" if self._has_labels else "task_loss"}
             names |= {"divergence": "distillation_loss", "locality": "locality_loss"}
             logs |= {names[name]: value.item() / steps for name, value in sums.items() if name in names}
+            if logs.get("locality_loss") == 0:
+                logger.warning_once(
+                    "The locality loss is 0: what it asks for is so already. At dial 1 a layer with `lambda_l` 1 cannot "
+                    "but look at its local set; a target may be below, or for 'choice' above, what there is."
+                )
             if self.args.max_loss_increase is not None:
                 logs["locality_weight"] = self._budget_weight
             if "shares" in sums:
@@ -369,9 +382,8 @@ class LocalityLossMixin(SelfTeachingMixin):
                 means = share_means(dict(zip(self._logged_sums, totals, strict=True)))
                 for at, layer in enumerate(self._lambdas):
                     if totals[-1, at]:
-                        others = ["context_fidelity"] if means["context_share"][at] > 0 else []
-                        others += [name for name in OF_BLOCKS if name in means]
-                        for name in (*SHARES, "fidelity", *others):
+                        of_others = ("context_fidelity", *OF_BLOCKS) if means["context_share"][at] > 0 else ()
+                        for name in (*SHARES, "fidelity", *(name for name in of_others if name in means)):
                             logs[f"{name}_layer_{layer}"] = means[name][at].item()
             self._log_sums = {}
         super().log(logs, start_time)

@@ -59,9 +59,8 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
                 shares[layer].append(torch.stack([share.double().transpose(1, 2)[counted] for share in of.values()]))
                 blocks = reference.block_shares(weights, starts, documents, sinks)
                 top = blocks.amax(-1) / blocks.sum(-1).clamp(min=1e-30)
-                of_blocks[layer].append(
-                    [each.double().transpose(1, 2)[counted] for each in (reference.blocks_looked_at(blocks), top)]
-                )
+                each = (reference.blocks_looked_at(blocks), top, blocks.sum(-1))
+                of_blocks[layer].append([values.double().transpose(1, 2)[counted] for values in each])
                 num_keys[layer].append(local.sum(-1)[:, 0][counted])
         for layer in range(model.config.n_layer):
             own, sink, block, outside = (share.mean().item() for share in torch.cat(shares[layer], dim=1))
@@ -70,7 +69,8 @@ def layer_metrics_by_matrix(gpt2_twin) -> Callable:
             of_layer["context_fidelity"] = block / (block + outside)
             of_layer["fidelity"] = own + sink + block
             of_layer["visible_keys"] = torch.cat(num_keys[layer]).double().mean().item()
-            looked_at, top = (torch.cat(values).mean().item() for values in zip(*of_blocks[layer], strict=True))
+            looked_at, top, others = (torch.cat(values) for values in zip(*of_blocks[layer], strict=True))
+            looked_at, top = ((values * others).sum().item() / others.sum().item() for values in (looked_at, top))
             of_layer |= {"blocks_looked_at": looked_at, "top_block_share": top}
             metrics |= {f"{name}_layer_{layer}": value for name, value in of_layer.items()}
         return metrics

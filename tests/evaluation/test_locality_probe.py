@@ -64,14 +64,17 @@ def by_hand(outputs, num_sinks: int = 0) -> LocalityProfile:
         for name in SHARES:
             shares.append([head[is_counted].mean() for head in outputs[name][layer].double().unbind(1)])
         for name in OF_BLOCKS:
-            of_blocks.append([head[is_counted].mean() for head in outputs[name][layer].double().unbind(1)])
+            others = outputs.block_share[layer].double() + outputs.outside_share[layer].double()
+            heads = zip(outputs[name][layer].double().unbind(1), others.unbind(1), strict=True)
+            of_blocks.append([(head * by)[is_counted].sum() / by[is_counted].sum() for head, by in heads])
         num_keys.append((torch.arange(starts.shape[1]) - starts + 1 + num_sinks)[is_counted].double().mean())
         entropy.append([head[is_token].mean() for head in outputs.entropy[layer].double().unbind(1)])
         num_blocks = sum(len(set(row.tolist()) - {-1}) for row in starts)
         lengths.append(is_token.sum() / num_blocks)
         num_counted.append(is_counted.sum())
-    shares = torch.tensor(shares, dtype=torch.float64).view(-1, len(SHARES), len(heads))
-    of_blocks = torch.tensor(of_blocks, dtype=torch.float64).view(-1, len(OF_BLOCKS), len(heads))
+    num_heads = outputs.fidelity[0].shape[1]
+    shares = torch.tensor(shares, dtype=torch.float64).view(-1, len(SHARES), num_heads)
+    of_blocks = torch.tensor(of_blocks, dtype=torch.float64).view(-1, len(OF_BLOCKS), num_heads)
     return LocalityProfile(
         torch.tensor(fidelity, dtype=torch.float64),
         *shares.unbind(1),
@@ -133,7 +136,11 @@ def test_the_mean_over_heads_is_what_the_meter_gives(make_model, make_text):
         meter.update(model(input_ids, labels=input_ids, **everything({})), input_ids)
     metrics, profile = meter.compute(), locality_probe(model, [{"input_ids": input_ids}])
     for name in ("fidelity", *SHARES, "context_share", "entropy", *OF_BLOCKS):
-        means = getattr(profile, name).mean(1).tolist()
+        values = getattr(profile, name)
+        if name in OF_BLOCKS:  # over the attention to other words, of which heads have more and less
+            means = ((values * profile.context_share).sum(1) / profile.context_share.sum(1)).tolist()
+        else:
+            means = values.mean(1).tolist()
         assert means == pytest.approx([metrics[f"{name}_layer_{layer}"] for layer in range(4)], rel=1e-5)
     keys = profile.visible_keys.tolist()
     assert keys == pytest.approx([metrics[f"visible_keys_layer_{layer}"] for layer in range(4)])

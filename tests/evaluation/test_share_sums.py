@@ -23,8 +23,10 @@ def test_they_are_of_counted_positions_and_of_tokens(outputs) -> None:
     for layer, (mask, starts) in enumerate(zip(outputs.fidelity_mask, outputs.block_starts, strict=True)):
         for row in range(3):
             counted, is_token = mask[row], starts[row] >= 0
+            others = outputs.block_share[layer][row] + outputs.outside_share[layer][row]
             for name in (*SHARES, *OF_BLOCKS):
-                expected = outputs[name][layer][row][:, counted].sum(-1)
+                values = outputs[name][layer][row] * (others if name in OF_BLOCKS else 1)
+                expected = values[:, counted].sum(-1)
                 torch.testing.assert_close(sums[name][row, layer], expected)
             torch.testing.assert_close(sums["entropy"][row, layer], outputs.entropy[layer][row][:, is_token].sum(-1))
             counts = {

@@ -108,9 +108,9 @@ def test_gradients_of_psi_and_of_the_choice_are_those_of_the_matrix(architecture
     for layer in range(LAYERS):
         counted = outputs.context_mask[layer][:, None]
         psi = context_fidelity(outputs.block_share[layer], outputs.outside_share[layer], eps=1e-3)
-        # Of next to nothing the parts are rounding, and so are their gradients.
-        is_some = (outputs.block_share[layer] + outputs.outside_share[layer]).detach() > 0.05
-        choice = outputs.blocks_looked_at[layer].log() * is_some
+        # As the loss has it: of next to nothing the parts are rounding, and so would be their gradients.
+        others = (outputs.block_share[layer] + outputs.outside_share[layer]).detach()
+        choice = outputs.blocks_looked_at[layer].log() * others
         loss = loss + ((psi + choice) * coefficients * counted).sum() / 20
         shares = reference.shares(
             matrices.weights[layer], matrices.local(layer), matrices.block_starts[layer], matrices.documents, 1
@@ -118,7 +118,7 @@ def test_gradients_of_psi_and_of_the_choice_are_those_of_the_matrix(architecture
         psi = context_fidelity(shares["block_share"], shares["outside_share"], eps=1e-3)
         of_blocks = reference.block_shares(matrices.weights[layer], matrices.block_starts[layer], matrices.documents, 1)
         looked_at = reference.blocks_looked_at(of_blocks)
-        expected_loss = expected_loss + ((psi + looked_at.log() * is_some) * coefficients * counted).sum() / 20
+        expected_loss = expected_loss + ((psi + looked_at.log() * others) * coefficients * counted).sum() / 20
     loss.backward()
     expected_loss.backward()
     largest = 0.0

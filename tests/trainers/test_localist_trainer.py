@@ -1,5 +1,6 @@
 """LocalistTrainer: the loss, its gradients however the batch is cut up, logs, evaluation, resuming."""
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -282,7 +283,8 @@ def test_choice_is_that_of_the_loss_written_out(make_trainer, make_model, dial: 
     lambdas, locality = model.config.locality_lambdas, 0.0
     for weight, shares, mask in zip(lambdas, outputs.block_shares, outputs.fidelity_mask, strict=True):
         q = (shares / shares.sum(-1, keepdim=True).clamp(min=1e-6)).clamp(min=1e-12)
-        excess = (-(q * q.log()).sum(-1) - math.log(1.5)).clamp(min=0).square().mean(1)
+        excess = (-(q * q.log()).sum(-1) - math.log(1.5)).clamp(min=0).square()
+        excess = (excess * shares.sum(-1).detach()).mean(1)
         locality = locality + weight / len(lambdas) * ((excess * mask).sum(1) / mask.sum(1)).mean()
     (outputs.loss + 3.0 * locality).backward()
     assert locality > 0.01
@@ -363,6 +365,47 @@ def test_training_raises_what_it_asks_for(make_trainer, make_model, objective: s
     assert series[-1] > series[0] + 0.2
     looked_at = [entry.get("blocks_looked_at_layer_3") for entry in trainer.state.log_history if name in entry]
     assert (looked_at[-1] < looked_at[0] - 0.2) if objective == "choice" else looked_at == [None] * len(series)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-3), ("bfloat16", 0.25)])
+def test_gradients_of_the_choice_are_right_where_little_goes_to_other_words(
+    make_trainer, make_model, precision: str, error: float
+) -> None:
+    """Such parts are the rounding of others, and what divides by them would be the largest part of all gradients."""
+    model = make_model(locality_schedule="localist", n_embd=64, initializer_range=0.1)
+    with torch.no_grad():
+        for block in model.transformer.h:  # keys are much like queries, and long
+            weight = block.attn.c_attn.weight
+            weight[:, 64:128] = 0.6 * weight[:, :64] + 0.4 * weight[:, 64:128]
+            weight[:, :128] *= 4
+    # So much of it that the trainer's own loss is nothing beside it.
+    settings = {"max_steps": 1, "rows": 2, "max_grad_norm": 0, "locality_objective": "choice", "target_blocks": 1}
+    exact = copy.deepcopy(model).double()
+    trainer = make_trainer(model, bf16=precision == "bfloat16", **settings | {"locality_weight": 1e4})
+    found = first_gradients(trainer)
+
+    outputs = exact(torch.tensor(random_dataset(2)["input_ids"]), output_fidelity=True, output_block_shares=True)
+    loss, others = 0.0, []
+    for shares, mask in zip(outputs.block_shares, outputs.fidelity_mask, strict=True):
+        total = shares.sum(-1)
+        q = (shares / total.clamp(min=1e-30)[..., None]).clamp(min=1e-30)
+        excess = (-(q * q.log()).sum(-1) * total.detach()).mean(1)
+        loss = loss + ((excess * mask).sum(1) / mask.sum(1)).mean() / 4
+        others.append(total.detach())
+    (1e4 * loss).backward()
+    little = torch.stack(others)
+    assert (little < 1e-3).float().mean() > 0.1
+    assert (little > 0.1).float().mean() > 0.1
+    expected = {name: parameter.grad for name, parameter in exact.named_parameters() if "c_attn" in name}
+    differences = torch.stack([(found[name] - gradient).norm() for name, gradient in expected.items()])
+    assert differences.norm() < error * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+
+
+def test_what_asks_for_nothing_is_said(make_trainer, make_model, transformers_warnings) -> None:
+    settings = {"locality_objective": "choice", "training_dials": [1], "max_steps": 1, "logging_steps": 1}
+    trainer = make_trainer(make_model(locality_schedule="localist"), **settings)
+    trainer.train()
+    assert "The locality loss is 0: what it asks for is so already" in transformers_warnings.text
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -32,6 +32,12 @@ def test_nothing_is_gained_beyond_the_target() -> None:
     assert fidelity.grad.item() == 0
 
 
+def test_what_counts_less_counts_by_its_weight_in_the_same_mean() -> None:
+    fidelity, weights = torch.tensor([[[0.2, 0.5]]]), torch.tensor([[[0.5, 0.0]]])
+    mask = torch.tensor([[True, True]])
+    assert locality_loss(fidelity, mask, 0.8, 2, weights=weights).item() == pytest.approx(0.36 * 0.5 / 2)
+
+
 def test_packed_documents_are_sequences_of_their_own() -> None:
     fidelity, mask = torch.rand(2, 3, 9), torch.rand(2, 9) > 0.3
     documents = torch.tensor([[0, 0, 0, 0, 4, 5, 5, 5, 5], [0] * 9])
