@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import active_children, get_context, parent_process, resource_tracker
@@ -204,6 +204,12 @@ class GridWork:
         """Loads the base in float32, under these settings."""
         return load_model(self.base, load_config(self.base, settings), dtype=torch.float32)
 
+    def precision(self, run: GridRun) -> AbstractContextManager:
+        """In which a run is measured: that in which its trainer trains and evaluates it."""
+        args = self.arguments(run)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype)
+
     def load_run(self, run: GridRun) -> PreTrainedModel:
         """Loads a trained run."""
         folder = self.folder / run.folder_name
@@ -268,7 +274,8 @@ def _measure(work: GridWork, run: GridRun, folder: Path) -> None:
     """Adds to a run's record what is measured of it beside the evaluation; by that it is known to be finished."""
     base, model = work.load(work.grid.locality), work.load_run(run)
     batch_size = work.arguments(run).per_device_eval_batch_size
-    on_base_blocks = measure(model, work.held_out, batch_size, block_model=base).metrics
+    with work.precision(run):
+        on_base_blocks = measure(model, work.held_out, batch_size, block_model=base).metrics
     texts = torch.tensor(work.held_out[:_NUM_WRITTEN]["input_ids"])[:, :_WRITTEN_LENGTH]
     generation = measure_generation(model, base, texts, prompt_length=texts.shape[1] // 8)
     record = RunRecord.load(folder).with_measurements(on_base_blocks, _controls(work, run, model), generation)
@@ -283,7 +290,8 @@ def _controls(work: GridWork, run: GridRun, model: PreTrainedModel) -> ControlRe
     if ends := arguments.pop("boundaries", None):
         tokens = torch.tensor(work.held_out["input_ids"])
         arguments["boundaries"] = follows_end(tokens, ends, work.tokenizer, model.config.locality.vocab_size).tolist()
-    return measure_controls(model, work.held_out, batch_size, **arguments)
+    with work.precision(run):
+        return measure_controls(model, work.held_out, batch_size, **arguments)
 
 
 def _summary(work: GridWork, task: Task) -> str:

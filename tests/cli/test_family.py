@@ -206,6 +206,18 @@ def test_several_seeds_and_their_names(workspace: Path, capsys) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_is_measured_in_the_precision_that_it_was_trained_in(workspace: Path, bf16: bool) -> None:
+    """Or its perplexity at dial 1 would be held against one at dial 0 in another."""
+    training = QUICK["training"] | {"bf16": bf16, "use_cpu": True, "training_dials": [1], "locality_weight": 0}
+    main(["family", *flags(training=training)])
+    record = RunRecord.load(workspace / "family" / "quintic")
+    dials = {entry["dial"]: entry["perplexity"] for entry in record.controls["dials"]}
+    assert record.metrics["perplexity"] == pytest.approx(dials[0], rel=1e-6)
+    assert record.metrics["perplexity_at_dial_1"] == pytest.approx(dials[1], rel=1e-6)
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_adapters_of_another_architecture(workspace: Path, tokenizer) -> None:
     config = LlamaConfig(
         num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
