@@ -28,7 +28,10 @@ study: $(READY)
 	for grid in small training training_seeds training_long blocks blocks_seeds choice choice_seeds agreement; do \
 		$(BIN)/localist-hf family study/$$grid.yaml --output-dir runs/study/$$grid --jobs 2 || exit 1; done
 	$(BIN)/python study/choice_elsewhere.py runs/study/choice_elsewhere --jobs 2
-	for grid in smollm2 smollm2_long smollm2_training smollm2_recall; do $(BIN)/localist-hf family study/$$grid.yaml \
+	$(BIN)/python study/chosen_block.py runs/study/choice_seeds study/figures/chosen.jsonl
+	$(BIN)/localist-hf recruit $(SMOLLM2) --text-file runs/study/text/wikitext.txt --sequence-length 512 --mean-length 28 \
+		--locality '{"num_sink_tokens": 1}' --output-dir runs/study/smollm2_recruited
+	for grid in smollm2 smollm2_long smollm2_training smollm2_blocks smollm2_recall; do $(BIN)/localist-hf family study/$$grid.yaml \
 		--output-dir runs/study/$$grid --model $(SMOLLM2) --train-text $(WIKITEXT)/valid.txt \
 		--held-out-text $(WIKITEXT)/test.txt --jobs 2 || exit 1; done
 	$(BIN)/python study/agreement.py runs/study/agreement study/figures/agreement.jsonl
@@ -38,7 +41,7 @@ study: $(READY)
 	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
 		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
 	for grid in small training training_seeds training_long blocks blocks_seeds choice choice_seeds choice_elsewhere \
-		agreement smollm2 smollm2_long smollm2_training smollm2_recall book; do \
+		agreement smollm2 smollm2_long smollm2_training smollm2_blocks smollm2_recall book; do \
 		$(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl || exit 1; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.

@@ -252,9 +252,10 @@ def choice_loss(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor
     layers = [layer for layer, value in enumerate(lambdas) if value > 0]
     outputs = model(input_ids=input_ids, labels=input_ids, output_fidelity=layers, output_block_choice=True)
     target = -math.log(LOCALITY_ARGUMENTS["target_blocks"])
+    others = [(block + rest).detach() for block, rest in zip(outputs.block_share, outputs.outside_share, strict=True)]
     losses = [
-        locality_loss(-looked_at.log(), mask, target, _EXPONENT).mean()
-        for looked_at, mask in zip(outputs.blocks_looked_at, outputs.fidelity_mask, strict=True)
+        locality_loss(-looked_at.log(), mask, target, _EXPONENT, weights=weight).mean()
+        for looked_at, mask, weight in zip(outputs.blocks_looked_at, outputs.fidelity_mask, others, strict=True)
     ]
     return outputs.loss + _LOCALITY_WEIGHT / len(lambdas) * sum(losses)
 

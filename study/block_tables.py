@@ -98,7 +98,7 @@ def blocks_table(study: Study, names: Sequence[str]) -> str:
         "/ last keys at as many": ratio("last keys"),
         "self only / reference": COLUMNS["self only / reference"],
         "psi, own - another text's": lambda line: str(own_minus(study, line.name, "wrong")),
-        "lift at line ends": lift,
+        "lift at given ends": lift,
     }
     return table_of([Line(study, name, study.runs[name]) for name in names], columns)
 

@@ -1,10 +1,12 @@
 """Attention that makes up its mind: what the objective `choice` costs and gives, and its controls."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
-from records_of_runs import BASELINE, RECORDS, Run, Study
+from records_of_runs import BASE, BASELINE, RECORDS, Run, Study
 from statistics_of_runs import cost
 
 from localist_hf.evaluation.tables import markdown_table, with_interval
@@ -12,6 +14,8 @@ from localist_hf.evaluation.tables import markdown_table, with_interval
 
 #: The control: trained to choose among the blocks of another text.
 ELSEWHERE = RECORDS / "choice_elsewhere.jsonl"
+#: How far the top block is (chosen_block.py).
+CHOSEN = RECORDS.parent / "figures" / "chosen.jsonl"
 #: What was aimed at, set beforehand: at most so much of the reference, and at least such shares.
 _MOST_COST, _LEAST_TOP, _LEAST_OTHERS, _LEAST_ABOVE, _MOST_COST_OF_2 = 1.01, 0.65, 0.95, 0.10, 1.03
 
@@ -44,10 +48,11 @@ def section(study: Study) -> list[str]:
         f"Learning rate {training['learning_rate']:g}; the objective `choice` "
         "([definition](method.md#block-shares)) under the quintic schedule, taught by the model's own predictions of "
         "before: no more than *target-blocks* to look at, at this weight, or within this budget. Of the last layer, on "
-        "the blocks of the base, mean over heads and positions. *window*: asked to choose among windows; *another "
-        "text's blocks*: among the blocks that the next text has (`study/choice_elsewhere.py`). Does it choose blocks, "
-        "or a place?",
+        "the blocks of the base, mean over the attention to other words. *window*: asked to choose among windows; "
+        "*another text's blocks*: among the blocks that the next text has (`study/choice_elsewhere.py`).",
         markdown_table([head, *rows]),
+        *(_a_place(study, control) if control is not None else []),
+        *_recency(study),
         *(_threshold(study) if has_weights(study) else []),
         "What was aimed at, set beforehand:",
         markdown_table([["aim", "configuration", "measured", ""], *_aims(study)]),
@@ -60,15 +65,48 @@ def _threshold(study: Study) -> list[str]:
         _mean(study, name, "blocks_looked_at") for name in (_free(study), *(weights[each] for each in sorted(weights)))
     ]
     falls = all(after < before for before, after in pairwise(looked))
+    tried = ", ".join(f"{each:g}" for each in sorted(weights))
     seen = (
-        "the more weight, the fewer blocks, from the least weight on"
+        f"at the weights that were tried ({tried}) the more weight, the fewer blocks, from the least on. Below that "
+        "there may be one"
         if falls
-        else "not each weight leaves fewer blocks"
+        else f"of the weights that were tried ({tried}) not each leaves fewer blocks than the one before"
     )
     return [
         "![Blocks looked at and the top block's share over the weight](choice.png)",
         "*The framework claims that attention concentrates above a threshold of such a penalty.* What is seen: "
         f"{seen}.",
+    ]
+
+
+def _a_place(study: Study, control: tuple[Study, str]) -> list[str]:
+    """What training on another text's blocks says of the gain."""
+    name = next(each for each in study.runs if study.settings[each]["locality_objective"] == "choice")
+    free, gained, elsewhere = (
+        _mean(*each, "top_block_share") for each in ((study, _free(study)), (study, name), control)
+    )
+    part = (elsewhere - free) / (gained - free)
+    verdict = (
+        "*It chooses a place in the text, not blocks*" if part > 0.5 else "*It chooses blocks, and not just a place*"
+    )
+    return [
+        f"{verdict}: trained to choose among another text's blocks, which begin anywhere in this one, the top block of "
+        f"the base gains {part:.0%} of what it does where training has these blocks ({free:.3f} to {elsewhere:.3f}, and "
+        f"to {gained:.3f}). The training would teach any partition of that size."
+    ]
+
+
+def _recency(study: Study) -> list[str]:
+    """How far the chosen block is."""
+    lines = [json.loads(line) for line in CHOSEN.read_text(encoding="utf-8").splitlines()] if CHOSEN.is_file() else []
+    found = {name: [each["distances"] for each in lines if each["name"] == name] for name in study.runs}
+    if not all(len(each) == len(study.seeds) for each in found.values()):
+        return []
+    rows = [[name, *(f"{fmean(values):.2f}" for values in zip(*each, strict=True))] for name, each in found.items()]
+    return [
+        "Is the chosen block just the own one? Of the attention to other words, how much belongs to queries whose top "
+        "block is (`study/chosen_block.py`):",
+        markdown_table([["configuration", "their own", "the one before", "the one before that", "further"], *rows]),
     ]
 
 
@@ -129,8 +167,10 @@ def _aims(study: Study) -> list[list[str]]:
         str(price),
     )
     add(f"top block's share: at least {_LEAST_TOP}", name, top, top >= _LEAST_TOP)
-    ratio = others / _mean(study, free, "context_share")
-    add(f"other words: at least {_LEAST_OTHERS} of distributed's", name, ratio, ratio >= _LEAST_OTHERS)
+    of_base = next(each for each in study.untrained(name)["controls"]["dials"] if each["dial"] == 0)
+    for of, least in ((BASE, of_base["context_share"]), (free, _mean(study, free, "context_share"))):
+        ratio = others / least
+        add(f"other words: at least {_LEAST_OTHERS} of those of {of}", name, ratio, ratio >= _LEAST_OTHERS)
     if (control := elsewhere(study)) is not None and study.settings[name]["locality_weight"] == control[0].settings[
         control[1]
     ]["locality_weight"]:

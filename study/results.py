@@ -117,6 +117,7 @@ MODELS = (
         has_aims=True,
         longer_name="smollm2_long",
         training_names=("smollm2_training",),
+        blocks_names=("smollm2_blocks",),
         choice_names=("smollm2_recall",),
         has_recall=True,
         ends="sentences and lines",
@@ -207,7 +208,7 @@ def render(models: Sequence[Model]) -> str:
         for study in model.trainings:
             parts += how_to_train(study, model.ends)
         for study in model.blocks:
-            parts += which_blocks(study)
+            parts += which_blocks(study, model.ends)
         for study in model.choices:
             parts += choice_tables.section(study)
         if model.agreements is not None:
@@ -245,7 +246,7 @@ def how_to_train(study: Study, ends: str) -> list[str]:
     ]
 
 
-def which_blocks(study: Study) -> list[str]:
+def which_blocks(study: Study, ends: str) -> list[str]:
     """The section on kinds of blocks, each trained on its own."""
     training, seeds = study.any_run()["training"], ", ".join(map(str, study.seeds))
     blocks, windows, last_keys = (runs_of_kind(study, kind) for kind in ("blocks", "windows", "last keys"))
@@ -256,14 +257,20 @@ def which_blocks(study: Study) -> list[str]:
         f"{'s' if len(study.seeds) > 1 else ''} {seeds}",
         "Where destroying attention costs a factor (*self only*), blocks can show what they are worth. Each kind was "
         "trained on its own. *recruited*: separators that `localist-hf recruit` found in the base's attention to text "
-        "of the same kind, *elsewhere*: to WikiText-2; *delimiter*: ends of lines; without a name: by value length. "
+        f"of the same kind; *elsewhere*: to WikiText-2; *delimiter*: ends of {ends}; without a name: by value length. "
         "Windows and the last keys (*window-length1*: blocks of one token and those before) were trained at two "
         "lengths each; the ratios are to what lies between them at as many visible keys, linear in the losses. "
         "*Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
-        f"more often than chance a block starts where a line does.{said}",
+        f"more often than chance a block starts after the end of one of the {ends}.{said}{precision_of(study)}",
         blocks_table(study, blocks),
         blocks_table(study, [*windows, *last_keys]),
     ]
+
+
+def precision_of(study: Study) -> str:
+    """A sentence on it, where it is not float32."""
+    precision = study.any_run()["training"]["precision"]
+    return "" if precision == "float32" else f" Trained and measured in {precision}, the base too."
 
 
 def longer_training(study: Study) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 #: What the locality loss may ask for.
 LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast", "choice")
 # Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
-_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|entropy(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)")
+_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|(entropy|blocks_looked_at)(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)")
 
 
 @dataclass
@@ -54,8 +54,8 @@ class LocalityArguments:
             Optimizer steps over which the locality loss grows linearly to its full weight; below 1, as a share of all
             steps.
 
-    Where `greater_is_better` is not given, it is `False` also for the perplexity and the entropies as
-    `metric_for_best_model`.
+    Where `greater_is_better` is not given, it is `False` also for the perplexity, the entropies and the blocks
+    looked at as `metric_for_best_model`.
 
     Raises:
         ValueError: for a value outside its range, with the name, the value and what is allowed.

@@ -36,7 +36,8 @@ class LocalityProfile:
             Tokens of the corpus, without padding.
         blocks_looked_at, top_block_share (`torch.DoubleTensor` of shape `(num_layers, num_heads)`, *optional*):
             Over how many blocks a query's attention to other words is spread, and the largest part of it that goes to
-            one: means over the counted positions; NaN in a layer that has none. `None` where they were not measured.
+            one: means over that attention, of the counted positions; NaN in a layer where none goes to other words.
+            `None` where they were not measured.
     """
 
     fidelity: torch.Tensor

@@ -36,6 +36,8 @@ logger = logging.get_logger(__name__)
 #: How much less of the attention is asked to go to moved blocks than to a text's own, and the weight of that beside the
 #: shortfall, under `locality_objective="contrast"`.
 CONTRAST, CONTRAST_WEIGHT = 0.5, 2.0
+# What is rounding, of a loss or of a share.
+_NOTHING = 1e-8
 # What tells texts apart, of a batch.
 _TEXT_ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -370,11 +372,8 @@ class LocalityLossMixin(SelfTeachingMixin):
             names = {"own": "lm_loss" if self._has_labels else "task_loss"}
             names |= {"divergence": "distillation_loss", "locality": "locality_loss"}
             logs |= {names[name]: value.item() / steps for name, value in sums.items() if name in names}
-            if logs.get("locality_loss") == 0:
-                logger.warning_once(
-                    "The locality loss is 0: what it asks for is so already. At dial 1 a layer with `lambda_l` 1 cannot "
-                    "but look at its local set; a target may be below, or for 'choice' above, what there is."
-                )
+            if logs.get("locality_loss", 1.0) < _NOTHING:
+                logger.warning_once(f"The locality loss is 0: {self._why_nothing(sums)}")
             if self.args.max_loss_increase is not None:
                 logs["locality_weight"] = self._budget_weight
             if "shares" in sums:
@@ -387,6 +386,17 @@ class LocalityLossMixin(SelfTeachingMixin):
                             logs[f"{name}_layer_{layer}"] = means[name][at].item()
             self._log_sums = {}
         super().log(logs, start_time)
+
+    def _why_nothing(self, sums: dict[str, torch.Tensor]) -> str:
+        totals = dict(zip(self._logged_sums, sums["shares"].cpu().double().sum(1).tolist(), strict=True))
+        if totals["num_counted"] == 0:
+            return "no token sees more than its local set; blocks are as long as the text."
+        if totals["block_share"] + totals["outside_share"] < _NOTHING * totals["num_counted"]:
+            return "no attention goes to other words; all is on sinks and on each query's own token."
+        return (
+            "what it asks for is so already. At dial 1 a layer with `lambda_l` 1 cannot but look at its local set; a "
+            "target may be below, or for 'choice' above, what there is."
+        )
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the trainer's own, with the perplexity and the locality of every layer as metrics."""

@@ -401,11 +401,35 @@ def test_gradients_of_the_choice_are_right_where_little_goes_to_other_words(
     assert differences.norm() < error * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
 
 
-def test_what_asks_for_nothing_is_said(make_trainer, make_model, transformers_warnings) -> None:
-    settings = {"locality_objective": "choice", "training_dials": [1], "max_steps": 1, "logging_steps": 1}
-    trainer = make_trainer(make_model(locality_schedule="localist"), **settings)
+@pytest.mark.parametrize(
+    ("model", "settings", "said"),
+    [
+        ({}, {"training_dials": [1], "target_blocks": 1}, "what it asks for is so already. At dial 1"),
+        ({}, {"target_blocks": 1e9}, "what it asks for is so already"),
+        ({"block_partition": "window", "window_length": 64}, {}, "no token sees more than its local set"),
+        ({}, {"target_blocks": 1}, None),
+    ],
+)
+def test_what_asks_for_nothing_is_said_with_the_reason(
+    make_trainer, make_model, transformers_warnings, model: dict, settings: dict, said: str | None
+) -> None:
+    trainer = make_trainer(
+        make_model(locality_schedule="localist", **model), max_steps=1, locality_objective="choice", **settings
+    )
     trainer.train()
-    assert "The locality loss is 0: what it asks for is so already" in transformers_warnings.text
+    found = transformers_warnings.text
+    assert (f"The locality loss is 0: {said}" in found) if said else ("The locality loss is 0" not in found)
+
+
+def test_attention_that_is_all_on_sinks_is_said_to_be(make_trainer, transformers_warnings) -> None:
+    model = localised("gpt_oss")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.fill_(300.0)
+    dataset = Dataset.from_dict({"input_ids": text()[0].tolist()})
+    make_trainer(model, dataset=dataset, max_steps=1, locality_objective="choice", target_blocks=1).train()
+    assert "The locality loss is 0: no attention goes to other words" in transformers_warnings.text
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

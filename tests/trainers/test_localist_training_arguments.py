@@ -67,6 +67,8 @@ def test_nothing_is_pushed_before_the_end(tmp_path) -> None:
         ("eval_books_perplexity", False),
         ("entropy", False),
         ("eval_entropy_layer_3", False),
+        ("eval_blocks_looked_at_layer_3", False),
+        ("top_block_share", True),
         ("loss", False),
         ("eval_loss", False),
         ("fidelity", True),
