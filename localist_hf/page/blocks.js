@@ -23,6 +23,7 @@ function drawBlocks(data, index, source, starts, choose, error) {
     onclick: (event) => choose(lastOf(placeOf(event)[0])),
   });
   const said = make("p", { class: "said", "aria-live": "polite" });
+  const figures = make("p", { class: "note figures" });
   const element = make(
     "div",
     { class: "blocks" },
@@ -34,6 +35,7 @@ function drawBlocks(data, index, source, starts, choose, error) {
     ),
     make("div", { class: "scroll" }, canvas),
     said,
+    figures,
   );
   let shares = null;
   let chosen = 0;
@@ -51,6 +53,13 @@ function drawBlocks(data, index, source, starts, choose, error) {
       if (request !== asked) return; // something else has been chosen meanwhile
       shares = answer;
       of = `layer ${layer}, ${head === null ? "mean of all heads" : `head ${head}`}`;
+      const [looked, top] = ["blocksLookedAt", "topBlockShare"].map(
+        (name) => data.readings[index][name][layer][head === null ? 0 : head + 1],
+      );
+      figures.textContent = looked === null
+        ? `In ${of}, nothing that sees other blocks gives anything to other words.`
+        : `In ${of}, a token that sees other blocks looks at ${looked.toFixed(1)} blocks on average; the one that it ` +
+          `looks at most has ${percent(top)} of what it gives to other words.`;
       draw();
     } catch (problem) {
       if (request !== asked) return;

@@ -56,6 +56,8 @@ def _reading_data(reading: Reading, has_rows: bool) -> dict[str, Any]:
         "shares": pack(_whole(reading.shares, _FULL_16, np.uint16)),
         "layerFidelity": _defined(of_layers),
         "headFidelity": [_defined(heads) for heads in profile.context_fidelity],
+        "blocksLookedAt": _over_heads(profile.blocks_looked_at, profile.context_share),
+        "topBlockShare": _over_heads(profile.top_block_share, profile.context_share),
         "rows": _rows(reading) if has_rows else None,
         "blocks": _blocks(reading) if has_rows else None,
     }
@@ -96,6 +98,12 @@ def pack(array: np.ndarray) -> str:
 
 def _whole(values: torch.Tensor, full: int, dtype: type) -> np.ndarray:
     return (values.double().clamp(0, 1) * full).round().numpy().astype(dtype)
+
+
+def _over_heads(values: torch.Tensor, others: torch.Tensor) -> list[list[float | None]]:
+    """Of each layer, that of all heads, over the attention to other words that they have, and that of each."""
+    means = (values * others).nansum(1, keepdim=True) / others.nansum(1, keepdim=True)
+    return [_defined(layer) for layer in torch.cat((means, values), dim=1)]
 
 
 def _defined(values: torch.Tensor) -> list[float | None]:

@@ -377,7 +377,8 @@ def read(
         block_starts = outputs.block_starts[0][0].cpu()
     starts = block_starts[None].to(input_ids.device)
     layers = range(locality.num_hidden_layers)
-    measured = rows.measure({"input_ids": input_ids}, layers, output_entropy=True, block_starts=starts)
+    wanted = {"output_entropy": True, "output_block_choice": True}
+    measured = rows.measure({"input_ids": input_ids}, layers, **wanted, block_starts=starts)
     if name is None:  # a page is for others, whom the place of a folder on this machine does not concern
         known = core.name_or_path or type(core).__name__
         name = Path(known).name if Path(known).is_dir() else known

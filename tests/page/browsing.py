@@ -100,6 +100,16 @@ def check_blocks(page: "sync_api.Page", reading: Reading, layer: int, head: int 
     shares = reading.block_attention(layer)
     parts = (shares.mean(0) if head is None else shares[head]).double()
     parts = parts / parts.sum(1, keepdim=True)
+    profile = reading.profile
+    kept = slice(None) if head is None else slice(head, head + 1)
+    others = profile.context_share[layer, kept]
+    expected = [
+        ((getattr(profile, name)[layer, kept] * others).sum() / others.sum()).item()
+        for name in ("blocks_looked_at", "top_block_share")
+    ]
+    figures = matrix.locator(".figures").inner_text()
+    looked, top = re.search(r"looks at ([\d.]+) blocks on average; .* has ([\d.]+) %", figures).groups()
+    assert [float(looked), float(top)] == pytest.approx([expected[0], 100 * expected[1]], abs=0.06)
     size = canvas.bounding_box()["width"] - 2  # of the border
     cell = size / len(parts)
     for row, column in ((len(parts) - 1, 0), (len(parts) - 1, len(parts) - 1), (2, 1)):

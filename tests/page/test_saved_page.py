@@ -51,6 +51,11 @@ def test_the_file_holds_the_numbers(model: PreTrainedModel, tokenizer: PreTraine
     assert_close(unpack(shown["shares"], "<u2", 3, length, 4) / 65535, reading.shares.double(), atol=8e-6, rtol=0)
     fidelity = torch.tensor(shown["headFidelity"], dtype=torch.double)
     assert_close(fidelity, reading.profile.context_fidelity, atol=5e-5, rtol=0)
+    others = reading.profile.context_share
+    for name, of_heads in (("blocksLookedAt", "blocks_looked_at"), ("topBlockShare", "top_block_share")):
+        figures, expected = torch.tensor(shown[name], dtype=torch.double), getattr(reading.profile, of_heads)
+        assert_close(figures[:, 1:], expected, atol=5e-5, rtol=0)
+        assert_close(figures[:, 0], (expected * others).sum(1) / others.sum(1), atol=5e-5, rtol=0)
     totals = reading.profile.block_share.sum(1), reading.profile.outside_share.sum(1)
     layers = torch.tensor(shown["layerFidelity"], dtype=torch.double)
     assert_close(layers, totals[0] / (totals[0] + totals[1]), atol=5e-5, rtol=0)
@@ -134,6 +139,7 @@ def test_a_text_of_one_token_can_be_shown(model: PreTrainedModel, tokenizer: Pre
     data = data_of(view(model, tokenizer, "a"))
     assert data["readings"][0]["headFidelity"] == [[None] * 4] * 3
     assert data["readings"][0]["layerFidelity"] == [None] * 3
+    assert data["readings"][0]["blocksLookedAt"] == data["readings"][0]["topBlockShare"] == [[None] * 5] * 3
 
 
 def test_a_second_model_is_read_on_the_blocks_of_the_first(tokenizer: PreTrainedTokenizerFast) -> None:
