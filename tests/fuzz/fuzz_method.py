@@ -581,7 +581,8 @@ def _is_dialled(case: Case) -> bool:
 
 def _check_gradients(case: Case, model: PreTrainedModel, native: PreTrainedModel) -> None:
     rng, generator = random.Random(case.number), torch.Generator().manual_seed(case.number)
-    measured = {name: value for name, value in case.everything.items() if name == "output_fidelity"}
+    of_losses = ("output_fidelity", "output_block_choice")
+    measured = {name: value for name, value in case.everything.items() if name in of_losses}
     model.train(), native.train()
     is_checkpointed = rng.random() < 0.2
     if is_checkpointed:
@@ -600,9 +601,14 @@ def _check_gradients(case: Case, model: PreTrainedModel, native: PreTrainedModel
             of_layer = torch.randn(outputs.fidelity[layer].shape, generator=generator).double() / outputs.logits.numel()
             of_layer = of_layer * outputs.context_mask[layer][:, None] * 30
             shares = matrices.measurements(layer)
-            for at, found in enumerate(({name: getattr(outputs, name)[layer] for name in SHARES}, shares)):
+            names = [*SHARES, *(["blocks_looked_at"] if outputs.blocks_looked_at is not None else [])]
+            for at, found in enumerate(({name: getattr(outputs, name)[layer] for name in names}, shares)):
                 psi = context_fidelity(found["block_share"], found["outside_share"], eps=1e-3)
-                losses[at] = losses[at] + ((psi + found["self_share"]) * of_layer).sum()
+                asked = psi + found["self_share"]
+                if len(names) > len(SHARES):  # as the objective `choice` has it
+                    others = (found["block_share"] + found["outside_share"]).detach()
+                    asked = asked + others * found["blocks_looked_at"].log()
+                losses[at] = losses[at] + (asked * of_layer).sum()
         for loss in losses:
             if loss.requires_grad:
                 loss.backward()
