@@ -40,8 +40,16 @@ study: $(READY)
 	$(BIN)/python study/book_text.py runs/study/text
 	$(BIN)/localist-hf family study/book.yaml --output-dir runs/study/book --jobs 2 \
 		--train-text runs/study/text/training.jsonl --held-out-text runs/study/text/held_out.jsonl
+	$(BIN)/localist-hf train --variant distributed --model localist_hf/base --text-file runs/study/text/training.jsonl \
+		--max-steps 600 --learning-rate 2e-3 --per-device-train-batch-size 8 --seed 0 --output-dir runs/study/book_base
+	head -n 3 runs/study/text/training.jsonl > runs/study/text/book.jsonl
+	$(BIN)/localist-hf recruit runs/study/book_base --text-file runs/study/text/book.jsonl \
+		--output-dir runs/study/book_recruited
+	for grid in book_training book_blocks; do $(BIN)/localist-hf family study/$$grid.yaml --output-dir runs/study/$$grid \
+		--model runs/study/book_base --train-text runs/study/text/training.jsonl \
+		--held-out-text runs/study/text/held_out.jsonl --jobs 2 || exit 1; done
 	for grid in small training training_seeds training_long blocks blocks_seeds choice choice_seeds choice_elsewhere \
-		agreement smollm2 smollm2_long smollm2_training smollm2_blocks smollm2_recall book; do \
+		agreement smollm2 smollm2_long smollm2_training smollm2_blocks smollm2_recall book book_training book_blocks; do \
 		$(BIN)/python study/collect.py runs/study/$$grid study/records/$$grid.jsonl || exit 1; done
 
 # Every number of docs/results.md, the README and the cards, from the records that are committed.
