@@ -29,7 +29,7 @@ def elsewhere(study: Study) -> tuple[Study, str] | None:
 
 def has_weights(study: Study) -> bool:
     """Whether a study shows how attention concentrates as it is asked to more firmly."""
-    return len(_of_weights(study)) > 1
+    return len(_of_weights(study)) > 2
 
 
 def section(study: Study) -> list[str]:
