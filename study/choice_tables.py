@@ -90,9 +90,9 @@ def _a_place(study: Study, control: tuple[Study, str]) -> list[str]:
         "*It chooses a place in the text, not blocks*" if part > 0.5 else "*It chooses blocks, and not just a place*"
     )
     return [
-        f"{verdict}: trained to choose among another text's blocks, which begin anywhere in this one, the top block of "
-        f"the base gains {part:.0%} of what it does where training has these blocks ({free:.3f} to {elsewhere:.3f}, and "
-        f"to {gained:.3f}). The training would teach any partition of that size."
+        f"{verdict}: trained to choose among another text's blocks, which begin anywhere in this one, the top block "
+        f"of the base gains {part:.0%} of what it does where training has these blocks ({free:.3f} to {elsewhere:.3f}, "
+        f"and to {gained:.3f}). The training would teach any partition of that size."
     ]
 
 

@@ -1,7 +1,7 @@
 """
 Which block do heads choose? Of each run of choice_seeds.yaml, as lines of JSON: how much of the attention to other
-words of the last layer belongs to queries whose top block is their own, the one before, and so on, on the base's blocks.
-The control for recency: is the block that attention makes up its mind for just the nearest?
+words of the last layer belongs to queries whose top block is their own, the one before, and so on, on the base's
+blocks. The control for recency: is the block that attention makes up its mind for just the nearest?
 
     localist-hf family study/choice_seeds.yaml --output-dir runs/study/choice_seeds
     python study/chosen_block.py runs/study/choice_seeds study/figures/chosen.jsonl

@@ -128,8 +128,8 @@ MODELS = (
         "book",
         "The book is the King James Bible, six of its 66 books held out whole (`study/book_text.py`). The base has "
         "read Python and its reference: to it such text is new, and what it predicts of it before is no teacher. So "
-        "*how to train* and *which blocks* begin with a base that has learnt such text without locality (600 steps at a "
-        "rate of 0.002, better by a tenth than 0.001), and predicts the held-out books with a perplexity of 16.2.",
+        "*how to train* and *which blocks* begin with a base that has learnt such text without locality (600 steps at "
+        "a rate of 0.002, better by a tenth than 0.001), and predicts the held-out books with a perplexity of 16.2.",
         training_names=("book_training",),
         blocks_names=("book_blocks",),
         ends="clauses",

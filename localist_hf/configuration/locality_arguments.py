@@ -11,7 +11,9 @@ from typing import Any
 #: What the locality loss may ask for.
 LOCALITY_OBJECTIVES = ("context", "fidelity", "contrast", "choice")
 # Metrics of an evaluation of which less is better, also of one of several data sets; of losses transformers knows it.
-_LOWER_IS_BETTER = re.compile(r"(.*_)?(perplexity|(entropy|blocks_looked_at)(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)")
+_LOWER_IS_BETTER = re.compile(
+    r"(.*_)?(perplexity|(entropy|blocks_looked_at)(_layer_\d+)?|(loss|perplexity)_at_dial_[\d.]+)"
+)
 
 
 @dataclass
@@ -41,7 +43,8 @@ class LocalityArguments:
             either; it takes a second pass of the attention of the localised layers. `"fidelity"`: of all its attention,
             a share on its own token, its block and the sinks (phi), as we read arXiv:2511.18375. `"choice"`:
             that its attention to other words, as much as that is, make up its mind, and go to no more than
-            `target_blocks` blocks of the text, wherever they are; our reading of the group sparsity of arXiv:2510.09338.
+            `target_blocks` blocks of the text, wherever they are; our reading of the group sparsity of
+            arXiv:2510.09338.
         target_fidelity (`float`, *optional*, defaults to 0.9):
             The share that is asked for, in (0, 1]; of no account under `"choice"`.
         target_blocks (`float`, *optional*, defaults to 2.0):

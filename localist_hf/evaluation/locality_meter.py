@@ -123,8 +123,8 @@ class LocalityMeter:
 
             Overall means are over layers; those of the shares, and of the visible keys, over the layers that have
             counted positions. One without has fidelity 1 by construction, and NaN as its shares, context fidelity and
-            visible keys. The context fidelity and what is measured of blocks are NaN too where no attention goes to other
-            words, the loss where there is no label, the entropy where there is no token.
+            visible keys. The context fidelity and what is measured of blocks are NaN too where no attention goes to
+            other words, the loss where there is no label, the entropy where there is no token.
 
         Raises:
             ValueError: where there has been no batch.

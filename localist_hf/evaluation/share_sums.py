@@ -75,8 +75,9 @@ def add_rows(
 def share_means(totals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     The means that can be had of such totals, of any shape: of the shares, and, where they were added up, of
-    `visible_keys` and of the entropy of a token; of what is measured of all blocks, the mean over the attention to other
-    words; `context_share` and `context_fidelity`; `fidelity`, which is 1 where no position counts. All else is NaN there.
+    `visible_keys` and of the entropy of a token; of what is measured of all blocks, the mean over the attention to
+    other words; `context_share` and `context_fidelity`; `fidelity`, which is 1 where no position counts. All else is
+    NaN there.
     """
     num_counted = totals["num_counted"]
     means = {name: totals[name] / num_counted for name in (*SHARES, "visible_keys") if name in totals}

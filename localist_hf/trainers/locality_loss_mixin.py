@@ -51,7 +51,9 @@ class LocalityLossMixin(SelfTeachingMixin):
     `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
     own definition). Under `locality_objective="choice"` a layer's loss is the mean over heads and counted positions of
     `w * max(0, H(q) - log(target_blocks))`, with `H(q)` the entropy of a query's attention to other words over the
-    blocks of its text, and `w` how much of it that is, without gradients. Under the dial, be it the configuration's or one that is set, both are what the layer shows under
+    blocks of its text, and `w` how much of it that is, without gradients.
+
+    Under the dial, be it the configuration's or one that is set, both are what the layer shows under
     it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
     has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
 
