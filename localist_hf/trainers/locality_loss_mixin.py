@@ -51,11 +51,10 @@ class LocalityLossMixin(SelfTeachingMixin):
     `psi_moved` is psi on the [`moved_blocks`] of the last layer, over the positions that count on both (this project's
     own definition). Under `locality_objective="choice"` a layer's loss is the mean over heads and counted positions of
     `w * max(0, H(q) - log(target_blocks))`, with `H(q)` the entropy of a query's attention to other words over the
-    blocks of its text, and `w` how much of it that is, without gradients.
-
-    Under the dial, be it the configuration's or one that is set, both are what the layer shows under
-    it, each on its own local sets: blocks that are not moved differ by nothing. At dial 1 a layer with `lambda_l = 1`
-    has psi 1 on any blocks, and `"context"` and `"contrast"` teach it nothing.
+    blocks of its text, and `w` how much of it that is, without gradients. Under the dial, be it the configuration's or
+    one that is set, all are what the layer shows under it, each on its own local sets: blocks that are not moved differ
+    by nothing. At dial 1 a layer with `lambda_l = 1` has psi 1 on any blocks, and `"context"` and `"contrast"` teach it
+    nothing.
 
     Every token that the model reads counts, prompts too, whatever the trainer's own loss is taken of; padding does not.
     A sequence is a row of the batch; in rows in which `position_ids` mark packed documents, a document. Preference
@@ -395,10 +394,7 @@ class LocalityLossMixin(SelfTeachingMixin):
             return "no token sees more than its local set; blocks are as long as the text."
         if totals["block_share"] + totals["outside_share"] < _NOTHING * totals["num_counted"]:
             return "no attention goes to other words; all is on sinks and on each query's own token."
-        return (
-            "what it asks for is so already. At dial 1 a layer with `lambda_l` 1 cannot but look at its local set; a "
-            "target may be below, or for 'choice' above, what there is."
-        )
+        return "what it asks for is so already. At dial 1 a layer with `lambda_l` 1 cannot but look at its local set."
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As the trainer's own, with the perplexity and the locality of every layer as metrics."""
