@@ -86,13 +86,13 @@ def _a_place(study: Study, control: tuple[Study, str]) -> list[str]:
         _mean(*each, "top_block_share") for each in ((study, _free(study)), (study, name), control)
     )
     part = (elsewhere - free) / (gained - free)
-    verdict = (
-        "*It chooses a place in the text, not blocks*" if part > 0.5 else "*It chooses blocks, and not just a place*"
-    )
+    is_a_place = part > 0.5
+    verdict = "*It chooses a place in the text, not blocks*" if is_a_place else "*It chooses blocks, not just a place*"
+    so = " The training would teach any partition of that size." if is_a_place else ""
     return [
         f"{verdict}: trained to choose among another text's blocks, which begin anywhere in this one, the top block "
         f"of the base gains {part:.0%} of what it does where training has these blocks ({free:.3f} to {elsewhere:.3f}, "
-        f"and to {gained:.3f}). The training would teach any partition of that size."
+        f"and to {gained:.3f}).{so}"
     ]
 
 

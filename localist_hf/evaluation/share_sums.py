@@ -44,9 +44,9 @@ def share_sums(
         mask = mask.to(measured.visible_keys[layer].device)
         for name in SHARES:
             layers[name].append((of_heads(getattr(measured, name)[layer]) * mask[:, None]).sum(-1))
+        others = measured.block_share[layer] + measured.outside_share[layer]
         for name in OF_BLOCKS:
             if (values := getattr(measured, name)) is not None:
-                others = measured.block_share[layer] + measured.outside_share[layer]
                 layers[name].append((of_heads(values[layer] * others) * mask[:, None]).sum(-1))
         if measured.entropy is not None:
             layers["entropy"].append(of_heads(measured.entropy[layer]).sum(-1))  # 0 on padding

@@ -1,7 +1,6 @@
 """The scheduled locality loss beside the loss of any trainer."""
 
 import inspect
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -321,7 +320,7 @@ class LocalityLossMixin(SelfTeachingMixin):
     ) -> torch.Tensor:
         """`(1 / L) * sum_l lambda_l * loss_l`, summed over the batch's sequences and divided by `num_sequences`."""
         target, masks = self.args.target_fidelity, measured.fidelity_mask
-        weights = itertools.repeat(None)
+        weights: list[torch.Tensor | None] = [None] * len(masks)
         match self.args.locality_objective:
             case "fidelity":
                 objective = measured.fidelity
@@ -335,7 +334,7 @@ class LocalityLossMixin(SelfTeachingMixin):
         settings = self.args.locality_exponent, documents
         losses = [
             locality_loss(fidelity, mask, target, *settings, weight)
-            for fidelity, mask, weight in zip(objective, masks, weights, strict=False)
+            for fidelity, mask, weight in zip(objective, masks, weights, strict=True)
         ]
         if moved is not None:
             others = zip(objective, masks, self._context(moved), moved.fidelity_mask, strict=True)
