@@ -27,6 +27,7 @@ from ..hub.formats import how_to_load
 from ..hub.loading import (
     check_name,
     checked_sequence_length,
+    in_native_dtype,
     load_config,
     load_model,
     load_tokenizer,
@@ -67,7 +68,7 @@ def prepare_trainer(run: RunArguments, args: LocalistTrainingArguments) -> Local
     # Small steps are lost in weights of half precision; an adapter has its own, in float32.
     model = load_model(run.model, config, dtype="auto" if run.lora_rank else torch.float32)
     if adapter is not None:
-        model = get_peft_model(model, adapter)
+        model = get_peft_model(in_native_dtype(model), adapter)
         if os.path.isdir(run.model):  # as it is named when the run goes on, from wherever that is
             model.peft_config["default"].base_model_name_or_path = str(Path(run.model).resolve())
     train, validation = train_and_validation(splits, tokenizer, sequence_length, run.validation_share)

@@ -85,6 +85,7 @@ def prepare_grid(
     check_texts(train_text, held_out_text)
     length = checked_sequence_length(grid.sequence_length, config)
     tokenizer = load_tokenizer(base)
+    ends_of_blocks = delimiters(grid, tokenizer, config)
     texts, card = load_texts(train_text, held_out_text)
     # Ends of text are a token of every causal model that has one; some tokenizers put it there themselves.
     is_ended = tokenizer(known_text(tokenizer))["input_ids"][-1] == tokenizer.eos_token_id
@@ -105,7 +106,7 @@ def prepare_grid(
     if model is None:
         card["license"] = "apache-2.0"
         base = str(folder / BASE_NAME)
-    work = GridWork(grid, folder, base, tokenizer, train, held_out, card, delimiters(grid, tokenizer, config))
+    work = GridWork(grid, folder, base, tokenizer, train, held_out, card, ends_of_blocks)
     for run in runs:
         size = work.arguments(run).train_batch_size
         if len(train) < size:

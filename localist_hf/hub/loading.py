@@ -227,6 +227,21 @@ def load_model(
     return model if is_gpt2 else localize(model)
 
 
+def in_native_dtype(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    Makes a model's weights float32 where they are of half precision and there is but a CPU without instructions for it,
+    which takes up to ten times as long as in float32.
+    """
+    return model if _is_native(model.dtype) else model.float()
+
+
+def _is_native(dtype: torch.dtype) -> bool:
+    of_cpu = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in of_cpu or torch.accelerator.is_available():
+        return True
+    return torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, of_cpu[dtype])()
+
+
 def without_weights(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """Makes the layers of a model by its configuration, both as for [`load_model`]; they take no memory."""
     with (
@@ -302,7 +317,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Loads a localised model, perhaps with an adapter on it, and its tokenizer: the one beside the adapter, where there
-    is one.
+    is one. Weights are of the dtype that they were saved in, or of what [`in_native_dtype`] makes of that.
 
     Args:
         name (`str`), settings (`dict[str, Any]`):
@@ -316,12 +331,14 @@ def load(
     revision = revisions.get(name, "main")
     if (adapter := find_adapter(name, revision, flag)) is None:
         config = load_config(name, settings, revision, flag)
-        return load_model(name, config, revision=revision, flag=flag), load_tokenizer(name, revision, flag)
+        model = in_native_dtype(load_model(name, config, revision=revision, flag=flag))
+        return model, load_tokenizer(name, revision, flag)
     base = adapter.base_model_name_or_path
     base_revision = revisions.get(base) or adapter.revision or "main"
     base_flag = f"{flag}'s base"
     config = load_config(base, adapter_settings(name, revision, flag) | settings, base_revision, base_flag)
-    model = load_adapter(load_model(base, config, revision=base_revision, flag=base_flag), name, revision, flag)
+    model = in_native_dtype(load_model(base, config, revision=base_revision, flag=base_flag))
+    model = load_adapter(model, name, revision, flag)
     model.get_base_model().name_or_path = name  # by which it is shown, and not as what it stands on
     with reraised_as(InputError, Exception, what=f"`{flag}` is {name!r}, which cannot be read: "):
         is_own = has_tokenizer(name, revision)

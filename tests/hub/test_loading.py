@@ -26,6 +26,7 @@ from transformers import (
 from localist_hf import LocalistGPT2LMHeadModel, localize
 from localist_hf.cli.arguments import parse
 from localist_hf.cli.train import prepare_trainer
+from localist_hf.hub import loading
 from localist_hf.hub.loading import checked_sequence_length, load, load_config, load_model, load_tokenizer
 from localist_hf.modeling.locality_mixin import LocalistMixin
 from localist_hf.page import Passage, read
@@ -112,12 +113,32 @@ def test_sequences_are_as_long_as_the_model_allows() -> None:
         checked_sequence_length(2049, learned)
 
 
-def test_weights_that_are_trained_are_float32(save, tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_what_is_not_trained_is_of_the_dtype_that_the_machine_is_fast_in(
+    save, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_native: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(loading, "_is_native", lambda dtype: is_native)
     name = save(llama(len(tokenizer)).bfloat16())
     assert {weight.dtype for weight in trainer(name, tmp_path).model.parameters()} == {torch.float32}
     adapted = trainer(name, tmp_path, "--lora-rank", "2").model
     dtypes = {weight.requires_grad: weight.dtype for weight in adapted.parameters()}
-    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert dtypes == {True: torch.float32, False: dtype}
+    assert load(name, {})[0].dtype == dtype
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert {weight.dtype for weight in load(str(tmp_path / "adapter"), {})[0].get_base_model().parameters()} <= {
+        torch.float32,
+        dtype,
+    }
+
+
+def test_half_precision_is_native_where_onednn_or_an_accelerator_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_supported in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_supported)  # noqa: B023
+        assert loading._is_native(torch.float32)
+        assert loading._is_native(torch.bfloat16) == (is_supported or torch.accelerator.is_available())
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert loading._is_native(torch.float16)
 
 
 @pytest.mark.parametrize("flags", [(), ("--lora-rank", "2"), ("--lora-rank", "2", "--lora-targets", "q_proj")])
