@@ -261,10 +261,10 @@ def which_blocks(study: Study, ends: str) -> list[str]:
         f"### Which blocks: the upper half held and taught, {training['steps']} steps, seed"
         f"{'s' if len(study.seeds) > 1 else ''} {seeds}",
         "Where destroying attention costs a factor (*self only*), blocks can show what they are worth. Each kind was "
-        "trained on its own. *recruited*: separators that `localist-hf recruit` found in the base's attention to text "
-        f"of the same kind; *elsewhere*: to WikiText-2; *delimiter*: ends of {ends}; without a name: by value length. "
-        "Windows and the last keys (*window-length1*: blocks of one token and those before) were trained at two "
-        "lengths each; the ratios are to what lies between them at as many visible keys, linear in the losses. "
+        "trained on its own. *recruited*: separators that `localist-hf recruit` found in what the base predicts of "
+        f"text of the same kind; *elsewhere*: of WikiText-2; *delimiter*: ends of {ends}; without a name: by value "
+        "length. Windows and the last keys (*window-length1*: blocks of one token and those before) were trained at "
+        "two lengths each; the ratios are to what lies between them at as many visible keys, linear in the losses. "
         "*Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
         f"more often than chance a block starts after the end of one of the {ends}.{said}{precision_of(study)}",
         blocks_table(study, blocks),
