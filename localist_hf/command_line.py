@@ -199,9 +199,9 @@ def recruit_parser() -> CommandParser:
     parser = CommandParser(
         prog="localist-hf recruit",
         description="Find out from a causal language model, over a text and without being told what a sentence or a "
-        "line is, after which tokens blocks are to start: those across which its attention reaches least. Prints them, "
-        "the blocks of a sample, and how often blocks start where a reader would start them; writes the settings for "
-        "`localist-hf train --config`. The model is not changed.",
+        "line is, after which tokens blocks are to start: those after which its predictions lose least by seeing "
+        "nothing of what was before. Prints them, the blocks of a sample, and how often blocks start where a reader "
+        "would start them; writes the settings for `localist-hf train --config`. The model is not changed.",
     )
     _add_model(parser)
     parser.add_argument(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from localist_hf.evaluation.kept_attention import KeptAttention
+from localist_hf.evaluation.locality_meter import token_losses
 from localist_hf.evaluation.separators import starts_after
 from localist_hf.evaluation.tables import markdown_table
 from localist_hf.experiments.base import BASE
@@ -27,8 +28,10 @@ LENGTH, NUM_MEASURED, NUM_ASKED, BATCH = 256, 48, 640, 16
 #: Visible keys that every way is set to.
 WANTED_KEYS = 9.0
 OFFSETS = range(2, 9)
-#: Occurrences of its token whose mean need a pair of tokens is drawn to.
-DRAWN = 10.0
+#: Tokens of the blocks that are moved along the text.
+PERIOD = 16
+#: So many times more a token is taken to have been asked with the mean result, and a pair with that of its token.
+DRAWN = 20.0
 
 
 def batches(rows: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -69,6 +72,31 @@ def needs(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
         total[:, -OFFSETS[-1] :] = math.nan
         found.append(total)
     return torch.cat(found)
+
+
+@torch.no_grad()
+def costs(model: PreTrainedModel, rows: torch.Tensor, num_moves: int = 16) -> torch.Tensor:
+    """
+    What a boundary after each place costs at dial 1, as in [`recruit_separators`], `(number, LENGTH)`: after as many of
+    each 16 places as blocks are moved, nan elsewhere.
+    """
+    position, lost = torch.arange(LENGTH), []
+    moves = [move * PERIOD // num_moves for move in range(num_moves)]
+    for move in moves:
+        starts = torch.where(position < move, 0, position - (position - move) % PERIOD)
+        of_move = [
+            token_losses(model(ids, use_cache=False, locality_dial=1.0, block_starts=starts.expand_as(ids)).logits, ids)
+            for ids in batches(rows)
+        ]
+        lost.append(torch.cat(of_move).double())
+    losses = torch.stack(lost)
+    after = (losses - losses.mean(0)).unfold(-1, PERIOD // 2, 1).sum(-1)[..., :-1]
+    found = torch.full(rows.shape, math.nan, dtype=torch.float64)
+    for move, of_move in zip(moves, after, strict=True):
+        begins = position[: after.shape[-1]][(position[: after.shape[-1]] % PERIOD == move)]
+        begins = begins[begins > 0]
+        found[:, begins - 1] = of_move[:, begins]
+    return found
 
 
 @torch.no_grad()
@@ -123,6 +151,7 @@ def of_tokens(need: torch.Tensor, asked: torch.Tensor, rows: torch.Tensor, of_pa
 def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = load(str(BASE), {"locality_schedule": "upper_half"})
+    model = model.float()
     texts = {part: Dataset.from_dict({"text": text}) for part, text in split_text(python_text()).items()}
     packed = {part: tokenize_and_pack(texts[part], tokenizer, LENGTH) for part in ("variants", "held-out")}
     asked = torch.tensor(some_of(packed["variants"], NUM_ASKED)["input_ids"])
@@ -156,6 +185,10 @@ def main() -> None:
     add_by_score("need, by token", of_tokens(need, asked, rows, of_pairs=False), (1, 4, 8))
     add_by_score("need, by token and its neighbour", of_tokens(need, asked, rows, of_pairs=True))
     add_by_score("need at the place itself (not causal)", needs(model, rows).nan_to_num(9.0))
+    for num_moves in (4, 16):
+        cost, title = costs(model, asked, num_moves), f"cost of a boundary, {num_moves} moves, by token"
+        add_by_score(title, of_tokens(cost, asked, rows, of_pairs=False), (1, 4, 8))
+        add_by_score(f"{title} and its neighbour", of_tokens(cost, asked, rows, of_pairs=True))
     for title, score in of_the_text(model, rows).items():
         add_by_score(title, score)
     print(markdown_table(lines))

@@ -1,4 +1,4 @@
-"""`localist-hf recruit`: the separators of a causal language model, found in its attention over a text."""
+"""`localist-hf recruit`: the separators of a causal language model, found in what it predicts of a text."""
 
 import json
 import math
@@ -57,12 +57,12 @@ def describe(
 ) -> str:
     """Renders the separators, the lift at what a reader would take for boundaries, and the blocks of a sample."""
     count = len(separators.token_ids)
-    rows = [["separator", "id", "need", "occurrences"]]
-    for token, need, occurrences in zip(separators.token_ids, separators.need, separators.occurrences, strict=True):
+    rows = [["separator", "id", "cost", "occurrences"]]
+    for token, cost, occurrences in zip(separators.token_ids, separators.cost, separators.occurrences, strict=True):
         text = tokenizer.decode([token])
         if "\ufffd" in text:  # part of a character
             text = tokenizer.convert_ids_to_tokens(token)
-        rows.append([f"`{text!r}`".replace("|", "\\|"), str(token), f"{need:.3f}", str(occurrences)])
+        rows.append([f"`{text!r}`".replace("|", "\\|"), str(token), f"{cost:.2f}", str(occurrences)])
     more = f"\n... and {count - _NUM_SHOWN} more" if count > _NUM_SHOWN else ""
     shown = ", ".join(
         f"{end!r} {'not found as the end of a token' if lift is None else f'{lift:.1f}'}"
@@ -74,10 +74,10 @@ def describe(
     return (
         f"{count} separators among {separators.num_candidates} candidates; blocks of {separators.mean_length:.1f} "
         f"tokens on average\n\n{markdown_table(rows[: _NUM_SHOWN + 1])}{more}\n\n"
-        "need: of the attention to other words, in the upper half of the layers, the part that the 2nd to the 8th "
-        "token after it pay to it and to what is before it\n"
-        f"at separators {separators.mean_need_at_separators:.3f}, at any candidate {separators.mean_need:.3f}; rank "
-        f"correlation of the need in two halves of the text {separators.reliability:.2f}\n\n"
+        "cost: what the next 8 tokens' predictions lose, in nats, where the upper half of the layers sees nothing from "
+        "before them\n"
+        f"at separators {separators.mean_cost_at_separators:.2f}, at any candidate {separators.mean_cost:.2f}; rank "
+        f"correlation of the cost in two halves of the text {separators.reliability:.2f}\n\n"
         f"how many times more often than chance a block starts after (lift): {shown}\n\n"
         f"the blocks of the first {len(sample)} tokens\n{blocks}"
     )

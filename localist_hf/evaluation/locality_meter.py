@@ -153,12 +153,20 @@ _TOKENS = 1024
 
 def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the cross-entropies of each sequence's labels in nats, and their number: `(batch_size,)` both."""
+    return token_losses(logits, labels).sum(1), (labels[:, 1:] != -100).sum(1).to(logits.device)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    The cross-entropy in nats of the label that follows each position, 0 where none does or it does not count:
+    `(batch_size, length)`, float32.
+    """
     # Labels are moved instead of logits, which a slice would copy.
     targets = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
     # A part at a time: of a long text, logits are the largest thing there is, and each step would make them again.
     parts = zip(logits.detach().flatten(0, 1).split(_TOKENS), targets.flatten().split(_TOKENS), strict=True)
     losses = torch.cat([F.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
-    return losses.view_as(targets).sum(1), (targets != -100).sum(1)
+    return losses.view_as(targets)
 
 
 def perplexity(total_loss: float, num_labels: float) -> float:

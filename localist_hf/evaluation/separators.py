@@ -1,4 +1,4 @@
-"""Separators recruited from the model: the tokens across which its attention reaches least."""
+"""Separators recruited from the model: the tokens after which it costs least to see nothing of what was before."""
 
 import dataclasses
 import math
@@ -12,24 +12,27 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from ..modeling import LocalityFields, LocalityMeasurements
-from ..modeling.block_partition import place_block_starts
+from ..modeling import LocalityFields
+from ..modeling.block_partition import document_starts, place_block_starts
+from .block_controls import setting
 from .check_model import check_model, core_model
-from .kept_attention import KeptAttention
+from .locality_meter import token_losses
 from .measure import evaluation_batches
 
 
-#: How far behind a token the queries stand whose attention is asked.
-_OFFSETS = range(2, 9)
-#: A token that is asked less often is no candidate.
+#: Tokens of a block where costs are measured, at most, and how many times the blocks are moved along the text. Twice as
+#: often and four times as often find separators that are no better (docs/method.md#recruited-separators).
+_PERIOD, _NUM_MOVES = 16, 4
+#: A token that occurs less often is no candidate.
 _LEAST_OCCURRENCES = 60
-#: Less of the attention to other words than this is none.
-_LEAST_SHARE = 1e-6
+#: So many times more a token is taken to have been asked, and to have cost what the mean token costs.
+_DRAWN = 20
 #: Tokens that belong to one half of the text, before those that belong to the other.
 _STRETCH = 64
-#: Rank correlation of the need in two halves of the text below which it says nothing of tokens, and the p-value above
-#: which it may be chance; and the need at separators, as a part of that at any candidate, above which they are none.
-_LEAST_RELIABILITY, _MOST_P_VALUE, _MOST_NEED = 0.3, 0.01, 0.97
+#: Rank correlation of the cost in two halves of the text below which it says nothing of tokens, and the p-value above
+#: which it may be chance. In nats, the cost at any candidate below which nothing is lost by a boundary, and how far
+#: that at separators must be below it.
+_LEAST_RELIABILITY, _MOST_P_VALUE, _LEAST_COST, _LEAST_GAIN = 0.3, 0.01, 0.05, 0.05
 #: How far the mean length may be from what is wanted, as a part of that.
 _TOLERANCE = 0.25
 
@@ -40,27 +43,27 @@ class Separators:
     Tokens after which blocks are to start, and how they were found.
 
     Args:
-        token_ids (`list[int]`), need (`list[float]`), occurrences (`list[int]`):
-            The separators, least need first; the need of each, about in [0, 1]; and how often each was asked: where
-            other words follow, and, but for sinks, at least one goes before.
+        token_ids (`list[int]`), cost (`list[float]`), occurrences (`list[int]`):
+            The separators, least cost first; what a boundary after each costs, in nats; and how often each occurs where
+            that can be asked.
         num_candidates (`int`):
             Tokens that occur often enough to be asked.
-        mean_need (`float`):
-            The need at any occurrence of a candidate.
-        mean_need_at_separators (`float`):
-            The need at any occurrence of a separator.
+        mean_cost (`float`):
+            The cost after any occurrence of a candidate.
+        mean_cost_at_separators (`float`):
+            The cost after any occurrence of a separator.
         reliability (`float`):
-            Spearman's correlation of the candidates' needs in one half of the sequences with those in the other.
+            Spearman's correlation of the candidates' costs in one half of the text with those in the other.
         mean_length (`float`):
             Tokens of a block of the data set with these separators, within the length limits of the configuration.
     """
 
     token_ids: list[int]
-    need: list[float]
+    cost: list[float]
     occurrences: list[int]
     num_candidates: int
-    mean_need: float
-    mean_need_at_separators: float
+    mean_cost: float
+    mean_cost_at_separators: float
     reliability: float
     mean_length: float
 
@@ -82,15 +85,16 @@ def recruit_separators(
     Finds out from a model, without being told what a sentence or a line is, after which tokens blocks of text are to
     start, and has it start them there: `block_partition` becomes `"delimiter"` and `delimiter_token_ids` these tokens.
 
-    The *need* of a token is the share of the attention to other words that the 2nd to the 8th token after it, in the
-    upper half of the layers, pay to it and to what is before it: the mean over these layers and over its occurrences,
-    heads taken together, less what is usual so far into a text
-    ([definition](../method.md#recruited-separators)). The tokens with the least need are taken until blocks are as
-    short as is wanted. One pass over the data, at dial 0.
+    The *cost* of a boundary after a token is what the next 8 tokens' predictions lose by it at dial 1, with the upper
+    half of the layers local to blocks of 16 tokens: the sum of their losses where a block begins after the token, less
+    the same where it begins elsewhere; the mean over its occurrences, less what is usual so far into a text
+    ([definition](../method.md#recruited-separators)). The tokens of the least cost are taken until blocks are as short
+    as is wanted. Each text is predicted four times.
 
     Args:
-        model (a localised model, with or without a language modeling head, or a [`~peft.PeftModel`] around one):
-            The model to ask; it is set to evaluation mode.
+        model ([`LocalistGPT2LMHeadModel`], another localised model, or a [`~peft.PeftModel`] around one):
+            The model to ask; it is set to evaluation mode. Of its settings the limits of a block's length and the sinks
+            count, not its schedule, dial and blocks.
         dataset ([`~datasets.Dataset`]):
             As for [`measure`]: text of the kind that the model is for, in which separators occur 60 times at least; a
             hundred thousand tokens will do. Read into memory.
@@ -104,8 +108,8 @@ def recruit_separators(
 
     Raises:
         ValueError: for a model of another class, for a length outside the limits or that no number of separators comes
-            to, and for text without separators: too few tokens that come again, or none across which clearly less
-            attention reaches than elsewhere. The configuration is left as it was.
+            to, and for text without separators: too few tokens that come again, or none after which a boundary clearly
+            costs less than elsewhere. The configuration is left as it was.
 
     Example:
 
@@ -113,27 +117,27 @@ def recruit_separators(
     >>> model = localize(model, locality_schedule="upper_half")
     >>> separators = recruit_separators(model, dataset)
     >>> tokenizer.convert_ids_to_tokens(separators.token_ids[:4]), separators.mean_length
-    (['\"\"\"', '):', ')', ':'], 15.9)
+    (['ĊĊ', '")', ')', '))'], 16.2)
     >>> model.config.locality.block_partition
     'delimiter'
     ```
     """
-    check_model("model", model, needs_head=False)
-    locality = core_model(model).config.locality
+    check_model("model", model)
+    locality = core_model(model.eval()).config.locality
     check_mean_length(mean_length, locality)
     if not len(dataset):
         raise ValueError("`dataset` holds no sequence: there is no text to find separators in.")
-    found = _needs(model, dataset, batch_size)
+    found = _costs(model, dataset, batch_size)
     candidates = found.occurrences >= _LEAST_OCCURRENCES
     num_candidates = int(candidates.sum())
     if num_candidates < 3:
         raise ValueError(
-            f"`dataset` has {num_candidates} token(s) that occur {_LEAST_OCCURRENCES} times with more text behind "
-            "them; separators cannot be found among fewer than 3. Pass more text."
+            f"`dataset` has {num_candidates} token(s) that occur {_LEAST_OCCURRENCES} times with more text before and "
+            "behind them; separators cannot be found among fewer than 3. Pass more text."
         )
-    need, (sums, counts) = found.need, found.halves
-    if not need[candidates].isfinite().all():
-        raise ValueError("`model` attends with weights that are no finite numbers on `dataset`.")
+    cost, (sums, counts) = found.cost, found.halves
+    if not cost[candidates].isfinite().all():
+        raise ValueError("`model` predicts with losses that are no finite numbers on `dataset`.")
     compared = candidates & (counts > 0).all(0)
     halves = (sums / counts)[:, compared]
     test = spearmanr(*halves, alternative="greater") if compared.sum() > 2 else None
@@ -141,33 +145,33 @@ def recruit_separators(
     # Of few tokens a high correlation is chance.
     if test is None or not (reliability >= _LEAST_RELIABILITY and test.pvalue < _MOST_P_VALUE):
         raise ValueError(
-            "`dataset` has no separators for this model: how far attention reaches back does not depend on the token "
+            "`dataset` has no separators for this model: what a boundary costs does not depend on the token before it "
             f"(in two halves of the text the ranks of {int(compared.sum())} tokens correlate by {reliability:.2f})."
         )
-    order = torch.where(candidates, need, torch.inf).argsort(stable=True)[:num_candidates]
-    rank = torch.full((len(need),), num_candidates)
+    order = torch.where(candidates, cost, torch.inf).argsort(stable=True)[:num_candidates]
+    rank = torch.full((len(cost),), num_candidates)
     rank[order] = torch.arange(num_candidates)
     limits = locality.min_block_length, locality.max_block_length
     number, length = _how_many(rank, num_candidates, found.texts, limits, mean_length)
     chosen = order[:number]
-    mean_need, at_separators = (
-        (need[ids] * found.occurrences[ids]).sum().item() / found.occurrences[ids].sum().item()
+    mean_cost, at_separators = (
+        (cost[ids] * found.occurrences[ids]).sum().item() / found.occurrences[ids].sum().item()
         for ids in (order, chosen)
     )
-    if at_separators > _MOST_NEED * mean_need:
+    if mean_cost < _LEAST_COST or mean_cost - at_separators < _LEAST_GAIN:
         raise ValueError(
-            "`dataset` has no separators for this model: attention reaches across the tokens that it keeps to most "
-            f"nearly as much as across any (need {at_separators:.3f} and {mean_need:.3f})."
+            "`dataset` has no separators for this model: after the tokens where a boundary costs least it costs nearly "
+            f"as much as after any, or it costs nothing ({at_separators:.3f} and {mean_cost:.3f} nats)."
         )
     locality.delimiter_token_ids = chosen.tolist()
     locality.block_partition = "delimiter"
     return Separators(
         token_ids=chosen.tolist(),
-        need=[round(value, 4) for value in need[chosen].tolist()],
+        cost=[round(value, 4) for value in cost[chosen].tolist()],
         occurrences=found.occurrences[chosen].tolist(),
         num_candidates=num_candidates,
-        mean_need=mean_need,
-        mean_need_at_separators=at_separators,
+        mean_cost=mean_cost,
+        mean_cost_at_separators=at_separators,
         reliability=reliability,
         mean_length=length,
     )
@@ -186,92 +190,97 @@ def check_mean_length(mean_length: float, locality: LocalityFields) -> None:
         )
 
 
-class _Needs(NamedTuple):
+class _Costs(NamedTuple):
     """
-    What a pass over the texts has found, by token of the vocabulary: the need, and how often it was asked; for either
-    half of the texts the sums of the need and their weights, `(2, vocab_size)` in float64; and of each batch the tokens
-    and the starts of their documents.
+    What the passes over the texts have found, by token of the vocabulary: what a boundary after it costs, and how often
+    it occurs where that can be asked; for either half of the texts the sums of the costs and how many there are,
+    `(2, vocab_size)` in float64; the mean over all that was asked; and of each batch the tokens and the starts of their
+    documents.
     """
 
-    need: torch.Tensor
+    cost: torch.Tensor
     occurrences: torch.Tensor
     halves: tuple[torch.Tensor, torch.Tensor]
+    mean: float
     texts: list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _needs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Needs:
-    decoder, config = core_model(model.eval()).base_model, core_model(model).config
-    locality = config.locality
-    layers = range(locality.num_hidden_layers // 2, locality.num_hidden_layers)
-    # Of each query that is asked: the token, its half of the text, how far in the text it is, and the share.
-    tokens_asked, halves, places, shares, weights = ([] for _ in range(5))
+def _costs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Costs:
+    locality = core_model(model).config.locality
+    period = min(_PERIOD, locality.max_block_length)
+    shifts, length = sorted({period * move // _NUM_MOVES for move in range(_NUM_MOVES)}), period // 2
+    # Of each boundary that is tried: the token before it, that one's half of the text and place in it, and the cost.
+    asked, halves, places, costs = ([torch.zeros(0, dtype=torch.long)] for _ in range(4))
     occurrences, texts, num_rows = torch.zeros(locality.vocab_size, dtype=torch.long), [], 0
     for inputs, _ in evaluation_batches(model, dataset, batch_size, None):
         inputs = {name: tensor for name, tensor in inputs.items() if name not in ("block_starts", "pointer_blocks")}
-        attended = KeptAttention(config)
-        documents = attended.run(decoder, inputs).document_starts
-        tokens = inputs["input_ids"]
+        tokens, told = inputs["input_ids"], (inputs.get("attention_mask"), inputs.get("position_ids"))
+        documents = document_starts(*tokens.shape, *told, device=tokens.device)
         position = torch.arange(tokens.shape[1], device=tokens.device)
-        # Stretches of either half by turns, whatever the batches.
         row = num_rows + torch.arange(len(tokens), device=tokens.device)[:, None]
-        half, is_asked = (row + position // _STRETCH) % 2, torch.zeros_like(tokens, dtype=torch.bool)
-        place = (position - documents).expand_as(tokens)
-        for offset in _OFFSETS:
-            starts = torch.where(documents < 0, position, torch.maximum(documents, position - offset + 1))
-            share, weight = _reaching(attended.measure(inputs, layers, local_starts=starts))
-            share, weight = share[:, offset:], weight[:, offset:]
-            is_some = weight > 0
-            before = slice(None, -offset)
-            is_asked[:, before] |= is_some
-            for kept, values in (
-                (tokens_asked, tokens[:, before]), (halves, half[:, before]), (places, place[:, before]),
-                (shares, share), (weights, weight),
-            ):  # fmt: skip
-                kept.append(values[is_some].cpu())
-        tokens, documents = tokens.cpu(), documents.cpu()
-        occurrences += tokens[is_asked.cpu()].bincount(minlength=locality.vocab_size)
-        texts.append((tokens, documents))
         num_rows += len(tokens)
-    token, half, place, weight = (torch.cat(each) for each in (tokens_asked, halves, places, weights))
-    share, weight = torch.cat(shares).double(), weight.double()
-    mean = (share * weight).sum() / weight.sum()
-    share = share - _usual(share, weight, place) + mean
+        texts.append((tokens.cpu(), documents.cpu()))
+        if tokens.shape[1] <= length:
+            continue
+        # Not at the same places of every text.
+        moved = [position - documents - shift - row % (period // len(shifts)) for shift in shifts]
+        lost = _lost(model, inputs, documents, moved, period)
+        first, row, (tokens, documents) = position[: lost.shape[-1]].cpu(), row.cpu(), texts[-1]
+        begin, end = documents[:, : len(first)], documents[:, length:]
+        # Where a token goes before, and the predictions after are all of one text.
+        can_begin = (begin >= 0) & (begin < first) & (begin == end)
+        before, half = tokens.roll(1, dims=1)[:, : len(first)], (row + (first - 1) // _STRETCH) % 2
+        occurrences += before[can_begin].bincount(minlength=locality.vocab_size)
+        for since, of_move in zip(moved, lost, strict=True):
+            begins = can_begin & (since.cpu()[:, : len(first)] % period == 0)
+            for kept, values in ((asked, before), (halves, half), (places, first - 1 - begin), (costs, of_move)):
+                kept.append(values[begins])
+    token, half, place, cost = (torch.cat(each) for each in (asked, halves, places, costs))
+    cost = cost.double()  # where nothing was tried, too
+    mean = cost.mean().item() if len(cost) else math.nan
+    cost = cost - _usual(cost, place) + mean
 
     def totals(values: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros(2 * locality.vocab_size, dtype=torch.float64)
         return sums.index_add_(0, half * locality.vocab_size + token, values).view(2, -1)
 
-    sums, counts = totals(share * weight), totals(weight)
-    return _Needs(sums.sum(0) / counts.sum(0), occurrences, (sums, counts), texts)
+    sums, counts = totals(cost), totals(torch.ones_like(cost))
+    drawn = (sums.sum(0) + _DRAWN * mean) / (counts.sum(0) + _DRAWN)
+    return _Costs(drawn, occurrences, (sums, counts), mean, texts)
 
 
-def _usual(share: torch.Tensor, weight: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+def _lost(
+    model: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    documents: torch.Tensor,
+    moved: Sequence[torch.Tensor],
+    period: int,
+) -> torch.Tensor:
     """
-    The mean share as far into a text: where little stands before, little attention can go there, whatever the token.
-    Exact for the first eight tokens, then by eighths of an octave.
+    What the predictions at each place and after it, for half a period, lose in each move of the blocks, beyond the mean
+    of all moves: `(num_moves, batch_size, sequence_length - period // 2)`, float64, on the CPU.
+    """
+    position, losses = torch.arange(documents.shape[1], device=documents.device), []
+    with setting(core_model(model).config.locality, locality_schedule="upper_half", num_previous_blocks=0):
+        for since in moved:
+            starts = torch.where(since < 0, documents, position - since % period).masked_fill(documents < 0, -1)
+            at_dial_1 = {"block_starts": starts, "locality_dial": 1.0, "min_fidelity": 0.0}
+            losses.append(token_losses(model(**inputs, **at_dial_1, use_cache=False).logits, inputs["input_ids"]))
+    lost = torch.stack(losses).cpu().double()  # not every device has float64
+    return (lost - lost.mean(0)).unfold(-1, period // 2, 1).sum(-1)[..., :-1]
+
+
+def _usual(cost: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """
+    The mean cost as far into a text: where little stands before, little is lost, whatever the token. Exact for the
+    first eight tokens, then by eighths of an octave.
     """
     far = (place + 1).double().log2()
     bucket = torch.where(place < 8, place.double(), 8 * (far - 2)).long()  # from 9 tokens on, 9 and more
-    sums, weights = torch.zeros(2, int(bucket.max()) + 1, dtype=torch.float64)
-    sums.index_add_(0, bucket, share * weight)
-    weights.index_add_(0, bucket, weight)
-    return (sums / weights)[bucket]
-
-
-def _reaching(measured: LocalityMeasurements) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Of the attention to other words the part that goes beyond the stretch, its mean over layers, `(batch_size, length)`,
-    and how many layers that is of: those in which a query sees more than the stretch, and other words.
-    """
-    total = weight = 0.0
-    shares = zip(measured.block_share, measured.outside_share, measured.fidelity_mask, strict=True)
-    for block, outside, is_counted in shares:
-        block, outside = block.mean(1), outside.mean(1)
-        is_counted = (is_counted & (block + outside > _LEAST_SHARE)).to(outside.dtype)
-        share = is_counted * outside / (block + outside).clamp(min=_LEAST_SHARE)
-        # Layers may lie on different devices.
-        total, weight = share.to(measured.document_starts.device) + total, is_counted.to(share.device) + weight
-    return total / weight.clamp(min=1), weight
+    sums, counts = torch.zeros(2, int(bucket.max()) + 1 if len(bucket) else 1, dtype=torch.float64)
+    sums.index_add_(0, bucket, cost)
+    counts.index_add_(0, bucket, torch.ones_like(cost))
+    return (sums / counts)[bucket]
 
 
 def starts_after(

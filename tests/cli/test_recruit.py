@@ -59,11 +59,11 @@ def found(printed_and_found: tuple[str, dict]) -> dict:
 def test_the_small_base_knows_where_lines_end(found: dict) -> None:
     assert found["mean_length"] == pytest.approx(14, rel=0.15)
     assert found["reliability"] > 0.5
-    assert found["mean_need_at_separators"] < 0.92 * found["mean_need"]
+    assert found["mean_cost_at_separators"] < 0.7 * found["mean_cost"]
     # Nobody has said what a line is.
     assert {"\n", "):", ")"} <= set(found["texts"])
     assert found["block_lift"]["\n"] > 1.8
-    assert found["need"] == sorted(found["need"])
+    assert found["cost"] == sorted(found["cost"])
     assert min(found["occurrences"]) >= 60
     assert found["locality"] == {"block_partition": "delimiter", "delimiter_token_ids": found["token_ids"]}
 

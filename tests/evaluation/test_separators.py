@@ -1,13 +1,15 @@
-"""Separators recruited from a model, against its explicit attention matrices, one query at a time."""
+"""Separators recruited from a model, against the native model with explicit masks, one text at a time."""
 
 import copy
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from statistics import fmean
 
 import pytest
 import torch
-from architectures import SLIDING, WINDOW, localised, positions, text, untouched
+from architectures import SLIDING, WINDOW, localised, text, untouched
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +22,10 @@ from localist_hf.evaluation.separators import starts_after
 @pytest.fixture
 def any_text_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a model without training all tokens are much the same."""
-    for name, value in {"_LEAST_RELIABILITY": -1.0, "_MOST_P_VALUE": 2.0, "_MOST_NEED": 9.0, "_TOLERANCE": 9.0}.items():
-        monkeypatch.setattr(separators, name, value)
+    for name in ("_LEAST_RELIABILITY", "_LEAST_COST", "_LEAST_GAIN"):
+        monkeypatch.setattr(separators, name, -9.0)
+    for name in ("_MOST_P_VALUE", "_TOLERANCE"):
+        monkeypatch.setattr(separators, name, 9.0)
 
 
 def dataset_of(seed: int, number: int, layout: str = "none") -> Dataset:
@@ -32,44 +36,60 @@ def dataset_of(seed: int, number: int, layout: str = "none") -> Dataset:
 
 
 @torch.no_grad()
-def needs_by_matrix(architecture: str, dataset: Dataset, num_sinks: int) -> tuple[dict[int, float], Counter]:
-    """The need of each token as its definition reads, and how often each occurs."""
+def costs_by_mask(architecture: str, dataset: Dataset, num_sinks: int) -> tuple[dict[int, float], Counter, float]:
+    """
+    What a boundary after each token costs as its definition reads, of the native model with explicit masks, text by
+    text; how often each occurs; and the mean cost.
+    """
     native = copy.deepcopy(untouched(architecture))
     native.set_attn_implementation("eager")
+    layers, mask = (native.transformer.h if architecture == "gpt2" else native.model.layers), {}
+
+    def masked(layer: int) -> Callable:
+        def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            is_visible = mask["is_visible"]
+            if layer in SLIDING.get(architecture, ()):
+                is_visible = is_visible & (torch.ones_like(is_visible).triu(1 - WINDOW) == 1)
+            hidden = torch.zeros(is_visible.shape).masked_fill(~is_visible, torch.finfo(torch.float32).min)
+            assert "attention_mask" in kwargs
+            return args, kwargs | {"attention_mask": hidden[None, None]}
+
+        return hook
+
+    for number in range(len(layers) // 2, len(layers)):
+        attention = layers[number].attn if architecture == "gpt2" else layers[number].self_attn
+        attention.register_forward_pre_hook(masked(number), with_kwargs=True)
     asked, occurrences = [], Counter()
-    for row in dataset:
-        ids, mask = torch.tensor([row["input_ids"]]), torch.tensor([row["attention_mask"]])
-        arguments = {"position_ids": positions(mask)} if not mask.all() else {}
-        attentions = native(ids, attention_mask=mask, use_cache=False, output_attentions=True, **arguments).attentions
-        first, end = mask[0].argmax().item(), mask[0].nonzero().max().item() + 1
-        weights = [attention[0].double().mean(0) for attention in attentions]
-        asked_here = set()
-        for query in range(first, end):
-            for offset in range(2, 9):
-                token, shares = query - offset, []
-                for layer in range(len(attentions) // 2, len(attentions)):
-                    sees = max(first, query - WINDOW + 1) if layer in SLIDING.get(architecture, ()) else first
-                    if token >= max(first + num_sinks, sees):
-                        reaching = weights[layer][query, max(first + num_sinks, sees) : token + 1].sum().item()
-                        shares.append(reaching / (reaching + weights[layer][query, token + 1 : query].sum().item()))
-                if shares:
-                    asked.append((ids[0, token].item(), token - first, sum(shares) / len(shares), len(shares)))
-                    asked_here.add(token)
-        occurrences.update(ids[0, token].item() for token in asked_here)
+    for row_number, row in enumerate(dataset):
+        ids = torch.tensor(row["input_ids"])[torch.tensor(row["attention_mask"]) == 1]
+        last, losses, begins = len(ids) - 1, [], []
+        for shift in (0, 3, 6, 9):
+            first = shift + row_number % 3
+            starts = [0 if place < first else place - (place - first) % 12 for place in range(len(ids))]
+            sees = [[start <= key <= query or key < min(num_sinks, query + 1) for key in range(len(ids))]
+                    for query, start in enumerate(starts)]  # fmt: skip
+            mask["is_visible"] = torch.tensor(sees)
+            log_p = native(ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+            losses.append([-log_p[place, ids[place + 1]].item() for place in range(last)])
+            begins.append([place for place in range(1, len(ids)) if starts[place] == place and place + 6 <= last])
+        usual_loss = [sum(of_place) / 4 for of_place in zip(*losses, strict=True)]
+        for of_move, places in zip(losses, begins, strict=True):
+            for place in places:
+                cost = sum(of_move[at] - usual_loss[at] for at in range(place, place + 6))
+                asked.append((ids[place - 1].item(), place - 1, cost))
+        occurrences.update(ids[: last - 6].tolist())
 
     def bucket(place: int) -> int:
         return place if place < 8 else int(8 * (math.log2(place + 1) - 2))
 
-    def means(keys: list) -> dict:
-        totals = defaultdict(lambda: [0.0, 0])
-        for key, (*_, share, number) in zip(keys, asked, strict=True):
-            totals[key][0] += share * number
-            totals[key][1] += number
-        return {key: total / number for key, (total, number) in totals.items()}
-
-    usual, (overall,) = means([bucket(place) for _, place, *_ in asked]), means([0] * len(asked)).values()
-    asked = [(token, place, share - usual[bucket(place)] + overall, number) for token, place, share, number in asked]
-    return means([token for token, *_ in asked]), occurrences
+    by_bucket, by_token = defaultdict(list), defaultdict(list)
+    for _, place, cost in asked:
+        by_bucket[bucket(place)].append(cost)
+    mean = fmean(cost for *_, cost in asked)
+    for token, place, cost in asked:
+        by_token[token].append(cost - fmean(by_bucket[bucket(place)]) + mean)
+    drawn = {token: (sum(costs) + 20 * mean) / (len(costs) + 20) for token, costs in by_token.items()}
+    return drawn, occurrences, mean
 
 
 @pytest.mark.parametrize(
@@ -77,20 +97,25 @@ def needs_by_matrix(architecture: str, dataset: Dataset, num_sinks: int) -> tupl
     [("gpt2", "left", 0), ("llama", "right", 1), ("mistral", "none", 2), ("gemma2", "none", 0), ("gpt_oss", "none", 1)],
 )
 @pytest.mark.usefixtures("any_text_will_do")
-def test_need_is_the_attention_that_reaches_over_a_token(architecture: str, layout: str, num_sinks: int) -> None:
+def test_cost_is_what_predictions_lose_by_a_boundary(architecture: str, layout: str, num_sinks: int) -> None:
     dataset = dataset_of(3, 12, layout)
     model = localised(architecture, num_sink_tokens=num_sinks)
     found = recruit_separators(model, dataset, mean_length=6.0, batch_size=5)
-    needs, occurrences = needs_by_matrix(architecture, dataset, num_sinks)
-    candidates = [token for token in needs if occurrences[token] >= 60]
+    costs, occurrences, _ = costs_by_mask(architecture, dataset, num_sinks)
+    candidates = [token for token in costs if occurrences[token] >= 60]
     assert found.num_candidates == len(candidates) > 5
-    expected = sorted(candidates, key=needs.get)[: len(found.token_ids)]
+    expected = sorted(candidates, key=costs.get)[: len(found.token_ids)]
     assert found.token_ids == expected
-    assert found.need == pytest.approx([needs[token] for token in expected], abs=1e-4)
+    assert found.cost == pytest.approx([costs[token] for token in expected], abs=1e-4)
     assert found.occurrences == [occurrences[token] for token in expected]
-    assert found.mean_need_at_separators < found.mean_need
+    total = sum(occurrences[token] for token in candidates)
+    assert found.mean_cost == pytest.approx(
+        sum(costs[token] * occurrences[token] for token in candidates) / total, abs=1e-5
+    )
+    assert found.mean_cost_at_separators < found.mean_cost
     locality = model.config.locality
     assert (locality.block_partition, locality.delimiter_token_ids) == ("delimiter", expected)
+    assert (locality.locality_schedule, locality.num_previous_blocks) == ("linear", 0)
     locality.validate()
     json.dumps(found.to_dict(), allow_nan=False)
 
@@ -103,20 +128,18 @@ def test_nothing_depends_on_the_batches_or_on_what_was_set() -> None:
     model = localised("llama", **settings)
     other = recruit_separators(model, dataset.add_column("block_starts", [[0] * 66] * 9), mean_length=5.0, batch_size=4)
     assert other.token_ids == first.token_ids
-    assert other.need == pytest.approx(first.need, abs=2e-4)
+    assert other.cost == pytest.approx(first.cost, abs=2e-4)
     assert other.reliability == pytest.approx(first.reliability, abs=1e-6)
     assert model.config.locality.locality_dial == 1.0  # of which nothing else has changed
 
 
-@pytest.mark.usefixtures("any_text_will_do")
 def test_what_texts_begin_with_is_no_separator_for_that() -> None:
-    """Little attention can go to what is before a token where little is before it."""
+    """Little is lost by a boundary where little is before it."""
     rows = torch.tensor(dataset_of(3, 80)["input_ids"])
     rows[:, [0, 1, 5]] = torch.tensor([40, 41, 42])
-    found = recruit_separators(even_model(), Dataset.from_dict({"input_ids": rows.tolist()}), mean_length=12.0)
-    assert found.num_candidates == 11  # the first is a sink
-    assert found.mean_need_at_separators == pytest.approx(found.mean_need, rel=0.01)
-    assert found.need[0] > 0.98 * found.mean_need  # 0.3 times that, if it were not for what is usual there
+    found = separators._costs(localised("llama"), Dataset.from_dict({"input_ids": rows.tolist()}), 8)
+    assert (found.occurrences[[40, 41, 42]] == 80).all()
+    assert found.cost[[40, 41, 42]].tolist() == pytest.approx([found.mean] * 3, abs=1e-9)
 
 
 @pytest.mark.usefixtures("any_text_will_do")
@@ -155,8 +178,10 @@ def test_text_without_separators_is_told_so() -> None:
             assert "`dataset` has no separators for this model" in str(error)
     assert num_found == 0
     ids, _ = text(batch_size=2)
-    with pytest.raises(ValueError, match=r"`dataset` has 0 token\(s\) that occur 60 times"):
-        recruit_separators(localised("llama"), Dataset.from_dict({"input_ids": ids.tolist()}), mean_length=5.0)
+    for length in (66, 7, 6, 1):
+        few = Dataset.from_dict({"input_ids": ids[:, :length].tolist()})
+        with pytest.raises(ValueError, match=r"`dataset` has 0 token\(s\) that occur 60 times"):
+            recruit_separators(localised("llama"), few, mean_length=5.0)
     assert model.config.locality.block_partition == "semantic"
     assert model.config.locality.delimiter_token_ids is None
 
@@ -172,9 +197,9 @@ def test_bad_values_are_refused_before_anything_is_read() -> None:
         recruit_separators(model, Dataset.from_dict({"input_ids": []}), mean_length=5.0)
 
 
+@pytest.mark.usefixtures("any_text_will_do")
 def test_a_length_that_is_not_to_be_had_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_LEAST_RELIABILITY": -1.0, "_MOST_P_VALUE": 2.0, "_MOST_NEED": 9.0}.items():
-        monkeypatch.setattr(separators, name, value)
+    monkeypatch.setattr(separators, "_TOLERANCE", 0.25)
     model = localised("gpt2", min_block_length=1)
     ids, _ = text(batch_size=30)
     often = torch.rand(ids.shape, generator=torch.manual_seed(0)) < 0.15
@@ -184,7 +209,7 @@ def test_a_length_that_is_not_to_be_had_is_told_so(monkeypatch: pytest.MonkeyPat
         ValueError, match=r"`mean_length` is 3.0; the nearest that the text comes to is \d\.\d, with 4 "
     ):
         recruit_separators(model, dataset, mean_length=3.0)
-    short = Dataset.from_dict({"input_ids": [row[:12] for row in dataset_of(3, 90)["input_ids"]]})
+    short = Dataset.from_dict({"input_ids": [row[:12] for row in dataset_of(3, 150)["input_ids"]]})
     with pytest.raises(ValueError, match=r"`mean_length` is 12; the nearest that the text comes to is .* longer texts"):
         recruit_separators(model, short, mean_length=12)
     assert model.config.locality.block_partition == "semantic"
