@@ -40,7 +40,7 @@ COMMANDS = {
     "train": "fine-tune one model under one locality configuration",
     "family": "compare locality configurations: a grid of runs from one base",
     "evaluate": "measure and draw where the attention of any causal language model goes",
-    "recruit": "find the separators that a model's attention keeps to",
+    "recruit": "find the tokens after which a model can best do without what was before",
     "explain": "say what one prediction rests on, by attention and by erasure",
     "view": "read a model's attention on a page, with the dial",
     "publish": "publish runs as repositories on the Hub",

@@ -74,8 +74,8 @@ def describe(
     return (
         f"{count} separators among {separators.num_candidates} candidates; blocks of {separators.mean_length:.1f} "
         f"tokens on average\n\n{markdown_table(rows[: _NUM_SHOWN + 1])}{more}\n\n"
-        "cost: what the next 8 tokens' predictions lose, in nats, where the upper half of the layers sees nothing from "
-        "before them\n"
+        "cost: what the predictions after it lose, in nats, where the upper half of the layers sees nothing of it and "
+        "of what is before it\n"
         f"at separators {separators.mean_cost_at_separators:.2f}, at any candidate {separators.mean_cost:.2f}; rank "
         f"correlation of the cost in two halves of the text {separators.reliability:.2f}\n\n"
         f"how many times more often than chance a block starts after (lift): {shown}\n\n"

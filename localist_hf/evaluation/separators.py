@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from scipy.stats import spearmanr
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import LocalityFields
 from ..modeling.block_partition import document_starts, place_block_starts
 from .block_controls import setting
-from .check_model import check_model, core_model
+from .check_model import check_model, check_own_places, core_model, num_positions
 from .locality_meter import token_losses
 from .measure import evaluation_batches
 
@@ -23,8 +23,8 @@ from .measure import evaluation_batches
 #: Tokens of a block where costs are measured, at most, and how many times the blocks are moved along the text. Twice as
 #: often and four times as often find separators that are no better (docs/method.md#recruited-separators).
 _PERIOD, _NUM_MOVES = 16, 4
-#: A token that occurs less often is no candidate.
-_LEAST_OCCURRENCES = 60
+#: A token that occurs less often is no candidate; and of how many candidates an order may be more than chance.
+_LEAST_OCCURRENCES, _LEAST_CANDIDATES = 60, 5
 #: So many times more a token is taken to have been asked, and to have cost what the mean token costs.
 _DRAWN = 20
 #: Tokens that belong to one half of the text, before those that belong to the other.
@@ -86,18 +86,18 @@ def recruit_separators(
     start, and has it start them there: `block_partition` becomes `"delimiter"` and `delimiter_token_ids` these tokens.
 
     The *cost* of a boundary after a token is what the next 8 tokens' predictions lose by it at dial 1, with the upper
-    half of the layers local to blocks of 16 tokens: the sum of their losses where a block begins after the token, less
-    the same where it begins elsewhere; the mean over its occurrences, less what is usual so far into a text
-    ([definition](../method.md#recruited-separators)). The tokens of the least cost are taken until blocks are as short
-    as is wanted. Each text is predicted four times.
+    half of the layers local to blocks of 16 tokens, or of `max_block_length` where that is less: the sum of their
+    losses where a block begins after the token, less its mean over where blocks begin otherwise too; the mean over its
+    occurrences, less what is usual so far into a text ([definition](../method.md#recruited-separators)). The tokens of
+    the least cost are taken until blocks are as short as is wanted. Each text is predicted four times.
 
     Args:
         model ([`LocalistGPT2LMHeadModel`], another localised model, or a [`~peft.PeftModel`] around one):
             The model to ask; it is set to evaluation mode. Of its settings the limits of a block's length and the sinks
             count, not its schedule, dial and blocks.
         dataset ([`~datasets.Dataset`]):
-            As for [`measure`]: text of the kind that the model is for, in which separators occur 60 times at least; a
-            hundred thousand tokens will do. Read into memory.
+            As for [`measure`], whatever its labels: text of the kind that the model is for, in which separators occur
+            60 times at least; a hundred thousand tokens will do. Read into memory.
         mean_length (`float`, *optional*, defaults to 16.0):
             Tokens of a block on average, between `min_block_length` and `max_block_length` of the configuration.
         batch_size (`int`, *optional*, defaults to 8):
@@ -107,9 +107,10 @@ def recruit_separators(
         [`Separators`]
 
     Raises:
-        ValueError: for a model of another class, for a length outside the limits or that no number of separators comes
-            to, and for text without separators: too few tokens that come again, or none after which a boundary clearly
-            costs less than elsewhere. The configuration is left as it was.
+        ValueError: for a model of another class or with tokens of its own (prompt tuning), for a length outside the
+            limits or that no number of separators comes to, for tokens and lengths that the model has not, and for text
+            without separators: too few tokens that come again, or none after which a boundary clearly costs less than
+            elsewhere. The configuration is left as it was.
 
     Example:
 
@@ -123,26 +124,26 @@ def recruit_separators(
     ```
     """
     check_model("model", model)
-    locality = core_model(model.eval()).config.locality
+    check_own_places("model", model)
+    locality = core_model(model).config.locality
     check_mean_length(mean_length, locality)
     if not len(dataset):
         raise ValueError("`dataset` holds no sequence: there is no text to find separators in.")
     found = _costs(model, dataset, batch_size)
-    candidates = found.occurrences >= _LEAST_OCCURRENCES
-    num_candidates = int(candidates.sum())
-    if num_candidates < 3:
-        raise ValueError(
-            f"`dataset` has {num_candidates} token(s) that occur {_LEAST_OCCURRENCES} times with more text before and "
-            "behind them; separators cannot be found among fewer than 3. Pass more text."
-        )
     cost, (sums, counts) = found.cost, found.halves
+    candidates = (found.occurrences >= _LEAST_OCCURRENCES) & (counts > 0).any(0)
+    num_candidates = int(candidates.sum())
+    if num_candidates < _LEAST_CANDIDATES:
+        raise ValueError(
+            f"`dataset` has {num_candidates} token(s) that occur {_LEAST_OCCURRENCES} times with enough text behind "
+            f"them; separators cannot be found among fewer than {_LEAST_CANDIDATES}. Pass more or longer texts."
+        )
     if not cost[candidates].isfinite().all():
         raise ValueError("`model` predicts with losses that are no finite numbers on `dataset`.")
     compared = candidates & (counts > 0).all(0)
     halves = (sums / counts)[:, compared]
-    test = spearmanr(*halves, alternative="greater") if compared.sum() > 2 else None
+    test = spearmanr(*halves, alternative="greater") if compared.sum() >= _LEAST_CANDIDATES else None
     reliability = math.nan if test is None else float(test.statistic)
-    # Of few tokens a high correlation is chance.
     if test is None or not (reliability >= _LEAST_RELIABILITY and test.pvalue < _MOST_P_VALUE):
         raise ValueError(
             "`dataset` has no separators for this model: what a boundary costs does not depend on the token before it "
@@ -206,34 +207,37 @@ class _Costs(NamedTuple):
 
 
 def _costs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Costs:
-    locality = core_model(model).config.locality
+    locality, num_texts = core_model(model).config.locality, 0
     period = min(_PERIOD, locality.max_block_length)
-    shifts, length = sorted({period * move // _NUM_MOVES for move in range(_NUM_MOVES)}), period // 2
-    # Of each boundary that is tried: the token before it, that one's half of the text and place in it, and the cost.
+    moves, length = sorted({period * move // _NUM_MOVES for move in range(_NUM_MOVES)}), period // 2
+    # Of each boundary that is tried: the token before it, that one's half of the texts and place in its own, the cost.
     asked, halves, places, costs = ([torch.zeros(0, dtype=torch.long)] for _ in range(4))
-    occurrences, texts, num_rows = torch.zeros(locality.vocab_size, dtype=torch.long), [], 0
+    occurrences, texts = torch.zeros(locality.vocab_size, dtype=torch.long), []
     for inputs, _ in evaluation_batches(model, dataset, batch_size, None):
         inputs = {name: tensor for name, tensor in inputs.items() if name not in ("block_starts", "pointer_blocks")}
+        _check_tokens(inputs, core_model(model).config)
         tokens, told = inputs["input_ids"], (inputs.get("attention_mask"), inputs.get("position_ids"))
         documents = document_starts(*tokens.shape, *told, device=tokens.device)
         position = torch.arange(tokens.shape[1], device=tokens.device)
-        row = num_rows + torch.arange(len(tokens), device=tokens.device)[:, None]
-        num_rows += len(tokens)
+        begins_text = documents == position
+        text = num_texts - 1 + begins_text.flatten().cumsum(0).view_as(documents)  # its number
+        num_texts += int(begins_text.sum())
         texts.append((tokens.cpu(), documents.cpu()))
         if tokens.shape[1] <= length:
             continue
         # Not at the same places of every text.
-        moved = [position - documents - shift - row % (period // len(shifts)) for shift in shifts]
-        lost = _lost(model, inputs, documents, moved, period)
-        first, row, (tokens, documents) = position[: lost.shape[-1]].cpu(), row.cpu(), texts[-1]
-        begin, end = documents[:, : len(first)], documents[:, length:]
+        since = [position - documents - (text + move) % period for move in moves]
+        lost = _lost(model, inputs, documents, since, period)
+        first, text, (tokens, documents) = position[: lost.shape[-1]].cpu(), text.cpu(), texts[-1]
+        begin, end, text = documents[:, : len(first)], documents[:, length:], text[:, : len(first)]
         # Where a token goes before, and the predictions after are all of one text.
         can_begin = (begin >= 0) & (begin < first) & (begin == end)
-        before, half = tokens.roll(1, dims=1)[:, : len(first)], (row + (first - 1) // _STRETCH) % 2
+        before, place = tokens.roll(1, dims=1)[:, : len(first)], first - 1 - begin
+        half = (text % period + text // period + place // _STRETCH) % 2  # whatever the place of its blocks
         occurrences += before[can_begin].bincount(minlength=locality.vocab_size)
-        for since, of_move in zip(moved, lost, strict=True):
-            begins = can_begin & (since.cpu()[:, : len(first)] % period == 0)
-            for kept, values in ((asked, before), (halves, half), (places, first - 1 - begin), (costs, of_move)):
+        for of_move, found in zip(since, lost, strict=True):
+            begins = can_begin & (of_move.cpu()[:, : len(first)] % period == 0)
+            for kept, values in ((asked, before), (halves, half), (places, place), (costs, found)):
                 kept.append(values[begins])
     token, half, place, cost = (torch.cat(each) for each in (asked, halves, places, costs))
     cost = cost.double()  # where nothing was tried, too
@@ -249,21 +253,32 @@ def _costs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Costs:
     return _Costs(drawn, occurrences, (sums, counts), mean, texts)
 
 
+def _check_tokens(inputs: dict[str, torch.Tensor], config: PreTrainedConfig) -> None:
+    tokens, allowed = inputs["input_ids"], num_positions(config)
+    if (token := int(tokens.max())) >= config.locality.vocab_size:
+        raise ValueError(
+            f"`dataset` holds the token {token}; the model was localised with {config.locality.vocab_size} tokens."
+        )
+    if allowed is not None and tokens.shape[1] > allowed and "position_ids" not in inputs:
+        raise ValueError(f"`dataset` holds a sequence of {tokens.shape[1]} tokens; the model has {allowed} positions.")
+
+
 def _lost(
     model: PreTrainedModel,
     inputs: dict[str, torch.Tensor],
     documents: torch.Tensor,
-    moved: Sequence[torch.Tensor],
+    since: Sequence[torch.Tensor],
     period: int,
 ) -> torch.Tensor:
     """
     What the predictions at each place and after it, for half a period, lose in each move of the blocks, beyond the mean
-    of all moves: `(num_moves, batch_size, sequence_length - period // 2)`, float64, on the CPU.
+    of all moves: `(num_moves, batch_size, sequence_length - period // 2)`, float64, on the CPU. Blocks begin where the
+    places since the first that does are a multiple of the period.
     """
     position, losses = torch.arange(documents.shape[1], device=documents.device), []
     with setting(core_model(model).config.locality, locality_schedule="upper_half", num_previous_blocks=0):
-        for since in moved:
-            starts = torch.where(since < 0, documents, position - since % period).masked_fill(documents < 0, -1)
+        for of_move in since:
+            starts = torch.where(of_move < 0, documents, position - of_move % period).masked_fill(documents < 0, -1)
             at_dial_1 = {"block_starts": starts, "locality_dial": 1.0, "min_fidelity": 0.0}
             losses.append(token_losses(model(**inputs, **at_dial_1, use_cache=False).logits, inputs["input_ids"]))
     lost = torch.stack(losses).cpu().double()  # not every device has float64

@@ -13,6 +13,7 @@ from architectures import SLIDING, WINDOW, localised, text, untouched
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PromptTuningConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from localist_hf.evaluation import recruit_separators, separators
@@ -64,7 +65,7 @@ def costs_by_mask(architecture: str, dataset: Dataset, num_sinks: int) -> tuple[
         ids = torch.tensor(row["input_ids"])[torch.tensor(row["attention_mask"]) == 1]
         last, losses, begins = len(ids) - 1, [], []
         for shift in (0, 3, 6, 9):
-            first = shift + row_number % 3
+            first = (shift + row_number) % 12
             starts = [0 if place < first else place - (place - first) % 12 for place in range(len(ids))]
             sees = [[start <= key <= query or key < min(num_sinks, query + 1) for key in range(len(ids))]
                     for query, start in enumerate(starts)]  # fmt: skip
@@ -142,6 +143,26 @@ def test_what_texts_begin_with_is_no_separator_for_that() -> None:
     assert found.cost[[40, 41, 42]].tolist() == pytest.approx([found.mean] * 3, abs=1e-9)
 
 
+@pytest.mark.parametrize("max_block_length", [2, 7, 64])
+@pytest.mark.parametrize("length", [10, 64])
+def test_every_place_of_short_texts_is_asked_in_both_halves(max_block_length: int, length: int) -> None:
+    """As rows, and packed into one row, which is the same."""
+    ids = torch.arange(3200).view(-1, length) % min(length, 32) + 3
+    model = localised("llama", min_block_length=1, max_block_length=max_block_length)
+    rows = Dataset.from_dict({"input_ids": ids.tolist()})
+    found = separators._costs(model, rows, 16)
+    half = min(16, max_block_length) // 2
+    last = length - half - 1  # place of the last token with so many predictions behind it
+    counts = found.halves[1]
+    assert (counts[:, ids[0, : max(last, 0)].unique()] > 0).all()
+    assert counts.sum() > 0
+    packed = {"input_ids": [ids.flatten().tolist()], "position_ids": [(torch.arange(ids.numel()) % length).tolist()]}
+    of_one_row = separators._costs(model, Dataset.from_dict(packed), 1)
+    torch.testing.assert_close(of_one_row.cost, found.cost, atol=1e-4, rtol=0)
+    assert of_one_row.occurrences.equal(found.occurrences)
+    assert of_one_row.halves[1].equal(counts)
+
+
 @pytest.mark.usefixtures("any_text_will_do")
 def test_blocks_are_as_long_as_is_wanted(make_model, make_text) -> None:
     model = make_model(n_layer=3, min_block_length=2, max_block_length=40, n_positions=256)
@@ -193,6 +214,19 @@ def test_bad_values_are_refused_before_anything_is_read() -> None:
             recruit_separators(model, None, mean_length=wrong)
     with pytest.raises(ValueError, match="`model` is a GPT2LMHeadModel; it must be a localised"):
         recruit_separators(untouched("gpt2"), dataset_of(3, 4))
+    resized = localised("llama")
+    resized.resize_token_embeddings(80, mean_resizing=False)
+    with pytest.raises(ValueError, match="`dataset` holds the token 77; the model was localised with 64 tokens"):
+        recruit_separators(resized, Dataset.from_dict({"input_ids": [[5, 77] * 20]}), mean_length=5.0)
+    with pytest.raises(ValueError, match="`dataset` holds a sequence of 129 tokens; the model has 128 positions"):
+        recruit_separators(model, Dataset.from_dict({"input_ids": [[5] * 129]}), mean_length=5.0)
+    prompted = get_peft_model(localised("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    with pytest.raises(ValueError, match="`model` has an adapter that puts tokens of its own before a text"):
+        recruit_separators(prompted, dataset_of(3, 4), mean_length=5.0)
+    assert model.train().training
+    with pytest.raises(ValueError, match="`mean_length`"):
+        recruit_separators(model, None, mean_length=-1)
+    assert model.training
     with pytest.raises(ValueError, match="`dataset` holds no sequence"):
         recruit_separators(model, Dataset.from_dict({"input_ids": []}), mean_length=5.0)
 
@@ -201,12 +235,12 @@ def test_bad_values_are_refused_before_anything_is_read() -> None:
 def test_a_length_that_is_not_to_be_had_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(separators, "_TOLERANCE", 0.25)
     model = localised("gpt2", min_block_length=1)
-    ids, _ = text(batch_size=30)
+    ids, _ = text(batch_size=40)
     often = torch.rand(ids.shape, generator=torch.manual_seed(0)) < 0.15
-    ids = torch.where(often, ids % 4 + 3, ids)  # any of the others comes about 30 times
+    ids = torch.where(often, ids % 6 + 3, ids)  # any of the others comes about 30 times
     dataset = Dataset.from_dict({"input_ids": ids.tolist()})
     with pytest.raises(
-        ValueError, match=r"`mean_length` is 3.0; the nearest that the text comes to is \d\.\d, with 4 "
+        ValueError, match=r"`mean_length` is 3.0; the nearest that the text comes to is \d\.\d, with 6 "
     ):
         recruit_separators(model, dataset, mean_length=3.0)
     short = Dataset.from_dict({"input_ids": [row[:12] for row in dataset_of(3, 150)["input_ids"]]})
