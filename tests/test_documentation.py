@@ -152,8 +152,10 @@ def test_snippets_of_docstrings_run(
         record = RunRecord.load(ROOT / "localist_hf" / "base")
         replace(record, config=record.config | {"n_layer": 3}, controls=None).save(tmp_path)
     if "recruit_separators(" in snippet:  # of a model that has learned nothing, from a text that goes on
-        for name, value in {"_LEAST_RELIABILITY": -1, "_MOST_P_VALUE": 2, "_MOST_NEED": 9, "_TOLERANCE": 9}.items():
-            monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", value)
+        for name in ("_LEAST_RELIABILITY", "_LEAST_COST", "_LEAST_GAIN", "_LEAST_CANDIDATES"):
+            monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", -9)
+        for name in ("_MOST_P_VALUE", "_TOLERANCE"):
+            monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", 9)
         ids = torch.tensor(names_in_docstrings["tokenizer"](names_in_docstrings["book"] * 10)["input_ids"])
         vars(module)["dataset"] = Dataset.from_dict({"input_ids": ids[: len(ids) // 64 * 64].reshape(-1, 64).tolist()})
     if "runs/quintic" in snippet:

@@ -147,7 +147,7 @@ def test_what_texts_begin_with_is_no_separator_for_that() -> None:
 @pytest.mark.parametrize("length", [10, 64])
 def test_every_place_of_short_texts_is_asked_in_both_halves(max_block_length: int, length: int) -> None:
     """As rows, and packed into one row, which is the same."""
-    ids = torch.arange(3200).view(-1, length) % min(length, 32) + 3
+    ids = torch.arange(1920).view(-1, length) % min(length, 32) + 3
     model = localised("llama", min_block_length=1, max_block_length=max_block_length)
     rows = Dataset.from_dict({"input_ids": ids.tolist()})
     found = separators._costs(model, rows, 16)
