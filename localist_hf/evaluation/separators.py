@@ -20,8 +20,8 @@ from .locality_meter import token_losses
 from .measure import evaluation_batches
 
 
-#: Tokens of a block where costs are measured, at most, and how many times the blocks are moved along the text. Twice as
-#: often and four times as often find separators that are no better (docs/method.md#recruited-separators).
+#: Tokens of a block where costs are measured, at most, and how many times the blocks are moved along the text. Four
+#: times as many moves find separators that are hardly better (docs/method.md#recruited-separators).
 _PERIOD, _NUM_MOVES = 16, 4
 #: A token that occurs less often is no candidate; and of how many candidates an order may be more than chance.
 _LEAST_OCCURRENCES, _LEAST_CANDIDATES = 60, 5
