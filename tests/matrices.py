@@ -264,7 +264,9 @@ EVERYTHING = {
 
 
 def check_close(name: str, actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
-    rtol = 1e-5 if name.startswith("entropy") else 0.0  # bits, up to 6 of them
+    rtol = 0.0
+    if name.startswith("entropy"):  # bits, the difference of a log-sum-exp and a mean score: numbers of up to 18 here,
+        atol, rtol = 2e-5, 1e-5  # with float32's 1e-6 in each and in what the layers before make of it
     assert_close(actual, expected, atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}")
 
 
