@@ -18,6 +18,7 @@ from .block_controls import setting
 from .check_model import check_model, check_own_places, core_model, num_positions
 from .locality_meter import token_losses
 from .measure import evaluation_batches
+from .progress import progress_of_passes
 
 
 #: Tokens of a block where costs are measured, at most, and how many times the blocks are moved along the text. Four
@@ -129,7 +130,8 @@ def recruit_separators(
     check_mean_length(mean_length, locality)
     if not len(dataset):
         raise ValueError("`dataset` holds no sequence: there is no text to find separators in.")
-    found = _costs(model, dataset, batch_size)
+    with progress_of_passes(model, _NUM_MOVES * math.ceil(len(dataset) / batch_size), "Recruiting"):
+        found = _costs(model, dataset, batch_size)
     cost, (sums, counts) = found.cost, found.halves
     candidates = (found.occurrences >= _LEAST_OCCURRENCES) & (counts > 0).any(0)
     num_candidates = int(candidates.sum())

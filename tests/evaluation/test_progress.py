@@ -8,13 +8,21 @@ from collections.abc import Callable
 import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from localist_hf.evaluation import causal_lm_collator, locality_probe, measure, measure_controls
+from localist_hf.evaluation import causal_lm_collator, locality_probe, measure, measure_controls, recruit_separators
 from localist_hf.evaluation import progress as module
 
 
 DIALS = (0, 0.5, 1)
+
+
+def recruit(model: PreTrainedModel, data: Dataset) -> None:
+    with pytest.raises(ValueError, match="Pass more or longer texts"):  # as it says when it has seen them
+        recruit_separators(model, data, mean_length=5.0, batch_size=2)
+
+
 MEASUREMENTS = {
     "measure": (measure, "Measuring", "2/2"),
     "report": (lambda model, data: measure(model, data, 2, with_controls=True), "Measuring", "4/4"),
@@ -25,6 +33,7 @@ MEASUREMENTS = {
         "Measuring",
         "2/2",
     ),
+    "separators": (recruit, "Recruiting", "8/8"),
 }
 
 
