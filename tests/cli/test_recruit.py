@@ -26,7 +26,7 @@ from localist_hf.hub.loading import load, load_config, load_model
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's sources, and what the small base makes of them."""
     root = tmp_path_factory.mktemp("recruit")
-    (root / "python.txt").write_text("\n".join(split_text(python_text())["variants"])[:60_000])
+    (root / "python.txt").write_text("\n".join(split_text(python_text())["variants"])[:40_000])
     return root
 
 

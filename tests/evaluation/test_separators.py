@@ -166,7 +166,7 @@ def test_every_place_of_short_texts_is_asked_in_both_halves(max_block_length: in
 @pytest.mark.usefixtures("any_text_will_do")
 def test_blocks_are_as_long_as_is_wanted(make_model, make_text) -> None:
     model = make_model(n_layer=3, min_block_length=2, max_block_length=40, n_positions=256)
-    dataset = Dataset.from_dict({"input_ids": make_text(60, 200).tolist()})
+    dataset = Dataset.from_dict({"input_ids": make_text(30, 200).tolist()})
     numbers = []
     for wanted in (4.0, 8.0, 16.0):
         found = recruit_separators(model, dataset, mean_length=wanted)
@@ -191,7 +191,7 @@ def even_model() -> PreTrainedModel:
 
 def test_text_without_separators_is_told_so() -> None:
     model, num_found = even_model(), 0
-    for seed in range(20):
+    for seed in range(8):
         try:
             recruit_separators(even_model(), dataset_of(seed, 12), mean_length=5.0)
             num_found += 1
