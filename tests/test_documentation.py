@@ -152,7 +152,7 @@ def test_snippets_of_docstrings_run(
         record = RunRecord.load(ROOT / "localist_hf" / "base")
         replace(record, config=record.config | {"n_layer": 3}, controls=None).save(tmp_path)
     if "recruit_separators(" in snippet:  # of a model that has learned nothing, from a text that goes on
-        for name in ("_LEAST_RELIABILITY", "_LEAST_COST", "_LEAST_GAIN", "_LEAST_CANDIDATES"):
+        for name in ("_LEAST_COST", "_LEAST_GAIN", "_LEAST_CANDIDATES"):
             monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", -9)
         for name in ("_MOST_P_VALUE", "_TOLERANCE"):
             monkeypatch.setattr(f"localist_hf.evaluation.separators.{name}", 9)

@@ -23,7 +23,7 @@ from localist_hf.evaluation.separators import starts_after
 @pytest.fixture
 def any_text_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a model without training all tokens are much the same."""
-    for name in ("_LEAST_RELIABILITY", "_LEAST_COST", "_LEAST_GAIN"):
+    for name in ("_LEAST_COST", "_LEAST_GAIN"):
         monkeypatch.setattr(separators, name, -9.0)
     for name in ("_MOST_P_VALUE", "_TOLERANCE"):
         monkeypatch.setattr(separators, name, 9.0)
@@ -205,6 +205,33 @@ def test_text_without_separators_is_told_so() -> None:
             recruit_separators(localised("llama"), few, mean_length=5.0)
     assert model.config.locality.block_partition == "semantic"
     assert model.config.locality.delimiter_token_ids is None
+
+
+@pytest.mark.parametrize("difference", [0.0, 4.0])
+def test_few_boundaries_show_a_separator_that_there_is(difference: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some 20 after each of nine tokens, most of whose order is chance."""
+    noise = torch.Generator().manual_seed(0)
+
+    def lost(model, inputs: dict, documents, since: list, period: int) -> torch.Tensor:
+        is_after = (inputs["input_ids"] == 5).roll(1, dims=1)
+        found = 3 * torch.randn(len(since), *is_after.shape, generator=noise) + 6 - difference * is_after
+        return found[..., : -(period // 2)].double()
+
+    monkeypatch.setattr(separators, "_lost", lost)
+    model = localised("llama")
+    if difference:
+        assert recruit_separators(model, dataset_of(3, 12), mean_length=8.0).token_ids[0] == 5
+    else:
+        with pytest.raises(ValueError, match=r"no separators .* as far as \d{2,3} boundaries show \(p = 0\.\d"):
+            recruit_separators(model, dataset_of(3, 12), mean_length=8.0)
+
+
+def test_where_a_boundary_costs_nothing_there_are_no_separators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separators, "_lost", lambda _, inputs, __, since, period: torch.zeros(
+        len(since), len(inputs["input_ids"]), inputs["input_ids"].shape[1] - period // 2, dtype=torch.float64
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match=r"no separators for this model: .* \(p = nan"):
+        recruit_separators(localised("llama"), dataset_of(3, 12), mean_length=5.0)
 
 
 def test_bad_values_are_refused_before_anything_is_read() -> None:
