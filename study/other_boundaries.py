@@ -6,7 +6,7 @@ multiple of that on windows with as many visible keys. The table in docs/method.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -40,6 +40,11 @@ def batches(rows: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def visible_keys(starts: torch.Tensor) -> float:
     return (torch.arange(LENGTH) - starts + 1).double().mean().item()
+
+
+def begin_with(separates: torch.Tensor) -> torch.Tensor:
+    """After which tokens blocks start that are to begin with these."""
+    return separates.roll(-1, dims=1)
 
 
 @torch.no_grad()
@@ -172,8 +177,11 @@ def main() -> None:
         lines.append([title, str(least), f"{keys:.1f}", *(f"{ratio:.3f}" for ratio in ratios)])
         print(*lines[-1], sep="  ", flush=True)
 
-    def add_by_score(title: str, score: torch.Tensor, limits: tuple[int, ...] = (8,)) -> None:
-        place: Callable[[float], torch.Tensor] = lambda bound: starts_after(score < bound, documents, least, 64)  # noqa: E731
+    def add_by_score(title: str, score: torch.Tensor, limits: tuple[int, ...] = (8,), *, with_it: bool = False) -> None:
+        def place(bound: float) -> torch.Tensor:
+            separates = begin_with(score < bound) if with_it else score < bound
+            return starts_after(separates, documents, least, 64)
+
         for least in limits:
             bounds = score.double().flatten().nanquantile(torch.linspace(0.01, 0.99, 99, dtype=torch.double)).tolist()
             add(title, least, place(min(bounds, key=lambda bound: abs(visible_keys(place(bound)) - WANTED_KEYS))))
@@ -181,6 +189,8 @@ def main() -> None:
     ends = torch.tensor(tokens_ending(["\n"], tokenizer, len(tokenizer)))
     for least in (1, 4, 8):
         add("ends of lines, given", least, starts_after(torch.isin(rows, ends), documents, least, 64))
+    with_ends = starts_after(begin_with(torch.isin(rows, ends)), documents, 8, 64)
+    add("ends of lines, given, each the first token of its block", 8, with_ends)
     need = needs(model, asked)
     add_by_score("need, by token", of_tokens(need, asked, rows, of_pairs=False), (1, 4, 8))
     add_by_score("need, by token and its neighbour", of_tokens(need, asked, rows, of_pairs=True))
@@ -189,6 +199,10 @@ def main() -> None:
         cost, title = costs(model, asked, num_moves), f"cost of a boundary, {num_moves} moves, by token"
         add_by_score(title, of_tokens(cost, asked, rows, of_pairs=False), (1, 4, 8))
         add_by_score(f"{title} and its neighbour", of_tokens(cost, asked, rows, of_pairs=True))
+        of_first = cost.roll(1, dims=1)
+        of_first[:, 0] = math.nan
+        title = f"cost of a boundary, {num_moves} moves, by the first token after it"
+        add_by_score(title, of_tokens(of_first, asked, rows, of_pairs=False), with_it=True)
     for title, score in of_the_text(model, rows).items():
         add_by_score(title, score)
     print(markdown_table(lines))

@@ -257,15 +257,15 @@ def which_blocks(study: Study, ends: str) -> list[str]:
     blocks, windows, last_keys = (runs_of_kind(study, kind) for kind in ("blocks", "windows", "last keys"))
     found = at_as_many_keys(study, "upper_half-hold-recruited", "windows")
     said = f" Named beforehand, recruited against windows: {found}." if found is not None else ""
+    also = ", and the last keys (*window-length1*: blocks of one token and those before)," if last_keys else ""
     return [
         f"### Which blocks: the upper half held and taught, {training['steps']} steps, seed"
         f"{'s' if len(study.seeds) > 1 else ''} {seeds}",
         "Where destroying attention costs a factor (*self only*), blocks can show what they are worth. Each kind was "
         "trained on its own. *recruited*: separators that `localist-hf recruit` found in what the base predicts of "
         f"text of the same kind; *elsewhere*: of WikiText-2; *delimiter*: ends of {ends}; without a name: by value "
-        "length. Windows and the last keys (*window-length1*: blocks of one token and those before) were trained at "
-        "two lengths each; the ratios are to what lies between them at as many visible keys, linear in the losses. "
-        "*Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
+        f"length. Windows{also} were trained at two lengths; the ratios are to what lies between at as many visible "
+        "keys, linear in the losses. *Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
         f"more often than chance a block starts after the end of one of the {ends}.{said}{precision_of(study)}",
         blocks_table(study, blocks),
         blocks_table(study, [*windows, *last_keys]),
