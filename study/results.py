@@ -265,7 +265,8 @@ def which_blocks(study: Study, ends: str) -> list[str]:
         "trained on its own. *recruited*: separators that `localist-hf recruit` found in what the base predicts of "
         f"text of the same kind; *elsewhere*: of WikiText-2; *delimiter*: ends of {ends}; without a name: by value "
         f"length. Windows{also} were trained at two lengths; the ratios are to what lies between at as many visible "
-        "keys, linear in the losses. *Reach*: the local set and, for each further local layer, the blocks before it again. *Lift*: how many times "
+        "keys, linear in the losses. *Reach*: the local set and, for each further local layer, the blocks before it "
+        "again. *Lift*: how many times "
         f"more often than chance a block starts after the end of one of the {ends}.{said}{precision_of(study)}",
         blocks_table(study, blocks),
         blocks_table(study, [*windows, *last_keys]),
