@@ -146,7 +146,7 @@ def recruit_separators(
     if not p_value < _MOST_P_VALUE:
         raise ValueError(
             "`dataset` has no separators for this model: what a boundary costs does not depend on the token before it, "
-            f"as far as {int(counts.sum())} boundaries show (p = {p_value:.2g}, Kruskal-Wallis)."
+            f"as far as {int(counts[:, candidates].sum())} boundaries show (p = {p_value:.2g}, Kruskal-Wallis)."
         )
     order = torch.where(candidates, cost, torch.inf).argsort(stable=True)[:num_candidates]
     rank = torch.full((len(cost),), num_candidates)
@@ -194,14 +194,13 @@ class _Costs(NamedTuple):
     """
     What the passes over the texts have found, by token of the vocabulary: what a boundary after it costs, and how often
     it occurs where that can be asked; for either half of the texts the sums of the costs and how many there are,
-    `(2, vocab_size)` in float64; the mean over all that was asked, the token before each boundary and what that cost;
-    and of each batch the tokens and the starts of their documents.
+    `(2, vocab_size)` in float64; of each boundary that was tried the token before it and what it cost; and of each
+    batch the tokens and the starts of their documents.
     """
 
     cost: torch.Tensor
     occurrences: torch.Tensor
     halves: tuple[torch.Tensor, torch.Tensor]
-    mean: float
     asked: tuple[torch.Tensor, torch.Tensor]
     texts: list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -258,7 +257,7 @@ def _costs(model: PreTrainedModel, dataset: Dataset, batch_size: int) -> _Costs:
 
     sums, counts = totals(cost), totals(torch.ones_like(cost))
     drawn = (sums.sum(0) + _DRAWN * mean) / (counts.sum(0) + _DRAWN)
-    return _Costs(drawn, occurrences, (sums, counts), mean, (token, cost), texts)
+    return _Costs(drawn, occurrences, (sums, counts), (token, cost), texts)
 
 
 def _check_tokens(inputs: dict[str, torch.Tensor], config: PreTrainedConfig) -> None:

@@ -140,7 +140,7 @@ def test_what_texts_begin_with_is_no_separator_for_that() -> None:
     rows[:, [0, 1, 5]] = torch.tensor([40, 41, 42])
     found = separators._costs(localised("llama"), Dataset.from_dict({"input_ids": rows.tolist()}), 8)
     assert (found.occurrences[[40, 41, 42]] == 80).all()
-    assert found.cost[[40, 41, 42]].tolist() == pytest.approx([found.mean] * 3, abs=1e-9)
+    assert found.cost[[40, 41, 42]].tolist() == pytest.approx([found.asked[1].mean().item()] * 3, abs=1e-9)
 
 
 @pytest.mark.parametrize("max_block_length", [2, 7, 64])
@@ -191,7 +191,7 @@ def even_model() -> PreTrainedModel:
 
 def test_text_without_separators_is_told_so() -> None:
     model, num_found = even_model(), 0
-    for seed in range(8):
+    for seed in range(20):
         try:
             recruit_separators(even_model(), dataset_of(seed, 12), mean_length=5.0)
             num_found += 1
